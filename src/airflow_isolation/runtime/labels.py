@@ -1,0 +1,67 @@
+"""The labels that say whose a container is. They are the truth: nothing about a container is kept elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+PREFIX = "io.airflow."
+PURPOSE = PREFIX + "purpose"
+DAG_ID = PREFIX + "dag_id"
+TASK_ID = PREFIX + "task_id"
+RUN_ID = PREFIX + "run_id"
+MAP_INDEX = PREFIX + "map_index"
+TRY_NUMBER = PREFIX + "try_number"
+TI_ID = PREFIX + "ti_id"
+BUNDLE = PREFIX + "bundle"
+DAG_FILE = PREFIX + "dag_file"
+OWNER = PREFIX + "owner"
+# Docker has no namespaces: there this label stands for one.
+NAMESPACE = PREFIX + "namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that is responsible for a container: while it lives, nobody else removes the container.
+
+    ``started`` is the process's start time in clock ticks since boot (proc(5), stat field 22): with it a reused
+    pid is not taken for the owner.
+    """
+
+    host: str
+    pid: int
+    started: int
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        return cls(socket.gethostname(), os.getpid(), _start_ticks(os.getpid()))
+
+    @classmethod
+    def parse(cls, label: str) -> Owner | None:
+        """None when the label was not written by us."""
+        host, _, rest = label.rpartition("@")[2], "", label.rpartition("@")[0]
+        pid, _, started = rest.partition(":")
+        if not (host and pid.isdecimal() and started.isdecimal()):
+            return None
+        return cls(host, int(pid), int(started))
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.started}@{self.host}"
+
+    def is_gone(self) -> bool:
+        """True only when we know: another host's owner is never said to be gone."""
+        if self.host != socket.gethostname():
+            return False
+        return not psutil.pid_exists(self.pid) or _start_ticks(self.pid) != self.started
+
+
+def _start_ticks(pid: int) -> int:
+    # psutil gives seconds since the epoch, which move with the wall clock; the kernel's ticks don't.
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
+            return int(stat.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
