@@ -59,6 +59,7 @@ class ContainerSpec:
         stop_grace_period: seconds between SIGTERM and SIGKILL.
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.
+
     """
 
     image: str

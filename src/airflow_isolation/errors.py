@@ -46,9 +46,7 @@ class SettingError(IsolationError):
         self.key = key
 
     def __str__(self) -> str:
-        where = ", ".join(
-            part for part in (self.source, f"line {self.line}" if self.line else "", self.key) if part
-        )
+        where = ", ".join(part for part in (self.source, f"line {self.line}" if self.line else "", self.key) if part)
         return f"{where}: {super().__str__()}" if where else super().__str__()
 
 

@@ -180,7 +180,7 @@ class ContainerRuntime(ABC):
         """
 
     @abstractmethod
-    def create(self, id: str, spec: ContainerSpec) -> Container:  # noqa: A002 - the field's own name
+    def create(self, id: str, spec: ContainerSpec) -> Container:
         """Make the container and its first process, not yet running. When it fails half way, nothing stays.
 
         :raises ContainerExists: the id is taken.
@@ -190,14 +190,14 @@ class ContainerRuntime(ABC):
         """
 
     @abstractmethod
-    def wait(self, id: str) -> PendingExit:  # noqa: A002
+    def wait(self, id: str) -> PendingExit:
         """Begin to wait for the end; ask before ``start``, so that a short life can't be missed. May be asked many times.
 
         :raises ContainerNotFound: no such container.
         """
 
     @abstractmethod
-    def start(self, id: str) -> int:  # noqa: A002
+    def start(self, id: str) -> int:
         """Let the first process run; gives its pid in the host's pid namespace.
 
         :raises ContainerNotFound: no such container.
@@ -205,15 +205,15 @@ class ContainerRuntime(ABC):
         """
 
     @abstractmethod
-    def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:  # noqa: A002
+    def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
         """Send a signal to the first process, or to ``everyone`` in the container. Gone or ended already is success."""
 
     @abstractmethod
-    def remove(self, id: str) -> None:  # noqa: A002
+    def remove(self, id: str) -> None:
         """End the container at once and release all that ``create`` acquired. Gone already is success; may be called twice."""
 
     @abstractmethod
-    def get(self, id: str) -> Container:  # noqa: A002
+    def get(self, id: str) -> Container:
         """:raises ContainerNotFound: no such container of ours."""
 
     @abstractmethod
@@ -225,7 +225,7 @@ class ContainerRuntime(ABC):
         """Counters now, in one pass; ids that are gone or not running are left out."""
 
     @abstractmethod
-    def output(self, id: str, *, limit: int = 65536) -> bytes:  # noqa: A002
+    def output(self, id: str, *, limit: int = 65536) -> bytes:
         """The last ``limit`` bytes of what the container's first process wrote to stdout and stderr.
 
         :raises ContainerNotFound: no such container.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -42,8 +43,8 @@ class Owner:
     @classmethod
     def parse(cls, label: str) -> Owner | None:
         """None when the label was not written by us."""
-        host, _, rest = label.rpartition("@")[2], "", label.rpartition("@")[0]
-        pid, _, started = rest.partition(":")
+        process, _, host = label.partition("@")
+        pid, _, started = process.partition(":")
         if not (host and pid.isdecimal() and started.isdecimal()):
             return None
         return cls(host, int(pid), int(started))
@@ -61,7 +62,8 @@ class Owner:
 def _start_ticks(pid: int) -> int:
     # psutil gives seconds since the epoch, which move with the wall clock; the kernel's ticks don't.
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
-            return int(stat.read().rpartition(b")")[2].split()[19])
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return 0
+    # The command's name stands in parentheses and may hold anything, so fields are counted from its end.
+    return int(stat.rpartition(b")")[2].split()[19])

@@ -1,0 +1,1 @@
+"""How Airflow reaches us: coordinator, activation, provider info and command line."""

@@ -1,0 +1,1 @@
+"""Loaded by Airflow in every process through the ``airflow.policy`` entry point."""
