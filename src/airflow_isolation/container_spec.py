@@ -18,6 +18,11 @@ NO_STRINGS: Mapping[str, str] = MappingProxyType({})
 MIB = 1024 * 1024
 
 
+def no_strings() -> Mapping[str, str]:
+    """The empty mapping; a function, because dataclasses take only hashable defaults."""
+    return NO_STRINGS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     """A directory or file of the host, or a tmpfs, inside the container.
@@ -64,8 +69,8 @@ class ContainerSpec:
 
     image: str
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default=NO_STRINGS)
-    labels: Mapping[str, str] = field(default=NO_STRINGS)
+    env: Mapping[str, str] = field(default_factory=no_strings)
+    labels: Mapping[str, str] = field(default_factory=no_strings)
     mounts: tuple[Mount, ...] = ()
     user: str = ""
     allow_root: bool = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from airflow_isolation.container_spec import NO_STRINGS, ContainerSpec
+from airflow_isolation.container_spec import NO_STRINGS, ContainerSpec, no_strings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -71,7 +71,7 @@ class Image:
     size: int = 0
     created_at: datetime | None = None
     architecture: str = ""
-    labels: Mapping[str, str] = field(default=NO_STRINGS)
+    labels: Mapping[str, str] = field(default_factory=no_strings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Container:
     image: str
     pid: int = 0
     created_at: datetime | None = None
-    labels: Mapping[str, str] = field(default=NO_STRINGS)
+    labels: Mapping[str, str] = field(default_factory=no_strings)
     exit_status: ExitStatus | None = None
 
 
