@@ -1,8 +1,10 @@
-"""What Airflow's provider discovery reads about us."""
+"""What Airflow's provider discovery reads about us. Every Airflow process calls it, so it imports little."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from airflow_isolation.settings.provider_config import provider_config
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -11,4 +13,5 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-isolation",
         "name": "Runtime isolation",
         "description": "Run every task and every DAG parse in a container of its own, on containerd or Docker.",
+        "config": provider_config(),
     }

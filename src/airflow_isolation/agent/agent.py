@@ -1,0 +1,243 @@
+"""Process 1 of a container: starts one workload, reaps, passes signals on, and never outlives its worker.
+
+Standard library only; it runs with whatever Python the image has. The conversation with the worker goes over
+one SOCK_SEQPACKET connection, one JSON message a packet:
+
+1. agent -> worker   {"hello": {"agent": 1, "python": "3.12.1", "airflow": "3.3.2", "task_sdk": "1.3.2"}}
+2. worker -> agent   {"start": {"purpose": "task", "environment": {...}, "grace": 10.0}} and four descriptors,
+                     in the order of Airflow's supervisor: requests, stdout, stderr, logs
+3. worker -> agent   {"signal": 15}, any number of times
+4. agent -> worker   {"exited": {"code": 0}} or {"exited": {"signal": 9}}
+
+The connection is the lifeline. When it closes before 4 the worker is dead: SIGTERM, the grace period, SIGKILL, end.
+
+The workload's process is this file again, executed anew as ``agent.py run PURPOSE`` with the descriptors as
+0 (requests), 1 (stdout), 2 (stderr) and 3 (logs), so that even a failing ``import airflow`` ends in the task's log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+VERSION = 1
+PACKET_LIMIT = 1024 * 1024
+LOGS_DESCRIPTOR = 3
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+TYPE_CHECKING = False  # importing it from typing would cost every container a few milliseconds
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, from its .dist-info directory's name; importing it would cost seconds."""
+    prefix = distribution.lower() + "-"
+    for directory in sys.path:
+        try:
+            names = os.listdir(directory or ".")
+        except OSError:  # a zip archive or a directory that does not exist
+            continue
+        for name in names:
+            if name.lower().startswith(prefix) and name.endswith(".dist-info"):
+                return name[len(prefix) : -len(".dist-info")]
+    return None
+
+
+def hello() -> dict[str, Any]:
+    return {
+        "agent": VERSION,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "airflow": installed_version("apache_airflow_core"),
+        "task_sdk": installed_version("apache_airflow_task_sdk"),
+    }
+
+
+def serve(address: str) -> int:
+    """Talk to the worker, run one workload; gives the exit code for process 1 (128+n after signal n)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
+        worker.connect(address)
+        worker.send(json.dumps({"hello": hello()}).encode())
+        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, 4, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return 0  # the worker did not want us, or is gone: nothing has been started
+        start = json.loads(packet)["start"]
+        wakeups = listen_to_signals()
+        child = fork_workload(start, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        discard_standard_streams()
+        status = watch(child, worker, wakeups, start["grace"])
+        end_everyone_else()
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            say(worker, {"exited": {"signal": number}})
+            return 128 + number
+        code = os.WEXITSTATUS(status)
+        say(worker, {"exited": {"code": code}})
+        return code
+
+
+def say(worker: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        worker.send(json.dumps(message).encode())
+    except OSError:
+        pass  # the worker is gone; nobody is left to tell
+
+
+def listen_to_signals() -> int:
+    """Signal numbers can be read, a byte each, from the descriptor that this returns.
+
+    Handlers are needed because the kernel drops signals to process 1 that it has no handler for.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, *PASSED_ON):
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def fork_workload(start: dict[str, Any], descriptors: list[int]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        # Out of the way of 0 to 3 first: a received descriptor may have one of these numbers.
+        spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in descriptors]
+        for number, descriptor in enumerate(spares):
+            os.dup2(descriptor, number)
+        environment = {**os.environ, **start["environment"]}
+        os.execve(sys.executable, [sys.executable, __file__, "run", start["purpose"]], environment)
+    except BaseException as error:
+        os.write(2, f"The agent could not start the workload with {sys.executable}: {error!r}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def discard_standard_streams() -> None:
+    """From here on nothing is said outside the task's log; user code must not fill the host's disk through /proc/1/fd."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
+
+
+def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
+    """Wait for the child; gives its wait status. Ends at the latest one grace period after the worker is gone."""
+    deadline: float | None = None
+    with selectors.DefaultSelector() as selector:
+        selector.register(worker, selectors.EVENT_READ)
+        selector.register(wakeups, selectors.EVENT_READ)
+        while True:
+            status = reap(child)
+            if status is not None:
+                return status
+            if deadline is not None and time.monotonic() >= deadline:
+                signal_group(child, signal.SIGKILL)
+                return os.waitpid(child, 0)[1]
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            for key, _ in selector.select(wait):
+                if key.fd == wakeups:
+                    for number in os.read(wakeups, 512):
+                        if number != signal.SIGCHLD:
+                            signal_group(child, number)
+                    continue
+                message = receive(worker)
+                if message is None:
+                    selector.unregister(worker)
+                    deadline = time.monotonic() + grace
+                    signal_group(child, signal.SIGTERM)
+                elif "signal" in message:
+                    signal_group(child, message["signal"])
+
+
+def receive(worker: socket.socket) -> dict[str, Any] | None:
+    """The next message; None when the worker is gone."""
+    try:
+        packet = worker.recv(PACKET_LIMIT)
+    except OSError:
+        return None
+    message: dict[str, Any] | None = json.loads(packet) if packet else None
+    return message
+
+
+def reap(child: int) -> int | None:
+    """Collect every dead process, orphans included; gives the child's status once it is among them."""
+    status = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status
+        if pid == 0:
+            return status
+        if pid == child:
+            status = ended
+
+
+def signal_group(child: int, number: int) -> None:
+    try:
+        os.killpg(child, number)
+    except (ProcessLookupError, PermissionError):
+        # The child has not called setsid yet, or has gone into another group.
+        try:
+            os.kill(child, number)
+        except ProcessLookupError:
+            pass
+
+
+def end_everyone_else() -> None:
+    """Kill what the workload left behind: its processes hold the log's sockets open, and the supervisor waits for those."""
+    if os.getpid() != 1:
+        return  # in somebody else's pid namespace "everyone" would be the host
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def keep_segfaults_deadly() -> None:
+    """Refuse handlers written in Python for SIGSEGV: the faulting instruction would be repeated for ever.
+
+    Airflow's importer of DAG files installs such a handler and leaves it; the process then spins instead of dying.
+    """
+    install = signal.signal
+
+    def install_unless_segfault(signalnum: Any, handler: Any) -> Any:
+        return install(signalnum, signal.SIG_DFL if signalnum == signal.SIGSEGV else handler)
+
+    signal.signal = install_unless_segfault
+
+
+def run(purpose: str) -> NoReturn:
+    """Become the workload: Airflow's own child entry point, on descriptors 0 to 3."""
+    sys.path.pop(0)  # this file's directory, which is nobody's library
+    keep_segfaults_deadly()
+    from airflow.sdk.execution_time.supervisor import _fork_main
+
+    if purpose == "task":
+        from airflow.sdk.execution_time.supervisor import _subprocess_main as target
+    else:
+        from airflow.dag_processing.processor import _parse_file_entrypoint as target
+    requests, stdout, stderr = (socket.socket(fileno=number) for number in range(3))
+    _fork_main(requests, stdout, stderr, LOGS_DESCRIPTOR, target)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        run(sys.argv[2])
+    sys.exit(serve(os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.sock")))

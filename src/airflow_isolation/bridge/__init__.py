@@ -1,0 +1,1 @@
+"""One workload in one container: start it, hand over descriptors, watch it, clean up."""

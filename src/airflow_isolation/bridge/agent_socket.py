@@ -1,0 +1,184 @@
+"""The worker's side of the conversation with the agent; the protocol is described in ``agent/agent.py``.
+
+The peer is untrusted: packets are capped, and whatever does not parse ends that workload and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_isolation import agent
+from airflow_isolation.errors import ContainerFailed
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from airflow_isolation.runtime.interface import PendingExit
+
+PACKET_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the agent found in the image; None for what is not installed."""
+
+    agent: int
+    python: str
+    airflow: str | None
+    task_sdk: str | None
+
+
+class EndedBeforeHello(Exception):
+    """The container's first process ended before the agent said hello; its output tells why."""
+
+
+class AgentListener:
+    """Waits for the agent of one container, on a socket in the directory that is mounted into it."""
+
+    def __init__(self, directory: Path) -> None:
+        """:raises ContainerFailed: the directory's path is too long for a socket (107 bytes, unix(7))."""
+        self._path = directory / agent.SOCKET_NAME
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.bind(str(self._path))
+            # The agent has the image's uid, which is not ours; who it is, is asked of the kernel in ``accept``.
+            self._path.chmod(0o666)
+            self._socket.listen(1)
+        except OSError as error:
+            self._socket.close()
+            raise ContainerFailed(
+                f"The worker can't listen on {self._path}: {error}",
+                hint="Choose a shorter or writable [container_runtime] state_dir",
+            ) from error
+
+    def accept(self, *, pid: int, ended: PendingExit, timeout: float) -> tuple[AgentConnection, Hello]:
+        """The connection of process ``pid`` (the container's first, in our pid namespace), after its hello.
+
+        Others who connect are turned away. Nothing waits longer than ``timeout`` seconds.
+
+        :raises EndedBeforeHello: the container ended first.
+        :raises TimeoutError: nobody said hello in time.
+        :raises ContainerFailed: the peer does not speak the agent's protocol.
+        """
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(ended.fileno(), selectors.EVENT_READ)
+            while (remaining := deadline - time.monotonic()) > 0:
+                ready = {key.fileobj for key, _ in selector.select(remaining)}
+                # A short life may have said hello and ended: the listener comes first.
+                if self._socket in ready:
+                    peer, _ = self._socket.accept()
+                    if _peer_pid(peer) != pid:
+                        peer.close()
+                        continue
+                    connection = AgentConnection(peer)
+                    try:
+                        return connection, connection.hello(max(0.1, deadline - time.monotonic()))
+                    except BaseException:
+                        connection.close()
+                        raise
+                elif ready:
+                    raise EndedBeforeHello
+        raise TimeoutError
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+
+class AgentConnection:
+    """The lifeline: while it is open, the agent keeps the workload alive."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._socket = peer
+
+    def fileno(self) -> int:
+        """Readable when ``exited`` has news."""
+        return self._socket.fileno()
+
+    def hello(self, timeout: float) -> Hello:
+        self._socket.settimeout(timeout)
+        try:
+            said = self._receive()
+        except TimeoutError as error:
+            raise ContainerFailed("The agent connected and then said nothing") from error
+        finally:
+            self._socket.settimeout(None)
+        if said is None:
+            raise EndedBeforeHello
+        match said.get("hello"):
+            case {"agent": int(version), "python": str(python), "airflow": str() | None as airflow, "task_sdk": sdk}:
+                return Hello(version, python, airflow, sdk if isinstance(sdk, str) else None)
+        raise ContainerFailed(f"The agent's hello is not one: {said!r:.200}")
+
+    def start(
+        self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[socket.socket]
+    ) -> None:
+        """Hand over the work and its four descriptors. The caller still owns, and must close, its own copies.
+
+        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        """
+        message = {"start": {"purpose": purpose, "environment": dict(environment), "grace": grace}}
+        packet = json.dumps(message).encode()
+        try:
+            socket.send_fds(self._socket, [packet], [descriptor.fileno() for descriptor in descriptors])
+        except OSError as error:
+            raise ContainerFailed(
+                f"The work, {len(packet)} bytes with its environment, could not be handed to the agent: {error}",
+                hint="Airflow's configuration and `environment` together must stay below 200 KB",
+            ) from error
+
+    def send_signal(self, number: signal.Signals) -> bool:
+        """Have the agent pass a signal to the workload's process group; False when the agent is gone."""
+        try:
+            self._socket.send(json.dumps({"signal": int(number)}).encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def exited(self) -> int | None:
+        """How the workload ended, when the descriptor is readable: its exit code, or minus the signal's number.
+
+        None when the agent ended without a word: then the container's own exit tells.
+        """
+        try:
+            said = self._receive()
+        except (OSError, ContainerFailed):
+            return None
+        match (said or {}).get("exited"):
+            case {"code": int(code)} if 0 <= code <= 255:
+                return code
+            case {"signal": int(number)} if 0 < number <= 64:
+                return -number
+        return None
+
+    def close(self) -> None:
+        """The agent takes this for the worker's death, unless the workload has ended. May be called twice."""
+        self._socket.close()
+
+    def _receive(self) -> dict[str, Any] | None:
+        packet = self._socket.recv(PACKET_LIMIT)
+        if not packet:
+            return None
+        try:
+            said = json.loads(packet)
+        except ValueError as error:
+            raise ContainerFailed("The agent sent something that is not JSON") from error
+        if not isinstance(said, dict):
+            raise ContainerFailed(f"The agent sent {type(said).__name__} where a message belongs")
+        return said
+
+
+def _peer_pid(peer: socket.socket) -> int:
+    pid, _, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)

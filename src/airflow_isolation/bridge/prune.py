@@ -1,0 +1,90 @@
+"""Remove what dead workers left: containers whose owner is gone, and directories that nobody holds.
+
+A living owner is never robbed: a container is judged by its owner label (host, pid, start time), a directory by
+the lock that its worker holds on it for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from airflow_isolation.errors import ContainerRuntimeError
+from airflow_isolation.runtime import labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from airflow_isolation.runtime.interface import Container, ContainerRuntime
+
+log = structlog.get_logger(logger_name="airflow_isolation.prune")
+
+
+#: A worker makes its directory first and holds it a moment later, in seconds.
+_NEWBORN = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed, or would be."""
+
+    containers: tuple[Container, ...]
+    directories: tuple[Path, ...]
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a workload's directory; the kernel lets go when this process dies, however it dies."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) -> Pruned:
+    """Remove the left-overs of this host's dead workers. What can't be removed is logged, and left for the next time."""
+    containers = []
+    for container in runtime.list():
+        owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
+        if owner is None or not owner.is_gone():
+            continue
+        if not dry_run:
+            try:
+                runtime.remove(container.id)
+            except ContainerRuntimeError as error:
+                log.warning("A left-over container could not be removed", container=container.id, error=str(error))
+                continue
+            log.info("Removed a left-over container", container=container.id, owner=str(owner))
+        containers.append(container)
+    return Pruned(tuple(containers), tuple(_abandoned(state_dir / "workloads", dry_run=dry_run)))
+
+
+def _abandoned(workloads: Path, *, dry_run: bool) -> Iterator[Path]:
+    if not workloads.is_dir():
+        return
+    for directory in sorted(workloads.iterdir()):
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            if time.time() - os.fstat(descriptor).st_mtime < _NEWBORN:
+                continue
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not dry_run:
+                shutil.rmtree(directory, ignore_errors=True)
+            yield directory
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)

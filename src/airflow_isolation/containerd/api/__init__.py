@@ -1,0 +1,1 @@
+"""Stubs of containerd's API, made by hack/gen-protos from protos/. Do not edit."""

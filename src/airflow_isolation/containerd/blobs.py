@@ -1,0 +1,115 @@
+"""Blobs in containerd's content store: read, write, label, keep."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from airflow_isolation.containerd.api import content_pb2, leases_pb2
+from airflow_isolation.containerd.errors import AlreadyExists, ContainerdError, InvalidImage, NotFound
+from airflow_isolation.containerd.layout import JSON_LIMIT, Blob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from airflow_isolation.containerd.client import Leased, Services
+
+# Big enough that a message's cost doesn't count, small enough for the daemon's limit of 16 MiB.
+CHUNK = 1 << 20
+
+
+def read_document(services: Services, blob: Blob) -> bytes:
+    """An index, manifest or configuration.
+
+    :raises InvalidImage: the store doesn't have it, or it is larger than a document may be.
+    """
+    if blob.size > JSON_LIMIT:
+        raise InvalidImage(f"{blob.digest} has {blob.size} bytes: too large for a document of an image")
+    request = content_pb2.ReadContentRequest(digest=blob.digest)
+    try:
+        text = b"".join(part.data for part in services.content.Read(request))
+    except NotFound as error:
+        raise InvalidImage(
+            f"{blob.digest} is missing from the content store", hint="Import or pull the image again"
+        ) from error
+    if len(text) != blob.size:
+        raise InvalidImage(f"{blob.digest} has {len(text)} bytes instead of {blob.size}")
+    return text
+
+
+def keep(leased: Leased, blob: Blob) -> bool:
+    """Whether the store has it; if so, it stays while the lease does."""
+    # Leased first, looked up second: the other way round the garbage collector could come between.
+    leased.leases.AddResource(
+        leases_pb2.AddResourceRequest(id=leased.lease_id, resource=leases_pb2.Resource(id=blob.digest, type="content"))
+    )
+    try:
+        leased.content.Info(content_pb2.InfoRequest(digest=blob.digest))
+    except NotFound:
+        return False
+    return True
+
+
+def write(
+    leased: Leased, blob: Blob, chunks: Iterable[bytes], *, done: Callable[[int], None], timeout: float = 3600.0
+) -> None:
+    """Store a blob; its digest is checked by the daemon. There already is success. ``done`` gets the bytes stored.
+
+    :raises FailedPrecondition: the bytes don't have the digest or the size.
+    """
+    ref = f"{leased.lease_id}-{blob.digest}"
+    failure: list[BaseException] = []
+
+    def requests() -> Iterator[content_pb2.WriteContentRequest]:
+        offset = 0
+        try:
+            for chunk in chunks:
+                yield content_pb2.WriteContentRequest(
+                    action=content_pb2.WRITE,
+                    ref=ref,
+                    total=blob.size,
+                    expected=blob.digest,
+                    offset=offset,
+                    data=chunk,
+                )
+                offset += len(chunk)
+        except BaseException as error:  # noqa: BLE001
+            # This runs in a thread of gRPC's, which would print the error and forget it.
+            failure.append(error)
+            return
+        yield content_pb2.WriteContentRequest(
+            action=content_pb2.COMMIT, ref=ref, total=blob.size, expected=blob.digest, offset=offset
+        )
+
+    try:
+        for answer in leased.content.Write(requests(), timeout=timeout):
+            done(answer.offset)
+        if failure:
+            raise failure[0]
+    except AlreadyExists:
+        done(blob.size)
+    except BaseException:
+        abort(leased, ref)
+        raise
+
+
+def abort(leased: Leased, ref: str) -> None:
+    try:
+        leased.content.Abort(content_pb2.AbortRequest(ref=ref))
+    except ContainerdError:
+        # Not begun, committed, or the daemon is gone: then the end of the lease removes it.
+        return
+
+
+def label(services: Services, blob: Blob, labels: Mapping[str, str]) -> None:
+    """Add labels; those with another name stay."""
+    paths = [f"labels.{key}" for key in labels]
+    if paths:
+        info = content_pb2.Info(digest=blob.digest, labels=labels)
+        services.content.Update(content_pb2.UpdateRequest(info=info, update_mask=FieldMask(paths=paths)))
+
+
+def as_json(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,0 +1,213 @@
+"""How an image hangs together: index, manifest, configuration, layers. Pure: blobs come from a function given.
+
+Sources: OCI image-spec 1.1 (descriptor, image-index, manifest, config) and Docker's image manifest version 2, schema 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform as machine
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_isolation.containerd.errors import InvalidImage, WrongPlatform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Read = Callable[["Blob"], bytes]
+    """Gives a blob's bytes, or raises what is right where it comes from."""
+
+JSON_LIMIT = 20 << 20
+"""Bytes of an index, manifest or configuration. containerd's own bound since CVE-2023-25153."""
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
+MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# An index inside an index is rare and two deep at most; a loop or a flood is an attack.
+_INDEX_DEPTH = 4
+_MANIFEST_COUNT = 1000
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def of_this_host(cls) -> Platform:
+        name = machine.machine()
+        variant = {"armv7l": "v7", "armv6l": "v6"}.get(name, "")
+        return cls("linux", _ARCHITECTURES.get(name, name), variant)
+
+    def runs(self, other: Platform) -> bool:
+        """Whether this host runs what was made for ``other``. An unnamed variant is taken to be the plain one."""
+        same = (self.os, self.architecture) == (other.os, other.architecture)
+        # arm's variants are v6 < v7; amd64's and arm64's say what a processor has, not what it is.
+        return same and (self.architecture != "arm" or not self.variant or other.variant <= self.variant)
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A descriptor: what something is, its digest, and its size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, compare=False)
+    platform: Platform | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One platform's image: the indexes that lead to its manifest (outermost first), and what the manifest names."""
+
+    indexes: tuple[Blob, ...]
+    manifest: Blob
+    config: Blob
+    config_json: bytes
+    layers: tuple[Blob, ...]
+    diff_ids: tuple[str, ...]
+
+    @property
+    def chain_ids(self) -> tuple[str, ...]:
+        """The name of each layer's snapshot: of itself and everything below it (OCI image-spec, config.md)."""
+        chain: list[str] = []
+        for diff_id in self.diff_ids:
+            above = f"{chain[-1]} {diff_id}".encode() if chain else b""
+            chain.append(f"sha256:{hashlib.sha256(above).hexdigest()}" if chain else diff_id)
+        return tuple(chain)
+
+    @property
+    def top_chain_id(self) -> str:
+        """Empty for an image without layers."""
+        return self.chain_ids[-1] if self.diff_ids else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its blobs in the content store, compressed as they are."""
+        return self.manifest.size + self.config.size + sum(layer.size for layer in self.layers)
+
+    def blobs(self) -> Iterator[Blob]:
+        """Each once, those that others name first."""
+        yield from dict.fromkeys((*self.layers, self.config, self.manifest, *reversed(self.indexes)))
+
+
+def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
+    """Find ``platform``'s image below ``target``, an index or a manifest.
+
+    :raises WrongPlatform: there is none for ``platform``; says what there is.
+    :raises InvalidImage: a document is not what it should be, with the reason.
+    """
+    found: list[Layout] = []
+    others: list[Platform] = []
+    for layout, made_for in _candidates(read, target, (), platform):
+        if layout is not None and made_for is not None and platform.runs(made_for):
+            found.append(layout)
+            # Exactly this host's variant wins over an older one; otherwise the first wins, as everywhere.
+            if made_for == platform:
+                return layout
+        elif made_for is not None:
+            others.append(made_for)
+    if found:
+        return found[0]
+    have = ", ".join(dict.fromkeys(map(str, others))) or "no platform at all"
+    raise WrongPlatform(f"the image is made for {have}, this host is {platform}")
+
+
+def _candidates(
+    read: Read, target: Blob, above: tuple[Blob, ...], platform: Platform
+) -> Iterator[tuple[Layout | None, Platform | None]]:
+    """Every manifest below ``target`` with its platform; the layout is left out for those named to be another's."""
+    document = parse(read(target), target)
+    if "manifests" in document and target.media_type not in MANIFESTS:
+        if len(above) >= _INDEX_DEPTH:
+            raise InvalidImage(f"index {target.digest} lies more than {_INDEX_DEPTH} indexes deep")
+        for child in descriptors(document, "manifests", target)[:_MANIFEST_COUNT]:
+            if child.platform is not None and not platform.runs(child.platform):
+                yield None, child.platform
+            else:
+                yield from _candidates(read, child, (*above, target), platform)
+        return
+    layout, made_for = _manifest(read, document, target, above)
+    yield layout, made_for
+
+
+def _manifest(
+    read: Read, document: Mapping[str, Any], target: Blob, above: tuple[Blob, ...]
+) -> tuple[Layout, Platform]:
+    if document.get("schemaVersion") != 2 or "config" not in document:
+        raise InvalidImage(f"{target.digest} is neither an image manifest (schema 2) nor an index")
+    layers = descriptors(document, "layers", target)
+    config = descriptor(document["config"], target)
+    config_json = read(config)
+    configuration = parse(config_json, config)
+    rootfs = configuration.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in diff_ids):
+        raise InvalidImage(f"image configuration {config.digest}: rootfs.diff_ids is not a list of digests")
+    if len(diff_ids) != len(layers):
+        raise InvalidImage(f"image {target.digest} has {len(layers)} layers, its configuration {len(diff_ids)}")
+    made_for = platform_of(configuration)
+    if made_for is None:
+        raise InvalidImage(f"image configuration {config.digest} does not name os and architecture")
+    return Layout(above, target, config, config_json, tuple(layers), tuple(diff_ids)), made_for
+
+
+def parse(text: bytes, blob: Blob) -> dict[str, Any]:
+    """A JSON document that is an object."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidImage(f"{blob.digest} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidImage(f"{blob.digest} is not a JSON object")
+    return document
+
+
+def descriptors(document: Mapping[str, Any], key: str, blob: Blob) -> list[Blob]:
+    values = document.get(key)
+    if not isinstance(values, list):
+        raise InvalidImage(f"{blob.digest}: {key} is not a list")
+    return [descriptor(value, blob) for value in values]
+
+
+def descriptor(value: Any, blob: Blob) -> Blob:
+    if not isinstance(value, dict):
+        raise InvalidImage(f"{blob.digest}: a descriptor is not an object")
+    media_type, digest, size = value.get("mediaType", ""), value.get("digest"), value.get("size")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise InvalidImage(f"{blob.digest} names {digest!r}, which is not a sha256 digest")
+    if (
+        not isinstance(size, int)
+        or isinstance(size, bool)
+        or not 0 <= size < 1 << 62
+        or not isinstance(media_type, str)
+    ):
+        raise InvalidImage(f"{blob.digest}: the descriptor of {digest} is not readable")
+    annotations = value.get("annotations")
+    strings = {str(k): str(v) for k, v in annotations.items()} if isinstance(annotations, dict) else {}
+    named = value.get("platform")
+    return Blob(media_type, digest, size, strings, platform_of(named) if isinstance(named, dict) else None)
+
+
+def platform_of(document: Mapping[str, Any]) -> Platform | None:
+    os, architecture, variant = (document.get(key, "") for key in ("os", "architecture", "variant"))
+    if not (isinstance(os, str) and isinstance(architecture, str) and os and architecture):
+        return None
+    return Platform(os, architecture, variant if isinstance(variant, str) else "")

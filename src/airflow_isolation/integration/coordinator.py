@@ -1,0 +1,188 @@
+"""The coordinator that runs a task in a container: Airflow's supervisor here, user code there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from airflow import __version__ as airflow_version
+from airflow.sdk.execution_time.coordinator import BaseCoordinator
+
+from airflow_isolation.bridge.workload import Launch, launch
+from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
+from airflow_isolation.integration import workload_environment
+from airflow_isolation.integration.connection import connect
+from airflow_isolation.integration.seams import checks, routing, supervision
+from airflow_isolation.integration.seams.configuration import prepared_bundle
+from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.runtime import labels
+from airflow_isolation.settings.airflow_configuration import airflow_configuration
+from airflow_isolation.settings.hook import image_hook
+from airflow_isolation.settings.resolve import resolve
+from airflow_isolation.settings.spec import container_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk.api.client import Client
+    from structlog.typing import FilteringBoundLogger
+
+    from airflow_isolation.settings.effective import Backend
+
+log = structlog.get_logger(logger_name="airflow_isolation.coordinator")
+
+
+class ContainerCoordinator(BaseCoordinator):
+    """Runs each task in a container of its own, on the backend that ``[core] task_execution_runtime`` names."""
+
+    def __init__(self, *, backend: Backend) -> None:
+        """:raises AirflowNotSupported: this Airflow is not the one that we know."""
+        checks.check_version(airflow_version)
+        checks.check_names(checks.SUPERVISION)
+        self._backend = backend
+
+    def execute_task(
+        self,
+        *,
+        what: Any,
+        dag_rel_path: str | os.PathLike[str],
+        bundle_info: Any,
+        client: Client,
+        logger: FilteringBoundLogger | None = None,
+        sentry_integration: str = "",
+        subprocess_logs_to_stdout: bool,
+        **_: Any,
+    ) -> BaseCoordinator.ExecutionResult:
+        """Run one task to its end.
+
+        :raises IsolationError: it could not be started; its log says why.
+        """
+        task_log = logger or structlog.get_logger(logger_name="task").bind()
+        try:
+            return self._execute(
+                what=what,
+                dag_rel_path=os.fspath(dag_rel_path),
+                bundle_info=bundle_info,
+                client=client,
+                logger=logger,
+                task_log=task_log,
+                sentry_integration=sentry_integration,
+                subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+            )
+        except _NotStarted as failure:
+            error = failure.error
+            task_log.error("The task could not be started in a container", error=str(error))
+            if isinstance(error, RuntimeUnreachable | ImagePullFailed) and supervision.put_off(
+                client, what, pid=os.getpid()
+            ):
+                task_log.warning("Infrastructure trouble, not the task's: it will be tried again and no try is used up")
+                supervision.upload_logs(client, task_log, what)
+                return self.ExecutionResult(1, "up_for_reschedule")
+            supervision.upload_logs(client, task_log, what)
+            raise error from None
+
+    def _execute(
+        self,
+        *,
+        what: Any,
+        dag_rel_path: str,
+        bundle_info: Any,
+        client: Client,
+        logger: FilteringBoundLogger | None,
+        task_log: FilteringBoundLogger,
+        sentry_integration: str,
+        subprocess_logs_to_stdout: bool,
+    ) -> BaseCoordinator.ExecutionResult:
+        executor_config = routing.executor_config_of(what)
+        with prepared_bundle(bundle_info.name, bundle_info.version) as bundle_path:
+            dag_file = Path(bundle_path, dag_rel_path)
+            try:
+                settings = resolve(
+                    "task",
+                    self._backend,
+                    configuration=airflow_configuration(),
+                    dag_file=dag_file,
+                    bundle_path=bundle_path,
+                    dag_id=what.dag_id,
+                    task_id=what.task_id,
+                    executor_config=executor_config,
+                    hook=image_hook(),
+                )
+                runtime = connect(settings.connection)
+            except IsolationError as error:
+                raise _NotStarted(error) from error
+            with runtime:
+                try:
+                    image = runtime.ensure_image(
+                        settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
+                    )
+                    spec = container_spec(
+                        settings,
+                        argv=(),
+                        mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+                        labels=_labels(what, bundle_info.name, dag_rel_path),
+                    )
+                    workload = launch(
+                        runtime,
+                        Launch(
+                            id=new_container_id("task"),
+                            spec=spec,
+                            image=image,
+                            purpose="task",
+                            environment={
+                                **workload_environment.forwarded_environment(),
+                                **workload_environment.bundle_environment(bundle_info.name, bundle_path),
+                            },
+                            airflow=airflow_version,
+                            python=settings.python,
+                            start_timeout=settings.start_timeout,
+                        ),
+                        state_dir=settings.connection.state_dir,
+                    )
+                except IsolationError as error:
+                    raise _NotStarted(error) from error
+                with workload:
+                    task_log.info(
+                        "Task runs in a container",
+                        container=workload.container.id,
+                        image=settings.image,
+                        digest=image.digest,
+                        runtime=settings.backend,
+                    )
+                    process = supervision.ContainerActivitySubprocess.supervise(
+                        workload,
+                        what=what,
+                        dag_rel_path=dag_rel_path,
+                        bundle_info=bundle_info,
+                        client=client,
+                        logger=logger,
+                        sentry_integration=sentry_integration,
+                        subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                    )
+                    exit_code = process.wait()
+        return self.ExecutionResult(exit_code, process.final_state)
+
+
+@dataclasses.dataclass(eq=False)
+class _NotStarted(Exception):
+    """No user code ran."""
+
+    error: IsolationError
+
+
+def _labels(what: Any, bundle: str, dag_file: str) -> Mapping[str, str]:
+    return {
+        labels.PURPOSE: "task",
+        labels.DAG_ID: what.dag_id,
+        labels.TASK_ID: what.task_id,
+        labels.RUN_ID: what.run_id,
+        labels.MAP_INDEX: str(-1 if what.map_index is None else what.map_index),
+        labels.TRY_NUMBER: str(what.try_number),
+        labels.TI_ID: str(what.id),
+        labels.BUNDLE: bundle,
+        labels.DAG_FILE: dag_file,
+        labels.OWNER: str(labels.Owner.this_process()),
+    }

@@ -1,0 +1,9 @@
+"""All of Airflow's that is not public API and that we touch, and nothing else touches it (a test holds that).
+
+checks         that what is expected is there, by name; otherwise the component stops with a sentence
+routing        which coordinator runs a task; what a workload carries over the wire
+supervision    Airflow's supervisor, with its child in a container
+configuration  what Airflow calls sensitive, and who holds a bundle's version
+
+Written against Airflow 3.3.2. What a name is for stands beside its use.
+"""

@@ -1,0 +1,86 @@
+"""Is Airflow as we expect it? Asked before user code can run; a no is an error in words, never stock behaviour."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.errors import IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SUPPORTED_MINOR: Final = "3.3"
+
+ROUTING: Final[Mapping[str, tuple[str, ...]]] = {
+    "airflow.sdk.execution_time.coordinator": (
+        "BaseCoordinator.ExecutionResult",
+        "BaseCoordinator.execute_task",
+        "CoordinatorManager.for_queue",
+    ),
+    "airflow.executors.workloads.task": ("ExecuteTask.make",),
+}
+
+SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
+    "airflow.sdk.execution_time.supervisor": (
+        "ActivitySubprocess._create_log_forwarder",
+        "ActivitySubprocess._get_target_loggers",
+        "ActivitySubprocess._handle_request",
+        "ActivitySubprocess._monitor_subprocess",
+        "ActivitySubprocess._on_child_started",
+        "ActivitySubprocess._on_socket_closed",
+        "ActivitySubprocess._register_pipe_readers",
+        "ActivitySubprocess.handle_requests",
+        "ActivitySubprocess.final_state",
+        "ProcessTracker",
+        "_fork_main",
+        "_log_to_target",
+        "_remote_logging_conn",
+        "_subprocess_main",
+        "forward_to_log",
+    ),
+    "airflow.sdk.execution_time.comms": ("_RequestFrame", "ConnectionResult", "VariableResult"),
+    "airflow.sdk.configuration": ("ensure_secrets_loaded",),
+    "airflow.sdk.log": ("upload_to_remote", "mask_secret"),
+    "airflow.sdk._shared.logging.structlog": ("reconfigure_logger",),
+    "airflow.dag_processing.bundles.base": ("BundleVersionLock",),
+    "airflow.dag_processing.bundles.manager": ("DagBundlesManager.get_bundle",),
+}
+
+
+class AirflowNotSupported(IsolationError):
+    """This Airflow is not the one we know; nothing may run."""
+
+
+def check_version(version: str) -> None:
+    """:raises AirflowNotSupported: not the minor that this release is made for."""
+    if not version.startswith(f"{SUPPORTED_MINOR}."):
+        raise AirflowNotSupported(
+            f"airflow-isolation works with Airflow {SUPPORTED_MINOR}, this is {version}",
+            hint="Install the matching release, or unset [core] task_execution_runtime",
+        )
+
+
+def check_names(expected: Mapping[str, tuple[str, ...]]) -> None:
+    """Import each module and look for each dotted name in it.
+
+    :raises AirflowNotSupported: one is missing.
+    """
+    for module_name, names in expected.items():
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise _missing(module_name) from error
+        for name in names:
+            owner: object = module
+            for part in name.split("."):
+                if not hasattr(owner, part):
+                    raise _missing(f"{module_name}.{name}")
+                owner = getattr(owner, part)
+
+
+def _missing(name: str) -> AirflowNotSupported:
+    return AirflowNotSupported(
+        f"This Airflow has no {name}, on which airflow-isolation depends",
+        hint="No task is run. Install the airflow-isolation release that is made for this Airflow",
+    )

@@ -1,0 +1,86 @@
+"""Which coordinator runs a task, and what a task's workload carries to it.
+
+Airflow 3.3 chooses a coordinator by the exact name of the task's queue (``[sdk] queue_to_coordinator``) and has no
+entry for "every other queue", so ``CoordinatorManager.for_queue`` is wrapped. A queue that the administrator has mapped
+himself stays his.
+
+``executor_config`` is not part of the workload that Celery and Edge send (``TaskInstanceDTO`` excludes it). The one free
+mapping that is sent is ``context_carrier``; trace propagators ignore keys that they don't know.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+from airflow_isolation.integration.seams import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+CARRIER_KEY = "airflow-isolation.executor-config"
+#: The keys of ``executor_config`` that are ours.
+CONTAINER_KEYS = ("container", "containerd", "docker")
+
+
+def route_every_queue(coordinators: ModuleType, container_coordinator: Callable[[], Any]) -> None:
+    """Let ``container_coordinator()`` run the tasks of all queues that are not mapped in [sdk] queue_to_coordinator.
+
+    :param coordinators: the module ``airflow.sdk.execution_time.coordinator``, just imported.
+    :raises AirflowNotSupported: it is not as expected.
+    """
+    stock = coordinators.CoordinatorManager.for_queue
+    make = functools.cache(container_coordinator)
+
+    @functools.wraps(stock)
+    def for_queue(manager: Any, queue: str) -> Any:
+        if queue in manager._queue_to_coordinator:  # noqa: SLF001 - the manager has no public question for this
+            return stock(manager, queue)
+        return make()
+
+    coordinators.CoordinatorManager.for_queue = for_queue
+
+
+def carry_executor_config(workloads: ModuleType) -> None:
+    """Put the container part of ``executor_config`` where it survives the wire.
+
+    :param workloads: the module ``airflow.executors.workloads.task``, just imported.
+    """
+    stock = workloads.ExecuteTask.make.__func__
+
+    @functools.wraps(stock)
+    def make(cls: Any, ti: Any, *arguments: Any, **keywords: Any) -> Any:
+        workload = stock(cls, ti, *arguments, **keywords)
+        ours = container_part(workload.ti.executor_config)
+        if ours:
+            workload.ti.context_carrier = {**(workload.ti.context_carrier or {}), CARRIER_KEY: json.dumps(ours)}
+        return workload
+
+    workloads.ExecuteTask.make = classmethod(make)
+
+
+def container_part(executor_config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a task's ``executor_config`` is ours; the rest belongs to other executors."""
+    return {key: executor_config[key] for key in CONTAINER_KEYS if key in executor_config} if executor_config else {}
+
+
+def executor_config_of(what: Any) -> dict[str, Any]:
+    """The container part of a task's ``executor_config``: as it is under LocalExecutor, carried under Celery and Edge.
+
+    :param what: the TaskInstance of a workload; its carrier is freed of our entry, so that the task never sees it.
+    """
+    carrier = dict(getattr(what, "context_carrier", None) or {})
+    carried = carrier.pop(CARRIER_KEY, None)
+    if carried is not None:
+        what.context_carrier = carrier or None
+    direct = container_part(getattr(what, "executor_config", None))
+    if direct:
+        return direct
+    return container_part(json.loads(carried)) if carried else {}
+
+
+def check() -> None:
+    """:raises AirflowNotSupported: a name that routing touches is missing."""
+    checks.check_names(checks.ROUTING)

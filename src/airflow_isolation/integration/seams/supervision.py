@@ -1,0 +1,297 @@
+"""Airflow's supervisor of a task, with the child in a container.
+
+``ActivitySubprocess`` stays as it is: heartbeats, requests, states, retries, logs and their upload. What differs is
+that its child was made by ``bridge.launch``, that its channels have limits, and that it learns of the child's end
+from descriptors (stock looks for it only when a channel has news, which can be five seconds late).
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import time
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+import structlog
+from airflow.sdk._shared.logging.structlog import reconfigure_logger
+from airflow.sdk.configuration import conf, ensure_secrets_loaded
+from airflow.sdk.execution_time import comms
+from airflow.sdk.execution_time.supervisor import (
+    ActivitySubprocess,
+    NeverRaised,
+    ProcessTracker,
+    _log_to_target,
+    _remote_logging_conn,
+)
+from airflow.sdk.log import mask_secret, upload_to_remote
+from structlog.processors import CallsiteParameterAdder
+
+from airflow_isolation.bridge.channels import FrameReader, LineReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from socket import socket
+
+    from airflow.sdk.api.client import Client
+    from structlog.typing import FilteringBoundLogger
+    from typing_extensions import Self
+
+    from airflow_isolation.bridge.workload import Workload
+
+log = structlog.get_logger(logger_name="airflow_isolation.supervision")
+
+#: Keywords of the logging call itself: as keys of an event they would be given twice, which stops a stock supervisor.
+_RESERVED = frozenset({"target", "level", "msg", "event", "self"})
+
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "exception": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
+
+class _StillRunning(Exception):
+    """The workload has not ended."""
+
+
+class WorkloadTracker(ProcessTracker):
+    """A workload as the supervisor wants to see a process."""
+
+    ProcessNotFound = NeverRaised
+    TimeoutExpired = _StillRunning
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    @property
+    def pid(self) -> int:
+        return self._workload.container.pid
+
+    def send_signal(self, s: signal.Signals) -> None:
+        self._workload.send_signal(signal.Signals(s))
+
+    def wait(self, timeout: float | None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self._workload.exit_code()) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise _StillRunning
+            time.sleep(0.01)
+        return code
+
+
+class _Wakeup:
+    """A descriptor for the supervisor's selector that the supervisor may not close."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        pass
+
+
+@attrs.define(kw_only=True)
+class ContainerActivitySubprocess(ActivitySubprocess):
+    """A task's supervisor whose child runs in a container."""
+
+    _workload: Workload = attrs.field(repr=False)
+
+    @classmethod
+    def supervise(
+        cls,
+        workload: Workload,
+        *,
+        what: Any,
+        dag_rel_path: str,
+        bundle_info: Any,
+        client: Client,
+        logger: FilteringBoundLogger | None,
+        sentry_integration: str,
+        subprocess_logs_to_stdout: bool,
+    ) -> Self:
+        """Tell the server that the task has started and the task what to do.
+
+        :raises Exception: the server does not want this task to run; the workload has then been killed.
+        """
+        channels = workload.channels
+        self = cls(
+            id=what.id,
+            pid=workload.container.pid,
+            stdin=channels.requests,
+            process=WorkloadTracker(workload),
+            process_log=logger or structlog.get_logger(logger_name="task").bind(),
+            start_time=time.monotonic(),
+            client=client,
+            subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+            workload=workload,
+        )
+        try:
+            self._register_pipe_readers(channels.stdout, channels.stderr, channels.requests, channels.logs, data={})
+            for source in (workload.connection, workload.pending_exit):
+                self.selector.register(
+                    _Wakeup(source.fileno()), selectors.EVENT_READ, (lambda _: False, self.selector.unregister)
+                )
+            self._on_child_started(
+                ti=what,
+                dag_rel_path=dag_rel_path,
+                bundle_info=bundle_info,
+                sentry_integration=sentry_integration,
+            )
+        except BaseException:
+            self.selector.close()
+            raise
+        return self
+
+    def _register_pipe_readers(
+        self, stdout: socket, stderr: socket, requests: socket, logs: socket, *, data: dict[socket, bytes]
+    ) -> None:
+        del data  # what was said before the hand-over went to the container's own output
+        self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
+        # The workload filters by level itself; these print whatever they are given.
+        loggers = tuple(
+            reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET)
+            for target in self._get_target_loggers()
+        )
+        answers = self.handle_requests(log)
+        next(answers)
+        decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
+        for channel, reader in (
+            (stdout, LineReader(partial(_log_text, loggers, "task.stdout", logging.INFO))),
+            (stderr, LineReader(partial(_log_text, loggers, "task.stderr", logging.ERROR))),
+            (logs, LineReader(partial(_log_event, loggers))),
+            (requests, FrameReader(lambda body: answers.send(decoder.decode(body)))),
+        ):
+            self.selector.register(channel, selectors.EVENT_READ, (self._guarded(reader), self._on_socket_closed))
+
+    def _guarded(self, read: Callable[[socket], bool]) -> Callable[[socket], bool]:
+        """What the peer breaks ends the peer, not the supervisor, which has a state to report and a log to upload."""
+
+        def guarded(channel: socket) -> bool:
+            try:
+                return read(channel)
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            except Exception as error:  # noqa: BLE001 - whatever undecodable bytes can raise
+                self.process_log.error("The task broke its channel to the supervisor; killing it", error=str(error))
+                self._workload.send_signal(signal.SIGKILL)
+                return False
+
+        return guarded
+
+    def _monitor_subprocess(self) -> None:
+        # Stock forwards with os.kill(self.pid), which an ordinary user may not do to a container's process.
+        def forward(number: int, _: object) -> None:
+            log.info("Passing a signal on to the task", signal=signal.Signals(number).name)
+            self._workload.send_signal(signal.Signals(number))
+
+        signal.signal(signal.SIGTERM, forward)
+        signal.signal(signal.SIGINT, forward)
+        super()._monitor_subprocess()  # type: ignore[no-untyped-call]
+
+    def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        if isinstance(msg, comms.GetConnection | comms.GetVariable):
+            found = _from_worker(msg)
+            if found is not None:
+                self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
+                return
+        super()._handle_request(msg, log, req_id)
+
+
+def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
+    """A connection or variable of the worker's own environment or secrets backend, or None.
+
+    A stock task looks there before it asks the server. In a container it can't, and must not be able to: the
+    supervisor looks for it, and hands over what was asked for and nothing else.
+    """
+    for backend in ensure_secrets_loaded(
+        default_backends=["airflow.secrets.environment_variables.EnvironmentVariablesBackend"]
+    ):
+        try:
+            if isinstance(msg, comms.GetVariable):
+                value = backend.get_variable(key=msg.key)
+                if value is not None:
+                    mask_secret(value, msg.key)
+                    return comms.VariableResult(key=msg.key, value=value)
+            elif (connection := backend.get_connection(conn_id=msg.conn_id)) is not None:
+                for secret in (connection.password, connection.extra):
+                    if secret:
+                        mask_secret(secret)
+                return comms.ConnectionResult(
+                    conn_id=msg.conn_id,
+                    conn_type=connection.conn_type,
+                    **{
+                        name: value
+                        for name in ("host", "schema", "login", "password", "port", "extra")
+                        if (value := getattr(connection, name)) is not None
+                    },
+                )
+        except Exception:
+            log.exception("A secrets backend of the worker failed; asking the next", backend=type(backend).__name__)
+    return None
+
+
+def _log_text(loggers: Iterable[FilteringBoundLogger], name: str, level: int, line: bytes) -> None:
+    for target in loggers:
+        _log_to_target(target, level, line.rstrip().decode(errors="replace"), logger=name)
+
+
+def _log_event(loggers: Iterable[FilteringBoundLogger], line: bytes) -> None:
+    """A line of the structured log channel. Anything may stand in it; nothing in it may raise."""
+    try:
+        event = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        event = None
+    if not isinstance(event, dict):
+        _log_text(loggers, "task.log", logging.WARNING, line)
+        return
+    level = _LEVELS.get(str(event.pop("level", "info")).lower(), logging.INFO)
+    message = str(event.pop("event", ""))
+    if "timestamp" in event:
+        with suppress(msgspec.ValidationError):
+            event["timestamp"] = msgspec.convert(event["timestamp"], datetime)
+    if exception := event.pop("exception", None):
+        event["error_detail"] = exception
+    safe = {f"{key}_" if key in _RESERVED else key: value for key, value in event.items()}
+    for target in loggers:
+        _log_to_target(target, level, message, **safe)
+
+
+def put_off(client: Client, what: Any, *, pid: int) -> bool:
+    """Have the scheduler start this try again later, because the infrastructure failed before any user code ran.
+
+    Like a DAG file that is not there yet, at most ``[workers] missing_dag_retries`` times; no try is used up.
+    False when those are used up.
+    """
+    context = client.task_instances.start(what.id, pid, datetime.now(tz=timezone.utc))
+    if (context.task_reschedule_count or 0) >= conf.getint("workers", "missing_dag_retries", fallback=3):
+        return False
+    now = datetime.now(tz=timezone.utc)
+    delay = timedelta(seconds=conf.getint("workers", "missing_dag_retry_delay", fallback=60))
+    client.task_instances.reschedule(what.id, comms.RescheduleTask(reschedule_date=now + delay, end_date=now))
+    return True
+
+
+def fail(client: Client, what: Any) -> None:
+    """Report a task as failed that ``put_off`` has already reported as started."""
+    client.task_instances.finish(
+        id=what.id, state="failed", when=datetime.now(tz=timezone.utc), rendered_map_index=None
+    )
+
+
+def upload_logs(client: Client, logger: FilteringBoundLogger, what: Any) -> None:
+    """Send the log of a task that never started to where remote logs go; without remote logging this does nothing."""
+    with _remote_logging_conn(client):
+        upload_to_remote(logger, what)

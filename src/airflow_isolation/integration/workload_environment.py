@@ -1,0 +1,128 @@
+"""What of Airflow's configuration and files a workload's process gets, and what it never gets.
+
+It gets the component's effective configuration as environment variables, the bundle read-only at its own absolute
+path, ``$AIRFLOW_HOME/config`` (airflow_local_settings) and the plugins folder. It never gets options that Airflow or
+a provider declares sensitive, the database, the secrets backends or our own sections.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.container_spec import Mount
+from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Sections of which nothing enters a container.
+PRIVATE_SECTIONS: Final = frozenset({"database", "secrets", "api_auth", "celery", "celery_broker_transport_options"})
+
+#: Single options that make sense on the worker only; the bundle options are replaced by ``bundle_environment``.
+PRIVATE_OPTIONS: Final = frozenset(
+    {
+        ("core", "sql_alchemy_conn"),
+        ("core", "task_execution_runtime"),
+        ("core", "scheduler_dag_parsing_runtime"),
+        ("core", "execution_api_server_url"),
+        ("dag_processor", "dag_bundle_config_list"),
+        ("dag_processor", "dag_bundle_storage_path"),
+        ("logging", "remote_logging"),
+        ("logging", "remote_log_conn_id"),
+        ("logging", "base_log_folder"),
+        ("logging", "dag_processor_child_process_log_directory"),
+        ("sdk", "coordinators"),
+        ("sdk", "queue_to_coordinator"),
+        ("workers", "secrets_backend"),
+        ("workers", "secrets_backend_kwargs"),
+    }
+)
+
+_OUR_SECTIONS: Final = ("container_runtime", "containerd_runtime", "docker_runtime")
+
+#: A writable place in every container (the tmpfs on /tmp) for what Airflow wants to write at import.
+_SCRATCH: Final = "/tmp/.airflow"  # noqa: S108 - of the container, not of the host
+
+
+def is_private(section: str, option: str, sensitive: set[tuple[str, str]]) -> bool:
+    """Whether an option stays on the worker."""
+    section, option = section.lower(), option.lower()
+    if section in PRIVATE_SECTIONS or (section, option) in PRIVATE_OPTIONS or (section, option) in sensitive:
+        return True
+    return any(name in section for name in _OUR_SECTIONS)
+
+
+def configuration_environment(
+    options: Mapping[str, Mapping[str, str]], sensitive: set[tuple[str, str]]
+) -> dict[str, str]:
+    """AIRFLOW__SECTION__OPTION for everything that is set and may enter a container."""
+    return {
+        f"AIRFLOW__{section.upper().replace('.', '_')}__{option.upper()}": value
+        for section, values in options.items()
+        for option, value in values.items()
+        if not is_private(section, option, sensitive)
+    }
+
+
+@functools.cache
+def forwarded_environment() -> Mapping[str, str]:
+    """The part of the environment that is the same for every workload of this process."""
+    from airflow.configuration import AIRFLOW_HOME
+
+    return {
+        **configuration_environment(configured_options(), sensitive_options()),
+        "AIRFLOW_HOME": AIRFLOW_HOME,
+        # An empty file, so that Airflow does not write a default one, secrets made up for it included.
+        "AIRFLOW_CONFIG": os.devnull,
+        # Skips the set-up of the database's engine (settings.initialize), which no workload may use.
+        "PYTHON_OPERATORS_VIRTUAL_ENV_MODE": "1",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": f"{_SCRATCH}/logs",
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": f"{_SCRATCH}/bundles",
+    }
+
+
+def bundle_environment(name: str, path: Path) -> dict[str, str]:
+    """Make a bundle, of whatever kind it is on the worker, a local directory in the container."""
+    bundle = {
+        "name": name,
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(path)},
+    }
+    return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle])}
+
+
+def airflow_mounts(bundle_path: Path, dag_file: Path) -> tuple[Mount, ...]:
+    """The bundle, the local settings and the plugins, each where it is on the worker, read-only."""
+    from airflow.configuration import AIRFLOW_HOME, conf
+
+    wanted = [bundle_path, Path(AIRFLOW_HOME, "config"), Path(conf.get("core", "plugins_folder"))]
+    if not dag_file.is_relative_to(bundle_path):
+        # `airflow dags test` names example DAGs by their absolute path.
+        wanted.append(dag_file.parent)
+    return read_only_mounts([path.absolute() for path in wanted if path.is_dir()])
+
+
+def read_only_mounts(directories: list[Path]) -> tuple[Mount, ...]:
+    """Each directory at its own path, outer ones first; one that lies in another, and really does, needs no mount."""
+    mounts: dict[str, Mount] = {}
+    for directory in sorted(set(directories)):
+        source = directory.resolve()
+        if any(
+            directory.is_relative_to(outer.target) and source == Path(outer.source, directory.relative_to(outer.target))
+            for outer in mounts.values()
+        ):
+            continue
+        mounts[str(directory)] = Mount(source=str(source), target=str(directory))
+    home = _hidden_home(mounts)
+    return (*([home] if home else []), *mounts.values())
+
+
+def _hidden_home(mounts: Mapping[str, Mount]) -> Mount | None:
+    """Images keep /root closed to others (0700); what is mounted below it could then not be reached."""
+    if any(PurePosixPath("/root") in PurePosixPath(target).parents for target in mounts):
+        return Mount(target="/root", kind="tmpfs", size=1024 * 1024, mode=0o755)
+    return None

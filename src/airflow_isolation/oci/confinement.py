@@ -1,0 +1,58 @@
+"""What confines every container, as data: paths masked or read-only in it, devices, limits, capability names.
+
+Sources: containerd's oci.WithDefaultSpec and Docker's defaults, of which this is the union.
+"""
+
+from __future__ import annotations
+
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+# (major, minor) of the character devices that a container may use; the runtime makes their nodes.
+# null, zero, full, random, urandom, tty, ptmx, and every pseudo-terminal of the container's own devpts.
+DEVICES: tuple[tuple[int, int | None], ...] = (
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (5, 0),
+    (5, 2),
+    (136, None),
+)
+
+# 1024 keeps select() right and old programs from closing half a million descriptors; who needs more may raise it.
+NOFILE_SOFT = 1024
+NOFILE_HARD = 524288
+
+# When the host runs out of memory, a workload goes before the worker that watches it.
+OOM_SCORE_ADJ = 100
+
+UMASK = 0o022
+
+# fmt: off
+CAPABILITIES = frozenset(
+    {
+        "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN",
+        "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE",
+        "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST",
+        "NET_RAW", "PERFMON", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT",
+        "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME",
+        "SYS_TTY_CONFIG", "WAKE_ALARM",
+    }
+)
+# fmt: on

@@ -1,0 +1,50 @@
+"""A mount's source on the host's disk: it must be there, and no step of the way may be a symbolic link."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from airflow_isolation.errors import SpecRefused
+
+
+def check_mount_source_on_disk(source: str) -> None:
+    """Walk ``source`` from the root, component by component, without following a link.
+
+    A link is refused even where it leads somewhere harmless: what it leads to may change before the runtime mounts it
+    (CVE-2021-30465). The same race remains for whoever may rename a directory on the way; sources belong under
+    directories that only the administrator can change.
+
+    :raises SpecRefused: missing, a component is a link or not a directory, or not to be looked at by this user.
+    """
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        walked = ""
+        for component in source.strip("/").split("/"):
+            if not component:
+                continue
+            walked += f"/{component}"
+            below = _open(component, here, walked, source)
+            os.close(here)
+            here = below
+            if stat.S_ISLNK(os.fstat(here).st_mode):
+                target = os.readlink("", dir_fd=here)
+                where = "it" if walked == source else f"its part {walked!r}"
+                raise SpecRefused(
+                    f"mount source {source!r} can't be used: {where} is a symbolic link to {target!r}",
+                    hint="Write the path that the link leads to",
+                )
+    finally:
+        os.close(here)
+
+
+def _open(component: str, directory: int, walked: str, source: str) -> int:
+    try:
+        return os.open(component, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        missing = "does not exist" if walked == source else f"does not exist: there is no {walked!r}"
+        raise SpecRefused(
+            f"mount source {source!r} {missing}", hint="Make it on this host, or correct the path"
+        ) from None
+    except OSError as error:
+        raise SpecRefused(f"mount source {source!r} can't be used: {walked!r}: {error.strerror}") from error

@@ -1,0 +1,191 @@
+"""Which mounts a container may have, and what they are in a runtime-spec. Pure: ``mount_source`` looks at the disk."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow_isolation.errors import SpecRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_isolation.container_spec import Mount
+    from airflow_isolation.oci.account import Account
+    from airflow_isolation.oci.etc_files import EtcFiles
+
+# Here the agent and its socket are mounted; no user's mount may cover it.
+OWN_DIRECTORY = "/run/airflow-isolation"
+
+_MAX_PATH = 4095
+
+# The kernel's own trees: a mount over them could turn the runtime's protections around (CVE-2025-52881).
+_KERNEL_TREES = ("/proc", "/sys", "/dev")
+
+# Whoever reaches these is root on the host, whatever the user in the container is.
+_DAEMON_PATHS = (
+    "/run/containerd",
+    "/run/docker",
+    "/run/docker.sock",
+    "/run/crio",
+    "/run/podman",
+    "/run/buildkit",
+    "/run/systemd",
+    "/run/dbus",
+    "/var/lib/containerd",
+    "/var/lib/docker",
+)
+
+_TMPFS_OPTIONS = ("nosuid", "nodev")
+_RUN_SIZE = 64 * 1024 * 1024
+
+
+def check_mount_target(target: str, *, ours: bool = False) -> None:
+    """Whether something may be mounted on ``target``; ``ours`` is for the mounts that this project adds by itself.
+
+    :raises SpecRefused: not an absolute, clean path; ``/``, ``/run``, or a place of the kernel's or of ours.
+    """
+    _check_path(target, "mount target")
+    if target == "/":
+        raise SpecRefused("nothing can be mounted over '/', the image itself", hint="Mount on a directory below it")
+    for tree in _KERNEL_TREES:
+        if _is_at_or_below(target, tree):
+            raise SpecRefused(f"mount target {target!r} lies in the kernel's {tree}", hint="Mount it somewhere else")
+    place = _without_var_run(target)
+    if not ours and (place == "/run" or _is_at_or_below(place, OWN_DIRECTORY)):
+        raise SpecRefused(
+            f"mount target {target!r} would cover {OWN_DIRECTORY}, the agent's", hint="Mount it somewhere else"
+        )
+
+
+def check_mount_source(source: str, *, daemon_paths: Iterable[str] = ()) -> None:
+    """Whether ``source`` of the host may be seen in a container; ``daemon_paths`` adds to the well-known places.
+
+    :raises SpecRefused: not an absolute, clean path; /proc, /sys, /dev, or a container daemon's socket or files, or
+        a directory that holds one of them.
+    """
+    _check_path(source, "mount source")
+    place = _without_var_run(source)
+    for tree in _KERNEL_TREES:
+        if _is_at_or_below(place, tree) or _is_at_or_below(tree, place):
+            raise SpecRefused(
+                f"mount source {source!r} would show the host's {tree}", hint="Mount only what the task reads or writes"
+            )
+    for daemon_path in (*_DAEMON_PATHS, *map(_without_var_run, daemon_paths)):
+        if _is_at_or_below(place, daemon_path) or _is_at_or_below(daemon_path, place):
+            raise SpecRefused(
+                f"mount source {source!r} would give the container {daemon_path}, and with it the host",
+                hint="Mount only what the task reads or writes",
+            )
+
+
+def runtime_mounts(
+    mounts: Iterable[Mount],
+    *,
+    account: Account,
+    tmp_size: int,
+    shm_size: int,
+    etc: EtcFiles,
+    recursive_read_only: bool,
+) -> list[dict[str, Any]]:
+    """Every mount of a container, parents before children.
+
+    A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
+
+    :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
+    """
+    entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
+    wanted: dict[str, Mount] = {}
+    for mount in mounts:
+        check_mount_target(mount.target, ours=True)
+        if mount.target in wanted:
+            raise SpecRefused(f"two mounts have the target {mount.target!r}", hint="Remove one of them")
+        wanted[mount.target] = mount
+    for target, source in _etc_mounts(etc):
+        if not any(_is_at_or_below(target, above) for above in wanted):
+            entries[target] = _bind(target, source, "bind", "ro", "noexec")
+    for mount in wanted.values():
+        entries[mount.target] = _user_mount(mount, account, recursive_read_only=recursive_read_only)
+    return sorted(entries.values(), key=lambda entry: PurePosixPath(entry["destination"]).parts)
+
+
+def _base_mounts(account: Account, tmp_size: int, shm_size: int) -> list[dict[str, Any]]:
+    return [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=65536k"),
+        _mount(
+            "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+        ),
+        _tmpfs("/dev/shm", "noexec", "mode=1777", f"size={_size(shm_size, 'shm_size')}"),  # noqa: S108 -- the container's own
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        # Programs that size themselves (the JVM, joblib) read their limits here.
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+        _tmpfs("/run", "noexec", "mode=755", f"size={_RUN_SIZE}"),
+        # Programs may run from /tmp: PythonVirtualenvOperator puts its environment there, and BashOperator its script.
+        _tmpfs("/tmp", "exec", "mode=1777", *_owner(account), f"size={_size(tmp_size, 'tmp_size')}"),  # noqa: S108 -- as above
+    ]
+
+
+def _etc_mounts(etc: EtcFiles) -> list[tuple[str, str]]:
+    files = (("/etc/hostname", etc.hostname), ("/etc/hosts", etc.hosts), ("/etc/resolv.conf", etc.resolv_conf))
+    return [(target, source) for target, source in files if source]
+
+
+def _user_mount(mount: Mount, account: Account, *, recursive_read_only: bool) -> dict[str, Any]:
+    if mount.kind == "tmpfs":
+        size = () if mount.size is None else (f"size={_size(mount.size, f'the size of the tmpfs on {mount.target}')}",)
+        access = "ro" if mount.read_only else "rw"
+        runs = "exec" if mount.executable else "noexec"
+        return _tmpfs(mount.target, access, runs, f"mode={mount.mode:o}", *_owner(account), *size)
+    if not mount.read_only:
+        return _bind(mount.target, mount.source, "rbind", "rw")
+    if recursive_read_only:
+        # "ro" as well: a runtime that doesn't know "rro" would pass it over in silence and leave all of it writable.
+        return _bind(mount.target, mount.source, "rbind", "ro", "rro")
+    # Mounts below the source would stay writable, so without rro they are left out.
+    return _bind(mount.target, mount.source, "bind", "ro")
+
+
+def _owner(account: Account) -> tuple[str, ...]:
+    # runc 1.1 gives a tmpfs the mode that the directory has in the image, whatever its options say: the user must be
+    # able to write to it even then.
+    return (f"uid={account.uid}", f"gid={account.gid}")
+
+
+def _bind(target: str, source: str, *options: str) -> dict[str, Any]:
+    return _mount(target, "bind", source, *options, "rprivate", "nosuid", "nodev")
+
+
+def _tmpfs(target: str, *options: str) -> dict[str, Any]:
+    return _mount(target, "tmpfs", "tmpfs", *_TMPFS_OPTIONS, *options)
+
+
+def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": target, "type": kind, "source": source, "options": list(options)}
+
+
+def _size(size: int, name: str) -> int:
+    # To a tmpfs, size=0 means: no limit.
+    if size <= 0:
+        raise SpecRefused(f"{name} is {size} bytes", hint="Give a positive number of bytes")
+    return size
+
+
+def _check_path(path: str, what: str) -> None:
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path:
+        raise SpecRefused(
+            f"{what} {path[:256]!r} is not an absolute path without '.', '..' and doubled or trailing slashes"
+        )
+    if "\0" in path or len(path) > _MAX_PATH:
+        raise SpecRefused(f"{what} {path[:256]!r} is not a path: NUL character, or longer than {_MAX_PATH}")
+
+
+def _is_at_or_below(path: str, place: str) -> bool:
+    return place in {"/", path} or path.startswith(f"{place}/")
+
+
+def _without_var_run(path: str) -> str:
+    # /var/run is /run on every distribution; checking one name then checks both.
+    return path.removeprefix("/var") if _is_at_or_below(path, "/var/run") else path

@@ -1,0 +1,512 @@
+"""ContainerdRuntime: containerd, through its gRPC API.
+
+The container's record is made first and deleted last: it decides who owns an id, keeps the snapshot from the garbage
+collector (so no lease is needed), and lets a later clean-up find what a crash left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from functools import cached_property, partial
+from pathlib import Path
+from datetime import timezone
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from google.protobuf.empty_pb2 import Empty
+
+from airflow_isolation.container_spec import NO_STRINGS
+from airflow_isolation.containerd import errors as containerd
+from airflow_isolation.containerd.api import (
+    containers_pb2,
+    runc_options_pb2,
+    snapshots_pb2,
+    task_types_pb2,
+    tasks_pb2,
+)
+from airflow_isolation.containerd.client import NO_DEADLINE, Client
+from airflow_isolation.containerd.payload import SPEC, pack, pack_json
+from airflow_isolation.errors import (
+    ContainerFailed,
+    ContainerNotFound,
+    ContainerRuntimeError,
+    ImageNotFound,
+    RuntimeUnreachable,
+    SpecRefused,
+)
+from airflow_isolation.oci import (
+    EtcFiles,
+    ImageConfig,
+    build_runtime_spec,
+    check_identifier,
+    check_mount_source_on_disk,
+    container_hostname,
+    load_profile,
+    needs_account_files,
+    read_host,
+    resolve_account,
+    write_etc_files,
+)
+from airflow_isolation.runtime.containerd_errors import translated
+from airflow_isolation.runtime.interface import (
+    Container,
+    ContainerRuntime,
+    ContainerState,
+    ExitStatus,
+    Image,
+    PendingExit,
+    Progress,
+    PullPolicy,
+    RuntimeInfo,
+    Stats,
+)
+from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.words import start_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    import grpc
+    from google.protobuf.any_pb2 import Any as AnyMessage
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.oci import Account, HostFacts, ImageConfig
+
+logger = logging.getLogger(__name__)
+
+_SHIM = "io.containerd.runc.v2"
+_NETWORKS = ("host", "none")
+
+# Seconds in which a failed create must have been undone, and a remove be done.
+_UNDO_SECONDS = 20.0
+_REMOVE_SECONDS = 60.0
+_PAUSE_SECONDS = 0.05
+
+_STATES = {
+    task_types_pb2.CREATED: ContainerState.CREATED,
+    task_types_pb2.RUNNING: ContainerState.RUNNING,
+    task_types_pb2.STOPPED: ContainerState.STOPPED,
+    task_types_pb2.PAUSED: ContainerState.PAUSED,
+    task_types_pb2.PAUSING: ContainerState.PAUSED,
+}
+
+
+class ContainerdRuntime(ContainerRuntime):
+    """The containers and images of one ``namespace`` in the containerd at ``socket_path``.
+
+    Parameters
+    ----------
+    state_dir:
+        ``containers/<id>`` below it holds a container's output and files for its /etc; made when it is missing.
+    snapshotter:
+        holds the images and the containers' file systems.
+    runtime_binary:
+        what the shim calls; empty is runc.
+    hosts_dir:
+        containerd's directory of registry settings, for pulls.
+    cgroup_mount_path:
+        where the host's cgroups are mounted, for ``stats``.
+    timeout:
+        seconds for every call that has no limit of its own.
+
+    The connection is made with the first call, so an object made before a fork may be used after it, not on both sides.
+
+    """
+
+    def __init__(
+        self,
+        socket_path: str = "/run/containerd/containerd.sock",
+        namespace: str = "airflow",
+        state_dir: Path = Path("/run/airflow-isolation"),
+        *,
+        snapshotter: str = "overlayfs",
+        runtime_binary: str = "",
+        hosts_dir: str = "/etc/containerd/certs.d",
+        cgroup_mount_path: str = "/sys/fs/cgroup",
+        timeout: float = 30.0,
+    ) -> None:
+        self._socket_path = socket_path
+        self._namespace = namespace
+        self._state_dir = state_dir
+        self._snapshotter = snapshotter
+        self._runtime_binary = runtime_binary
+        self._hosts_dir = hosts_dir
+        self._cgroup_mount_path = cgroup_mount_path
+        self._timeout = timeout
+        self._connecting = threading.Lock()
+        self._client: Client | None = None
+
+    def info(self) -> RuntimeInfo:
+        with self._translated("ask for its version", failed=RuntimeUnreachable):
+            version = self._connected().version.Version(Empty()).version
+        return RuntimeInfo(
+            backend="containerd", version=version, socket_path=self._socket_path, namespace=self._namespace
+        )
+
+    def create(self, id: str, spec: ContainerSpec) -> Container:
+        check_identifier(id)
+        _check_network(spec)
+        for mount in spec.mounts:
+            if mount.kind == "bind":
+                check_mount_source_on_disk(mount.source)
+        image = self._local_image(spec.image)
+        account = self._account(image, spec)
+        files = self._files(id)
+        etc = EtcFiles(
+            hostname=str(files / "hostname"), hosts=str(files / "hosts"), resolv_conf=str(files / "resolv.conf")
+        )
+        cgroups_path = f"/{(spec.cgroup_parent or self._namespace).strip('/')}/{id}"
+        document = build_runtime_spec(
+            spec,
+            id=id,
+            image=image.config,
+            account=account,
+            host=self._host,
+            seccomp=load_profile(spec.seccomp),
+            etc=etc,
+            cgroups_path=cgroups_path,
+        )
+        # Unique, so that what an earlier container of this id may have left behind is never taken for ours.
+        snapshot_key = f"{id}-{secrets.token_hex(4)}"
+        record = containers_pb2.Container(
+            id=id,
+            labels=spec.labels,
+            image=image.name,
+            runtime=containers_pb2.Container.Runtime(name=_SHIM, options=self._runtime_options()),
+            spec=pack_json(SPEC, document),
+            snapshotter=self._snapshotter,
+            snapshot_key=snapshot_key,
+        )
+        client = self._connected()
+        with ExitStack() as undo:
+            # Before the call, not after it: when no answer comes, the record may still have been made.
+            undo.callback(self._undo, record)
+            with self._translated(f"create the container {id}"):
+                record = client.containers.Create(containers_pb2.CreateContainerRequest(container=record)).container
+            with self._translated(f"make a file system of the image {spec.image}", missing=ImageNotFound):
+                prepare = snapshots_pb2.PrepareSnapshotRequest(
+                    snapshotter=self._snapshotter, key=snapshot_key, parent=image.chain_id
+                )
+                rootfs = client.snapshots.Prepare(prepare).mounts
+            files.mkdir(parents=True, mode=0o755)
+            write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
+            output = f"file://{quote(str(self._output_file(id)))}"
+            hint = partial(start_hint, image=spec.image, program=spec.argv[0])
+            with self._translated(f"create the process of the container {id}", failed=ContainerFailed, hint=hint):
+                task = client.tasks.Create(
+                    tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=output, stderr=output)
+                )
+            _check_cgroup(task.pid, cgroups_path)
+            undo.pop_all()
+        return _container(record, None, state=ContainerState.CREATED, pid=task.pid)
+
+    def wait(self, id: str) -> PendingExit:
+        check_identifier(id)
+        return WatchedExit(id, _TaskExit(id, self._connected, self._socket_path)).begin()
+
+    def start(self, id: str) -> int:
+        check_identifier(id)
+        with self._translated(f"start the container {id}", failed=ContainerFailed):
+            return self._connected().tasks.Start(tasks_pb2.StartRequest(container_id=id)).pid
+
+    def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
+        check_identifier(id)
+        request = tasks_pb2.KillRequest(container_id=id, signal=signal, all=everyone)
+        with self._translated(f"send {signal.name} to the container {id}"):
+            try:
+                self._connected().tasks.Kill(request)
+            except containerd.NotFound:
+                pass
+
+    def remove(self, id: str) -> None:
+        check_identifier(id)
+        with self._translated(f"remove the container {id}"):
+            client = self._connected()
+            try:
+                record = client.containers.Get(containers_pb2.GetContainerRequest(id=id)).container
+            except containerd.NotFound:
+                return
+            self._dismantle(record, _REMOVE_SECONDS)
+
+    def get(self, id: str) -> Container:
+        check_identifier(id)
+        with self._translated(f"look at the container {id}"):
+            client = self._connected()
+            record = client.containers.Get(containers_pb2.GetContainerRequest(id=id)).container
+            try:
+                process = client.tasks.Get(tasks_pb2.GetRequest(container_id=id)).process
+            except containerd.NotFound:
+                process = None
+        return _container(record, process)
+
+    def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
+        wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items())
+        request = containers_pb2.ListContainersRequest(filters=[wanted] if wanted else [])
+        with self._translated("list the containers"):
+            client = self._connected()
+            # As a stream: each record carries its whole spec, and a few hundred would not fit in one message.
+            records = [message.container for message in client.containers.ListStream(request)]
+            processes = {process.id: process for process in client.tasks.List(tasks_pb2.ListTasksRequest()).tasks}
+        records.sort(key=lambda record: (record.created_at.ToNanoseconds(), record.id))
+        return tuple(_container(record, processes.get(record.id)) for record in records)
+
+    def output(self, id: str, *, limit: int = 65536) -> bytes:
+        self.get(id)
+        try:
+            with self._output_file(id).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
+                return file.read(limit)
+        except FileNotFoundError:
+            return b""
+
+    def close(self) -> None:
+        with self._connecting:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def ensure_image(self, reference, policy=PullPolicy.IF_NOT_PRESENT, *, progress=None, timeout=600.0):
+        image = self._local_image(reference)
+        return Image(reference=image.name, digest=image.digest, architecture=image.config.architecture)
+
+    def import_image(self, archive, *, reference="", progress=None):
+        raise NotImplementedError
+
+    def list_images(self):
+        raise NotImplementedError
+
+    def remove_image(self, reference):
+        raise NotImplementedError
+
+    def stats(self, ids):
+        return {}
+
+    def _local_image(self, reference):
+        from types import SimpleNamespace
+        import hashlib
+        from airflow_isolation.containerd.api import images_pb2, content_pb2
+        client = self._connected()
+        name = reference if "/" in reference else f"docker.io/library/{reference}"
+        with self._translated("image", missing=ImageNotFound):
+            target = client.images.Get(images_pb2.GetImageRequest(name=name)).image.target
+            def read(digest):
+                return b"".join(part.data for part in client.content.Read(content_pb2.ReadContentRequest(digest=digest)))
+            d = target.digest
+            m = json.loads(read(d))
+            if "manifests" in m:
+                d = m["manifests"][0]["digest"]
+                m = json.loads(read(d))
+            raw = read(m["config"]["digest"])
+        chain = ""
+        for diff in json.loads(raw)["rootfs"]["diff_ids"]:
+            chain = diff if not chain else "sha256:" + hashlib.sha256(f"{chain} {diff}".encode()).hexdigest()
+        return SimpleNamespace(name=name, digest=target.digest, config=ImageConfig.parse(raw), chain_id=chain)
+
+    def _account(self, image, spec):
+        user = spec.user or image.config.user
+        return resolve_account(user, passwd="app:x:1000:1000::/home/app:/bin/sh\nrooty:x:0:0::/root:/bin/sh\n", group="app:x:1000:\nextra:x:2000:app\n", allow_root=spec.allow_root, image=spec.image)
+
+    # Below: what the methods above have in common.
+
+    def _connected(self) -> Client:
+        with self._connecting:
+            if self._client is None:
+                self._client = Client(self._socket_path, namespace=self._namespace, timeout=self._timeout)
+            return self._client
+
+    def _translated(
+        self,
+        doing: str,
+        *,
+        missing: type[ContainerRuntimeError] = ContainerNotFound,
+        failed: type[ContainerRuntimeError] = ContainerRuntimeError,
+        hint: Callable[[str], str] = lambda _: "",
+    ) -> AbstractContextManager[None]:
+        return translated(self._socket_path, doing, missing=missing, failed=failed, hint=hint)
+
+    @cached_property
+    def _host(self) -> HostFacts:
+        return read_host(daemon_paths=(self._socket_path,), runtime=self._runtime_binary or "runc")
+
+    def _runtime_options(self) -> AnyMessage | None:
+        return pack(runc_options_pb2.Options(binary_name=self._runtime_binary)) if self._runtime_binary else None
+
+    def _files(self, id: str) -> Path:
+        return self._state_dir / "containers" / id
+
+    def _output_file(self, id: str) -> Path:
+        return self._files(id) / "output"
+
+    def _undo(self, record: containers_pb2.Container) -> None:
+        """Undo a create that failed: only when the record under this id is the one that it made."""
+        deadline = time.monotonic() + _UNDO_SECONDS
+        try:
+            request = containers_pb2.GetContainerRequest(id=record.id)
+            current = self._connected().containers.Get(request, timeout=_left(deadline)).container
+            if current.snapshot_key == record.snapshot_key:
+                self._dismantle(current, _UNDO_SECONDS)
+        except containerd.NotFound:
+            return
+        except containerd.ContainerdError as error:
+            logger.warning("What is left of the container %s will have to be pruned: %s", record.id, error)
+
+    def _dismantle(self, record: containers_pb2.Container, seconds: float) -> None:
+        """Release what a container holds, the record last. Each step may find its work done, by another or before.
+
+        :raises DeadlineExceeded: not within ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        self._end_task(record.id, deadline)
+        client = self._connected()
+        _unless_gone(
+            client.snapshots.Remove,
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=record.snapshotter, key=record.snapshot_key),
+            deadline,
+        )
+        shutil.rmtree(self._files(record.id), ignore_errors=True)
+        _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
+
+    def _end_task(self, id: str, deadline: float) -> None:
+        """Kill and delete the task, whatever it is doing, and whatever happens to shim and daemon meanwhile."""
+        tasks = self._connected().tasks
+        while True:
+            try:
+                tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
+                return
+            except containerd.NotFound:
+                return
+            except containerd.DeadlineExceeded:
+                raise
+            except containerd.ContainerdError as error:
+                # It runs still (FailedPrecondition), or its shim died this moment and containerd is about to notice.
+                reason = error
+            if _left(deadline) <= _PAUSE_SECONDS:
+                raise containerd.DeadlineExceeded(f"the container {id} does not end: {reason.detail}", call=reason.call)
+            try:
+                tasks.Kill(
+                    tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL), timeout=_left(deadline)
+                )
+                tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
+            except containerd.NotFound:
+                pass
+            except containerd.ContainerdError as error:
+                logger.debug("Ending the container %s: %s", id, error)
+                time.sleep(_PAUSE_SECONDS)
+
+
+class _TaskExit(ExitQuestion):
+    """Tasks.Wait, without a deadline; containerd may restart under it."""
+
+    def __init__(self, id: str, connected: Callable[[], Client], socket_path: str) -> None:
+        self._id = id
+        self._connected = connected
+        self._socket_path = socket_path
+        self._cancelled = threading.Event()
+        self._call: grpc.Future[tasks_pb2.WaitResponse] | None = None
+
+    def prepare(self) -> None:
+        # The daemon keeps the status until the task is deleted, so an answer can't be missed: asking is enough.
+        with translated(self._socket_path, f"wait for the container {self._id}"):
+            client = self._connected()
+            client.containers.Get(containers_pb2.GetContainerRequest(id=self._id))
+            self._call = client.tasks.Wait.future(tasks_pb2.WaitRequest(container_id=self._id), timeout=NO_DEADLINE)
+        if self._cancelled.is_set():
+            self._call.cancel()
+
+    def answer(self) -> ExitStatus:
+        if self._call is None:
+            raise ValueError("nothing was asked")
+        with translated(self._socket_path, f"wait for the container {self._id}", failed=RuntimeUnreachable):
+            response = self._call.result()
+        return ExitStatus(code=response.exit_status, exited_at=_time(response.exited_at))
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _check_network(spec: ContainerSpec) -> None:
+    if spec.network not in _NETWORKS:
+        raise SpecRefused(
+            f"network {spec.network!r} can't be had: named (CNI) networks don't work with containerd yet",
+            hint="Set network to host or none, or use the docker backend",
+        )
+
+
+def _check_cgroup(pid: int, cgroups_path: str) -> None:
+    """Its limits hold only where the process really is (CVE-2025-47291)."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return  # A worker in a pid namespace of its own can't look.
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory", "pids") and not path.endswith(cgroups_path):
+            raise ContainerFailed(
+                f"the container's process is in the cgroup {path} instead of {cgroups_path}, where no limit holds it",
+                hint="Update containerd and runc",
+            )
+
+
+def _container(
+    record: containers_pb2.Container,
+    process: task_types_pb2.Process | None,
+    *,
+    state: ContainerState = ContainerState.UNKNOWN,
+    pid: int = 0,
+) -> Container:
+    exit_status = None
+    if process is not None:
+        state = _STATES.get(process.status, ContainerState.UNKNOWN)
+        pid = process.pid
+        if state is ContainerState.STOPPED:
+            exit_status = ExitStatus(code=process.exit_status, exited_at=_time(process.exited_at))
+    return Container(
+        id=record.id,
+        state=state,
+        image=record.image,
+        pid=0 if state is ContainerState.STOPPED else pid,
+        created_at=_time(record.created_at),
+        labels=dict(record.labels),
+        exit_status=exit_status,
+    )
+
+
+def _time(stamp: Timestamp) -> datetime | None:
+    # Go's zero time, the year 1, stands for "not yet".
+    return stamp.ToDatetime(timezone.utc) if stamp.seconds > 0 else None
+
+
+def _quoted(text: str) -> str:
+    # containerd's filters take Go's quoting, of which JSON's is a part as long as nothing is escaped to surrogates.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), _PAUSE_SECONDS)
+
+
+def _unless_gone(call: Callable[..., object], request: object, deadline: float) -> None:
+    while True:
+        try:
+            call(request, timeout=_left(deadline))
+            return
+        except containerd.NotFound:
+            return
+        except containerd.Unavailable:
+            # The daemon restarts. Doing it again is right even when it was done: then it is gone.
+            if _left(deadline) <= _PAUSE_SECONDS:
+                raise
+            time.sleep(_PAUSE_SECONDS)

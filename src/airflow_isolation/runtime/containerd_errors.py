@@ -1,0 +1,80 @@
+"""The one place where the containerd client's errors become those of the runtime interface."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow_isolation.containerd import errors as containerd
+from airflow_isolation.errors import (
+    ContainerExists,
+    ContainerFailed,
+    ContainerNotFound,
+    ContainerRuntimeError,
+    ImageInvalid,
+    ImageNotFound,
+    ImagePullFailed,
+    RuntimeUnreachable,
+)
+from airflow_isolation.runtime.reachability import unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_UNREACHABLE = (
+    containerd.Unavailable,
+    containerd.NotASocket,
+    containerd.PermissionDenied,
+    containerd.DeadlineExceeded,
+    containerd.Cancelled,
+    containerd.ClientClosed,
+)
+
+
+@contextmanager
+def translated(
+    socket_path: str,
+    doing: str,
+    *,
+    missing: type[ContainerRuntimeError] = ContainerNotFound,
+    failed: type[ContainerRuntimeError] = ContainerFailed,
+    hint: Callable[[str], str] = lambda _: "",
+) -> Iterator[None]:
+    """Errors of the client leave this block as ours.
+
+    ``doing`` completes "could not …"; ``missing`` is raised for what the daemon doesn't have, ``failed`` for what no
+    other class says better; ``hint`` may find advice in the daemon's words.
+    """
+    try:
+        yield
+    except containerd.ContainerdError as error:
+        raise _ours(error, socket_path, doing, missing, failed, hint) from error
+
+
+def _ours(
+    error: containerd.ContainerdError,
+    socket_path: str,
+    doing: str,
+    missing: type[ContainerRuntimeError],
+    failed: type[ContainerRuntimeError],
+    hint: Callable[[str], str],
+) -> ContainerRuntimeError:
+    if isinstance(error, _UNREACHABLE):
+        return _unreachable(error, socket_path)
+    sentence = f"could not {doing}: {error.detail}"
+    advice = error.hint or hint(error.detail)
+    if isinstance(error, containerd.NotFound):
+        return missing(sentence, hint=advice)
+    if isinstance(error, containerd.AlreadyExists):
+        return ContainerExists(sentence, hint=advice)
+    if isinstance(error, containerd.PullNotFound):
+        return ImageNotFound(sentence, hint=advice)
+    if isinstance(error, (containerd.PullRefused, containerd.PullFailed, containerd.CredentialsError)):
+        return ImagePullFailed(sentence, hint=advice)
+    if isinstance(error, containerd.ImageError):
+        return ImageInvalid(sentence, hint=advice)
+    return failed(sentence, hint=advice)
+
+
+def _unreachable(error: containerd.ContainerdError, socket_path: str) -> RuntimeUnreachable:
+    return unreachable("containerd", socket_path, error.detail)

@@ -1,0 +1,152 @@
+"""From a ContainerSpec to the body of Docker's ``POST /containers/create``: pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from airflow_isolation.errors import SpecRefused
+from airflow_isolation.oci import (
+    EtcFiles,
+    capability_names,
+    check_mount_source,
+    container_hostname,
+    linux_resources,
+    process_environment,
+    working_directory,
+)
+from airflow_isolation.oci.confinement import MASKED_PATHS, NOFILE_HARD, NOFILE_SOFT, OOM_SCORE_ADJ, READONLY_PATHS
+from airflow_isolation.oci.mounts import runtime_mounts
+from airflow_isolation.runtime import labels
+
+if TYPE_CHECKING:
+    from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
+    from airflow_isolation.oci import Account, HostFacts, ImageConfig
+
+# Which attempt to create a container made it: with it a failed attempt undoes its own container and nobody else's.
+ATTEMPT = labels.PREFIX + "attempt"
+
+# What the first process says before the agent speaks fits in here; two files, because a rotation empties one.
+_LOG_FILES = {"max-size": "1m", "max-file": "2", "compress": "false"}
+
+
+def container_config(
+    id: str,
+    spec: ContainerSpec,
+    *,
+    namespace: str,
+    attempt: str,
+    image: ImageConfig,
+    account: Account,
+    host: HostFacts,
+    seccomp: str,
+) -> dict[str, Any]:
+    """The whole body. ``seccomp`` is from ``docker_profile``; what is missing in the image comes from ``oci``.
+
+    Three differences from containerd can't be expressed to Docker: a bind mount has no nosuid, nodev and noexec of its
+    own (no_new_privileges and the device cgroup stand in for the first two), the image's VOLUMEs become anonymous
+    volumes, which ``remove`` takes away, and the image's labels show beside the container's own.
+
+    :raises SpecRefused: as ``oci.build_runtime_spec``.
+    """
+    if not spec.argv or not spec.argv[0] or any("\0" in argument for argument in spec.argv):
+        raise SpecRefused("argv is not a command: it is empty, or a NUL is in it")
+    hostname = container_hostname(spec, id)
+    environment = process_environment(spec, image=image, account=account, hostname=hostname)
+    return {
+        "Image": spec.image,
+        # Entrypoint is set, so the image's ENTRYPOINT and CMD are both left aside.
+        "Entrypoint": list(spec.argv),
+        "Cmd": [],
+        "Env": [f"{name}={value}" for name, value in environment.items()],
+        "Labels": {**spec.labels, labels.NAMESPACE: namespace, ATTEMPT: attempt},
+        "User": f"{account.uid}:{account.gid}",
+        "WorkingDir": working_directory(spec, image),
+        "Hostname": hostname,
+        "Tty": False,
+        "OpenStdin": False,
+        "StopTimeout": math.ceil(spec.stop_grace_period),
+        "Healthcheck": {"Test": ["NONE"]},
+        "NetworkDisabled": spec.network == "none",
+        "HostConfig": _host_config(spec, account, host, seccomp),
+    }
+
+
+def _host_config(spec: ContainerSpec, account: Account, host: HostFacts, seccomp: str) -> dict[str, Any]:
+    mounts = _mounts(spec, host)
+    return {
+        **_limits(spec.resources, host),
+        "NetworkMode": spec.network,
+        "IpcMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "CgroupnsMode": "private",
+        "CgroupParent": f"/{spec.cgroup_parent.strip('/')}" if spec.cgroup_parent else "",
+        "Privileged": False,
+        "ReadonlyRootfs": spec.read_only_root,
+        "CapDrop": ["ALL"],
+        "CapAdd": capability_names(spec.capabilities),
+        "SecurityOpt": [
+            *(["no-new-privileges:true"] if spec.no_new_privileges else []),
+            f"seccomp={seccomp}",
+        ],
+        "GroupAdd": [str(gid) for gid in account.additional_gids if gid != account.gid],
+        "Tmpfs": _tmpfs(mounts),
+        "Mounts": [_bind(mount) for mount in spec.mounts if mount.kind == "bind"],
+        "ShmSize": spec.shm_size,
+        "Init": False,
+        "AutoRemove": False,
+        "RestartPolicy": {"Name": "no"},
+        "OomScoreAdj": OOM_SCORE_ADJ,
+        "MaskedPaths": [*MASKED_PATHS, *host.masked_paths],
+        "ReadonlyPaths": list(READONLY_PATHS),
+        "Ulimits": [
+            {"Name": "nofile", "Soft": NOFILE_SOFT, "Hard": NOFILE_HARD},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+        ],
+        # ``local`` needs no logging daemon and, unlike json-file, does not grow lines to several times their size.
+        "LogConfig": {"Type": "local", "Config": _LOG_FILES},
+    }
+
+
+def _limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
+    linux_resources(resources, host)  # It refuses what the kernel would.
+    limits: dict[str, Any] = {}
+    if resources.cpus is not None:
+        limits["NanoCpus"] = round(resources.cpus * 1e9)
+    if resources.memory is not None:
+        # MemorySwap is memory and swap together: the same figure means no swap.
+        limits["Memory"] = limits["MemorySwap"] = resources.memory
+    if resources.pids is not None:
+        limits["PidsLimit"] = resources.pids
+    return limits
+
+
+def _mounts(spec: ContainerSpec, host: HostFacts) -> list[dict[str, Any]]:
+    """The mounts as the runtime-spec has them: checked, and the source of the tmpfs options below."""
+    for mount in spec.mounts:
+        if mount.kind == "bind":
+            check_mount_source(mount.source, daemon_paths=host.daemon_paths)
+    return runtime_mounts(
+        spec.mounts, tmp_size=spec.tmp_size, shm_size=spec.shm_size, etc=EtcFiles(), recursive_read_only=False
+    )
+
+
+def _tmpfs(mounts: list[dict[str, Any]]) -> dict[str, str]:
+    # /dev and what is below it Docker mounts by itself, in the same way.
+    return {
+        mount["destination"]: ",".join(mount["options"])
+        for mount in mounts
+        if mount["type"] == "tmpfs" and not f"{mount['destination']}/".startswith("/dev/")
+    }
+
+
+def _bind(mount: Mount) -> dict[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": mount.source,
+        "Target": mount.target,
+        "ReadOnly": mount.read_only,
+        # Docker refuses a source that does not exist, where its older form of binds would make a directory.
+        "BindOptions": {"Propagation": "rprivate"},
+    }

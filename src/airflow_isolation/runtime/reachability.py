@@ -1,0 +1,74 @@
+"""Why a daemon can't be reached, in words that name the socket and the remedy."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+
+from airflow_isolation.errors import RuntimeUnreachable
+
+_CONNECT_SECONDS = 1.0
+
+
+def unreachable(backend: str, socket_path: str, reason: str) -> RuntimeUnreachable:
+    """Look at the socket now, and say what is wrong with it; ``reason`` is what the failed call said."""
+    try:
+        status = Path(socket_path).stat()
+    except FileNotFoundError:
+        return RuntimeUnreachable(
+            f"{backend} can't be reached: there is no socket {socket_path}",
+            hint=f"Start {backend}, or correct socket_path",
+        )
+    except PermissionError:
+        return RuntimeUnreachable(
+            f"{backend} can't be reached: this process may not enter the directory of {socket_path}",
+            hint=_membership(socket_path, None),
+        )
+    except OSError as error:
+        return RuntimeUnreachable(
+            f"{backend} can't be reached at {socket_path}: {error.strerror}", hint="Correct socket_path"
+        )
+    if not stat.S_ISSOCK(status.st_mode):
+        return RuntimeUnreachable(
+            f"{backend} can't be reached: {socket_path} is not a socket", hint="Correct socket_path"
+        )
+    failure = _connect(socket_path)
+    if failure in (errno.EACCES, errno.EPERM):
+        return RuntimeUnreachable(
+            f"{backend} can't be reached: this process may not use the socket {socket_path}",
+            hint=_membership(socket_path, status),
+        )
+    if failure == errno.ECONNREFUSED:
+        return RuntimeUnreachable(
+            f"{backend} can't be reached: nothing listens at the socket {socket_path}",
+            hint=f"{backend} has ended or is being restarted: look at its log",
+        )
+    return RuntimeUnreachable(
+        f"{backend} at {socket_path} did not answer: {reason}",
+        hint=f"{backend} may be overloaded or restarting: look at its log",
+    )
+
+
+def _connect(socket_path: str) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_CONNECT_SECONDS)
+        try:
+            client.connect(socket_path)
+        except OSError as error:
+            return error.errno or 0
+    return 0
+
+
+def _membership(socket_path: str, status: os.stat_result | None) -> str:
+    who = f"uid {os.geteuid()}"
+    if status is None or not status.st_mode & stat.S_IWGRP or status.st_gid == 0:
+        return f"Run as root, or give {who} access to {socket_path} through a group"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    return f"Make the user with {who} a member of the group {group}, and start the process anew"

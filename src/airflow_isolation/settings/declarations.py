@@ -1,0 +1,498 @@
+"""Every key there is, declared once.
+
+Parsing, the provider info (``airflow config list``) and docs/settings.md all read these. A section's name says whom
+it is for; ``overriding_sections`` gives the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.settings import formats, quantities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_isolation.settings.effective import Backend, Purpose
+
+VERSION_ADDED: Final = "0.1.0"
+
+COMMON_SECTION: Final = "container_runtime"
+POLICY_SECTION: Final = "container_runtime_policy"
+LABELS_SUFFIX: Final = "_labels"
+ENVIRONMENT_SUFFIX: Final = "_environment"
+BACKENDS: Final[tuple[Backend, ...]] = ("containerd", "docker")
+PURPOSE_PREFIX: Final[dict[Purpose, str]] = {"task": "task_execution", "parse": "scheduler_dag_parsing"}
+
+
+class Place(Enum):
+    """Which sections of airflow.cfg a key may stand in; the value is the lowest of them.
+
+    ``EVERYWHERE`` is every section of ``overriding_sections``. ``HOST`` is [container_runtime] alone, for what can't
+    differ between the containers of a host. ``DOCUMENT`` is none: DAG metadata and executor_config alone.
+    """
+
+    EVERYWHERE = "[container_runtime] or a section that overrides it"
+    HOST = "[container_runtime]"
+    CONTAINERD = "[containerd_runtime]"
+    DOCKER = "[docker_runtime]"
+    POLICY = "[container_runtime_policy]"
+    CORE = "[core]"
+    DOCUMENT = "DAG metadata"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key.
+
+    Attributes:
+        parse: text to value, of one item when ``is_list``; raises ValueError with a sentence.
+        default: as it would be written; empty is "not set".
+        default_words: what not set means, for people.
+        author: DAG metadata and executor_config may set it too, below ``group`` when that is given.
+        is_list: in airflow.cfg separated by commas or lines, in YAML a list.
+        is_map: a map of names to text (a document's ``environment`` and ``labels``).
+
+    """
+
+    name: str
+    parse: Callable[[str], object]
+    description: str
+    default: str = ""
+    default_words: str = ""
+    example: str = ""
+    places: tuple[Place, ...] = (Place.EVERYWHERE,)
+    author: bool = False
+    group: str = ""
+    is_list: bool = False
+    is_map: bool = False
+
+    @property
+    def document_name(self) -> str:
+        """As DAG metadata writes it, such as ``resources.memory``."""
+        return f"{self.group}.{self.name}" if self.group else self.name
+
+
+_CONNECTION = (Place.CONTAINERD, Place.DOCKER)
+
+KEYS: Final[tuple[Key, ...]] = (
+    Key(
+        name="image",
+        parse=formats.parse_image,
+        author=True,
+        example="registry.example/team/airflow:3.3.2",
+        default_words="none: an image must be set somewhere",
+        description="The image that containers are made of, with a tag or digest. It needs Python, and Airflow of the "
+        "worker's minor version; its ENTRYPOINT is not run.",
+    ),
+    Key(
+        name="image_pull_policy",
+        parse=formats.parse_pull_policy,
+        author=True,
+        default="if_not_present",
+        example="never",
+        description="When the image is pulled: always, if_not_present or never.",
+    ),
+    Key(
+        name="image_pull_timeout",
+        parse=quantities.parse_duration,
+        author=True,
+        default="600",
+        example="10m",
+        description="How long a pull may take, in seconds.",
+    ),
+    Key(
+        name="volume_mount_yaml",
+        parse=formats.parse_path,
+        example="/etc/airflow/volumes.yaml",
+        description='Path of a YAML file with a list of volumes, such as "- /data/sales:/data:ro". It is a file of its '
+        "own because such lists get long. Without :rw a volume is read-only.",
+    ),
+    Key(
+        name="volumes",
+        parse=formats.parse_volume,
+        places=(Place.DOCUMENT,),
+        author=True,
+        is_list=True,
+        example='["/data/sales:/data:ro", "/scratch/sales:/scratch:rw"]',
+        description="Volumes as source:target[:ro|rw]; without :rw a volume is read-only. They are added to those of "
+        "lower layers; one with the same target replaces the other.",
+    ),
+    Key(
+        name="environment",
+        parse=formats.parse_text,
+        places=(Place.DOCUMENT,),
+        author=True,
+        is_map=True,
+        example="{REGION: eu, LOG_FORMAT: json}",
+        description="Environment variables, names kept as written. They are added to those of lower layers and of the "
+        "image, and are stronger. In airflow.cfg they have sections of their own.",
+    ),
+    Key(
+        name="labels",
+        parse=formats.parse_text,
+        places=(Place.DOCUMENT,),
+        author=True,
+        is_map=True,
+        example="{team: sales}",
+        description="Labels of the container, added to those of lower layers. Names that begin with io.airflow. are "
+        "ours. In airflow.cfg labels have sections of their own.",
+    ),
+    Key(
+        name="run_as_user",
+        parse=formats.parse_user,
+        author=True,
+        example="50000:0",
+        default_words="the image's USER",
+        description="Who the container runs as: a name of the image's /etc/passwd, a uid, or uid:gid. Uid 0 is refused "
+        "unless the policy has allow_root.",
+    ),
+    Key(
+        name="network",
+        parse=formats.parse_network,
+        author=True,
+        default="host",
+        example="none",
+        description="host, none (nothing but loopback, and Airflow still works) or the name of a network.",
+    ),
+    Key(
+        name="cpus",
+        parse=quantities.parse_cpus,
+        author=True,
+        group="resources",
+        example="500m",
+        default_words="no limit",
+        description="Limit in cores.",
+    ),
+    Key(
+        name="memory",
+        parse=quantities.parse_memory,
+        author=True,
+        group="resources",
+        example="2Gi",
+        default_words="no limit",
+        description="Limit in bytes; swap is off.",
+    ),
+    Key(
+        name="pids",
+        parse=quantities.parse_pids,
+        author=True,
+        group="resources",
+        default="4096",
+        example="256",
+        description="Limit for processes and threads together.",
+    ),
+    Key(
+        name="shm_size",
+        parse=quantities.parse_tmpfs_size,
+        author=True,
+        default="64Mi",
+        example="1Gi",
+        description="Size of /dev/shm. What lies in it counts as memory of the container.",
+    ),
+    Key(
+        name="tmp_size",
+        parse=quantities.parse_tmpfs_size,
+        author=True,
+        default="1Gi",
+        example="4Gi",
+        description="Size of /tmp, a tmpfs. What lies in it counts as memory of the container.",
+    ),
+    Key(
+        name="read_only_root",
+        parse=formats.parse_bool,
+        default="True",
+        example="False",
+        description="The image's file system is read-only; /tmp can be written to.",
+    ),
+    Key(
+        name="capabilities",
+        parse=formats.parse_capability,
+        author=True,
+        is_list=True,
+        example="NET_BIND_SERVICE",
+        default_words="none at all",
+        description="Linux capabilities that the container has. Nothing else is in its sets.",
+    ),
+    Key(
+        name="seccomp_profile",
+        parse=formats.parse_seccomp,
+        default="default",
+        example="/etc/airflow/seccomp.json",
+        description="default, unconfined, or the path of a profile in Docker's JSON form.",
+    ),
+    Key(
+        name="working_dir",
+        parse=formats.parse_working_dir,
+        author=True,
+        example="/srv/work",
+        default_words="the image's WORKDIR",
+        description="Directory in the container in which the workload begins.",
+    ),
+    Key(
+        name="timezone",
+        parse=formats.parse_timezone,
+        author=True,
+        example="Europe/Berlin",
+        default_words="the image's",
+        description="Local time in the container (TZ). Airflow itself works in UTC.",
+    ),
+    Key(
+        name="hostname",
+        parse=formats.parse_hostname,
+        author=True,
+        example="sales",
+        default_words="made by the backend",
+        description="Host name inside the container.",
+    ),
+    Key(
+        name="stop_grace_period",
+        parse=quantities.parse_grace_period,
+        author=True,
+        default="10",
+        example="30s",
+        description="Seconds between SIGTERM and SIGKILL.",
+    ),
+    Key(
+        name="start_timeout",
+        parse=quantities.parse_duration,
+        author=True,
+        default="60",
+        example="2m",
+        description="Seconds from the container's start until its agent must have reported. The pull doesn't count.",
+    ),
+    Key(
+        name="python",
+        parse=formats.parse_interpreter,
+        author=True,
+        default="python3",
+        example="/opt/venv/bin/python",
+        description="The interpreter in the image that has Airflow: a name on the image's PATH, or an absolute path.",
+    ),
+    Key(
+        name="cgroup_parent",
+        parse=formats.parse_cgroup_parent,
+        example="airflow",
+        default_words="the backend's own",
+        description="The cgroup below which containers are placed: one budget for all of them.",
+    ),
+    Key(
+        name="state_dir",
+        parse=formats.parse_path,
+        places=(Place.HOST,),
+        example="/run/airflow-isolation",
+        default_words="/run/airflow-isolation for root, else airflow-isolation in $XDG_RUNTIME_DIR, "
+        "else airflow-isolation-UID in the directory for temporary files",
+        description="Directory for sockets between worker and container, which live as long as a container.",
+    ),
+    Key(
+        name="socket_path",
+        parse=formats.parse_socket,
+        places=(Place.CONTAINERD,),
+        default="/run/containerd/containerd.sock",
+        example="/run/containerd/containerd.sock",
+        description="containerd's socket.",
+    ),
+    Key(
+        name="socket_path",
+        parse=formats.parse_socket,
+        places=(Place.DOCKER,),
+        default="/var/run/docker.sock",
+        example="/run/user/1000/docker.sock",
+        description="The Docker daemon's socket.",
+    ),
+    Key(
+        name="namespace",
+        parse=formats.parse_namespace,
+        places=(Place.CONTAINERD,),
+        default="airflow",
+        example="airflow",
+        description="containerd's namespace in which our containers and images live.",
+    ),
+    Key(
+        name="namespace",
+        parse=formats.parse_namespace,
+        places=(Place.DOCKER,),
+        default="airflow",
+        example="airflow",
+        description="Docker has no namespaces; a label with this value tells our containers from others'.",
+    ),
+    Key(
+        name="snapshotter",
+        parse=formats.parse_namespace,
+        places=(Place.CONTAINERD,),
+        default="overlayfs",
+        example="native",
+        description="The snapshotter that holds images and the containers' file systems.",
+    ),
+    Key(
+        name="runtime_binary",
+        parse=formats.parse_interpreter,
+        places=(Place.CONTAINERD,),
+        example="/usr/bin/crun",
+        default_words="containerd's own, runc",
+        description="The OCI runtime that containerd's shim calls.",
+    ),
+    Key(
+        name="hosts_dir",
+        parse=formats.parse_path,
+        places=(Place.CONTAINERD,),
+        example="/etc/containerd/certs.d",
+        default_words="registries as they are",
+        description="Directory with a hosts.toml for each registry: mirrors, certificates, plain HTTP.",
+    ),
+    Key(
+        name="cgroup_mount_path",
+        parse=formats.parse_path,
+        places=_CONNECTION,
+        default="/sys/fs/cgroup",
+        example="/sys/fs/cgroup",
+        description="Where the host has its cgroups.",
+    ),
+    Key(
+        name="allowed_images",
+        parse=formats.parse_text,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="registry.example/team/*",
+        default_words="all images",
+        description="Shell patterns; an image must match one, as written or in full (docker.io/library/python:3.12). "
+        "Holds for the final image, whoever set it, the hook included.",
+    ),
+    Key(
+        name="allowed_mount_sources",
+        parse=formats.parse_path,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="/data, /scratch",
+        default_words="none",
+        description="Directories of the host that authors may mount from. What volume_mount_yaml lists is allowed "
+        "always.",
+    ),
+    Key(
+        name="allowed_networks",
+        parse=formats.parse_network,
+        places=(Place.POLICY,),
+        is_list=True,
+        default="host,none",
+        example="none,sales",
+        description="Networks that authors may choose.",
+    ),
+    Key(
+        name="allowed_capabilities",
+        parse=formats.parse_capability,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="NET_BIND_SERVICE",
+        default_words="none",
+        description="Linux capabilities that authors may ask for.",
+    ),
+    Key(
+        name="max_cpus",
+        parse=quantities.parse_cpus,
+        places=(Place.POLICY,),
+        example="8",
+        default_words="no bound",
+        description="The most that authors may set as cpus. Set cpus in [container_runtime] as well, to bound those "
+        "who set nothing.",
+    ),
+    Key(
+        name="max_memory",
+        parse=quantities.parse_memory,
+        places=(Place.POLICY,),
+        example="32Gi",
+        default_words="no bound",
+        description="The most that authors may set as memory. Set memory in [container_runtime] as well, to bound "
+        "those who set nothing.",
+    ),
+    Key(
+        name="max_pids",
+        parse=quantities.parse_pids,
+        places=(Place.POLICY,),
+        example="8192",
+        default_words="no bound",
+        description="The most that authors may set as pids.",
+    ),
+    Key(
+        name="allow_root",
+        parse=formats.parse_bool,
+        places=(Place.POLICY,),
+        default="False",
+        example="True",
+        description="Containers may run as uid 0. Without it an image whose USER is root is refused.",
+    ),
+    Key(
+        name="task_execution_runtime",
+        parse=formats.parse_text,
+        places=(Place.CORE,),
+        example="containerd",
+        default_words="tasks run as stock Airflow runs them",
+        description="Where tasks run: empty, containerd or docker.",
+    ),
+    Key(
+        name="scheduler_dag_parsing_runtime",
+        parse=formats.parse_text,
+        places=(Place.CORE,),
+        example="containerd",
+        default_words="DAG files are parsed as stock Airflow parses them",
+        description="Where DAG files are parsed: empty, containerd or docker.",
+    ),
+)
+
+
+def overriding_sections(purpose: Purpose, backend: Backend) -> tuple[str, ...]:
+    """The sections that hold for a purpose on a backend, low to high."""
+    prefix = PURPOSE_PREFIX[purpose]
+    return (
+        COMMON_SECTION,
+        f"{backend}_runtime",
+        f"{prefix}_{COMMON_SECTION}",
+        f"{prefix}_{backend}_runtime",
+    )
+
+
+def runtime_sections() -> tuple[str, ...]:
+    """Every ``…_runtime`` section, for either purpose and backend."""
+    return tuple(
+        dict.fromkeys(
+            section
+            for purpose in PURPOSE_PREFIX
+            for backend in BACKENDS
+            for section in overriding_sections(purpose, backend)
+        )
+    )
+
+
+@cache
+def known_sections() -> frozenset[str]:
+    """Every section that is ours, siblings included; not [core]."""
+    runtime = runtime_sections()
+    siblings = (section + suffix for section in runtime for suffix in (LABELS_SUFFIX, ENVIRONMENT_SUFFIX))
+    return frozenset((*runtime, *siblings, POLICY_SECTION))
+
+
+def is_free(section: str) -> bool:
+    """The section's keys are labels or environment variables, and so the user's own."""
+    return section.endswith((LABELS_SUFFIX, ENVIRONMENT_SUFFIX))
+
+
+@cache
+def keys_of(section: str) -> tuple[Key, ...]:
+    """The keys that may stand in a section."""
+    places = {
+        "core": {Place.CORE},
+        POLICY_SECTION: {Place.POLICY},
+        COMMON_SECTION: {Place.EVERYWHERE, Place.HOST},
+        "containerd_runtime": {Place.EVERYWHERE, Place.CONTAINERD},
+        "docker_runtime": {Place.EVERYWHERE, Place.DOCKER},
+    }.get(section, {Place.EVERYWHERE})
+    return tuple(key for key in KEYS if not places.isdisjoint(key.places))
+
+
+@cache
+def author_keys() -> tuple[Key, ...]:
+    """The keys that DAG metadata and executor_config may set."""
+    return tuple(key for key in KEYS if key.author)

@@ -1,0 +1,126 @@
+"""The values that resolving gives: what holds for one workload, and where each value came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from airflow_isolation.container_spec import Resources, no_strings
+from airflow_isolation.errors import PolicyRefused, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from airflow_isolation.runtime.interface import PullPolicy
+
+Backend = Literal["containerd", "docker"]
+Purpose = Literal["task", "parse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was written.
+
+    Attributes:
+        source: a section of airflow.cfg, an environment variable, a file, ``executor_config``, the hook or ``default``.
+        key: the key as a reader of ``source`` finds it, such as ``container.resources.memory``.
+        line: counts from 1; None where there are no lines.
+        author: written by a DAG's author, not by the administrator: the policy holds for it.
+
+    """
+
+    source: str
+    key: str = ""
+    line: int | None = None
+    author: bool = False
+
+    def error(self, message: str, *, hint: str = "") -> SettingError:
+        """This value is wrong."""
+        return SettingError(message, source=self.source, line=self.line, key=self.key, hint=hint)
+
+    def refusal(self, message: str, *, hint: str = "") -> PolicyRefused:
+        """This value is well formed, but forbidden."""
+        return PolicyRefused(message, source=self.source, line=self.line, key=self.key, hint=hint)
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A directory or file of the host in the container. Paths are absolute and normalised; symlinks not yet looked at."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}:{'ro' if self.read_only else 'rw'}"
+
+
+class Row(NamedTuple):
+    """One effective setting, for people: the key, its value as text, and where it was written."""
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """How to reach the daemon, and the places on this host. The same for every workload of a backend.
+
+    Empty text is the backend's own default. ``snapshotter``, ``runtime_binary`` and ``hosts_dir`` are containerd's.
+    """
+
+    backend: Backend
+    socket_path: str
+    namespace: str
+    cgroup_mount_path: str
+    state_dir: Path
+    snapshotter: str = ""
+    runtime_binary: str = ""
+    hosts_dir: str = ""
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveSettings:
+    """What holds for one workload. Durations are seconds, sizes bytes; empty text is the image's or backend's default.
+
+    ``rows`` has every key with its value and origin, in the order of docs/settings.md; ``origins`` gives the origin
+    of one key, where ``environment``, ``labels`` and ``volumes`` go by ``environment.NAME``, ``labels.NAME`` and
+    ``volumes.TARGET``.
+    """
+
+    purpose: Purpose
+    connection: ConnectionSettings
+    image: str
+    image_pull_policy: PullPolicy
+    image_pull_timeout: float
+    volumes: tuple[Volume, ...]
+    environment: Mapping[str, str] = field(default_factory=no_strings)
+    labels: Mapping[str, str] = field(default_factory=no_strings)
+    run_as_user: str
+    allow_root: bool
+    network: str
+    resources: Resources
+    shm_size: int
+    tmp_size: int
+    read_only_root: bool
+    capabilities: frozenset[str]
+    seccomp_profile: str
+    working_dir: str
+    timezone: str
+    hostname: str
+    stop_grace_period: float
+    start_timeout: float
+    python: str
+    cgroup_parent: str
+    origins: Mapping[str, Origin]
+    rows: tuple[Row, ...]
+
+    @property
+    def backend(self) -> Backend:
+        return self.connection.backend

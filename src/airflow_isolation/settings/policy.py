@@ -1,0 +1,97 @@
+"""[container_runtime_policy]: what the administrator forbids. It refuses, and never rewrites.
+
+It holds for what authors set, in DAG metadata and executor_config, and for the final image, whoever chose it. What
+airflow.cfg itself sets is the administrator's own word, except for root: that needs ``allow_root`` always.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from airflow_isolation.settings.declarations import POLICY_SECTION, keys_of
+from airflow_isolation.settings.effective import Volume
+from airflow_isolation.settings.formats import is_root, qualified_image
+from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
+from airflow_isolation.settings.quantities import format_bytes
+
+if TYPE_CHECKING:
+    from airflow_isolation.settings.airflow_configuration import Configuration
+    from airflow_isolation.settings.effective import Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The policy as set. Empty ``allowed_images`` allows all; None is no bound."""
+
+    allowed_images: tuple[str, ...] = ()
+    allowed_mount_sources: tuple[str, ...] = ()
+    allowed_networks: tuple[str, ...] = ()
+    allowed_capabilities: tuple[str, ...] = ()
+    max_cpus: float | None = None
+    max_memory: int | None = None
+    max_pids: int | None = None
+    allow_root: Assignment
+
+    @classmethod
+    def configured(cls, configuration: Configuration) -> Policy:
+        """:raises SettingError: a key is unknown or a value doesn't parse."""
+        layer = {**default_layer(keys_of(POLICY_SECTION)), **declared_layer(configuration, POLICY_SECTION)}
+        allow_root = layer.pop("allow_root")
+        return cls(**{name: assignment.value for name, assignment in layer.items()}, allow_root=allow_root)
+
+    def check(self, layer: Layer) -> None:
+        """:raises PolicyRefused: an author set something that is not allowed; root also for the administrator."""
+        for name, (value, origin) in layer.items():
+            if name == "run_as_user" and is_root(value) and not self.allow_root.value:
+                raise origin.refusal(
+                    f"the user {value} is root, and root is not allowed",
+                    hint=f"Choose another user; the administrator can set allow_root = True in [{POLICY_SECTION}]",
+                )
+            if origin.author:
+                self._check_author(name, value, origin)
+
+    def check_image(self, image: Assignment) -> None:
+        """:raises PolicyRefused: the final image matches none of ``allowed_images``."""
+        names = {image.value, qualified_image(image.value)}
+        patterns = self.allowed_images
+        if patterns and not any(fnmatchcase(name, pattern) for name in names for pattern in patterns):
+            raise image.origin.refusal(
+                f"the image {image.value} is not allowed", hint=_allowed("allowed_images", patterns)
+            )
+
+    def _check_author(self, name: str, value: object, origin: Origin) -> None:
+        if isinstance(value, Volume):
+            source = PurePosixPath(value.source)
+            if not any(source.is_relative_to(prefix) for prefix in self.allowed_mount_sources):
+                raise origin.refusal(
+                    f"mounting {value.source} is not allowed",
+                    hint=_allowed("allowed_mount_sources", self.allowed_mount_sources),
+                )
+        elif name == "network":
+            if value not in self.allowed_networks:
+                raise origin.refusal(
+                    f"the network {value} is not allowed", hint=_allowed("allowed_networks", self.allowed_networks)
+                )
+        elif name == "capabilities":
+            for capability in value if isinstance(value, tuple) else ():
+                if capability not in self.allowed_capabilities:
+                    raise origin.refusal(
+                        f"the capability {capability} is not allowed",
+                        hint=_allowed("allowed_capabilities", self.allowed_capabilities),
+                    )
+        elif name in {"cpus", "memory", "pids"}:
+            self._check_bound(name, value, origin)
+
+    def _check_bound(self, name: str, value: object, origin: Origin) -> None:
+        bound = {"cpus": self.max_cpus, "memory": self.max_memory, "pids": self.max_pids}[name]
+        if bound is None or not isinstance(value, (int, float)) or value <= bound:
+            return
+        asked, most = (format_bytes(int(count)) if name == "memory" else str(count) for count in (value, bound))
+        raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
+
+
+def _allowed(key: str, allowed: tuple[str, ...]) -> str:
+    return f"[{POLICY_SECTION}] {key} is {', '.join(allowed) if allowed else 'empty, so none is'}"

@@ -1,0 +1,277 @@
+"""All settings in their order, low to high, into EffectiveSettings. Pure but for reading the YAML files.
+
+1. defaults, then the four sections of airflow.cfg that hold for purpose and backend (``overriding_sections``);
+2. the volumes of ``volume_mount_yaml``;
+3. the YAML beside the DAG file: ``container``, the backend's key, then their ``tasks`` that match;
+4. the task's executor_config: ``container``, then the backend's key;
+5. the hook, for the image;
+6. the policy, which refuses what authors set in 3 and 4, and the final image.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_isolation.container_spec import Resources
+from airflow_isolation.errors import SettingError
+from airflow_isolation.runtime.interface import PullPolicy
+from airflow_isolation.settings.dag_metadata import executor_config_metadata, read_dag_metadata
+from airflow_isolation.settings.declarations import (
+    BACKENDS,
+    COMMON_SECTION,
+    KEYS,
+    Place,
+    keys_of,
+    overriding_sections,
+)
+from airflow_isolation.settings.effective import ConnectionSettings, EffectiveSettings, Origin, Row, Volume
+from airflow_isolation.settings.hook import ask_hook
+from airflow_isolation.settings.layers import (
+    Assignment,
+    Layer,
+    check_section_names,
+    declared_layer,
+    default_layer,
+    section_layer,
+    volume_file_layer,
+)
+from airflow_isolation.settings.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from airflow_isolation.settings.airflow_configuration import Configuration
+    from airflow_isolation.settings.effective import Backend, Purpose
+    from airflow_isolation.settings.hook import ImageHook
+
+TASK_EXECUTION_FLAG: Final = "task_execution_runtime"
+DAG_PARSING_FLAG: Final = "scheduler_dag_parsing_runtime"
+
+_UNSET: Final = Assignment("", Origin("default"))
+_WORKLOAD_KEYS: Final = tuple(
+    key
+    for key in KEYS
+    if not {Place.POLICY, Place.CORE, Place.CONTAINERD, Place.DOCKER, Place.HOST}.intersection(key.places)
+)
+_WORKLOAD_DEFAULTS: Final = default_layer(_WORKLOAD_KEYS)
+_HOST_KEYS: Final = {
+    backend: tuple(key for key in keys_of(f"{backend}_runtime") if Place.EVERYWHERE not in key.places)
+    for backend in BACKENDS
+}
+_HOST_DEFAULTS: Final = {backend: default_layer(keys) for backend, keys in _HOST_KEYS.items()}
+
+
+def resolve(
+    purpose: Purpose,
+    backend: Backend,
+    *,
+    configuration: Configuration,
+    dag_file: Path | None = None,
+    bundle_path: Path | None = None,
+    dag_id: str = "",
+    task_id: str = "",
+    executor_config: Mapping[str, object] | None = None,
+    hook: ImageHook | None = None,
+) -> EffectiveSettings:
+    """What holds for a task, or for the parse of a DAG file.
+
+    :param dag_file: the DAG file, absolute or relative to ``bundle_path``; a member of a zip counts as the zip. Without
+        one no DAG metadata is read.
+    :param dag_id: only named in errors; settings don't depend on it.
+    :param task_id: chooses the ``tasks`` entries; without meaning for a parse.
+    :param hook: ``image_hook()``, or None for no hook.
+    :raises SettingError: a mistake, with source, line and key.
+    :raises PolicyRefused: the policy forbids something.
+    """
+    check_section_names(configuration)
+    policy = Policy.configured(configuration)
+    effective = dict(_WORKLOAD_DEFAULTS)
+    for section in overriding_sections(purpose, backend):
+        effective.update(section_layer(configuration, section))
+    connection = _connection(backend, effective)
+    if "volume_mount_yaml" in effective:
+        path, origin = effective["volume_mount_yaml"]
+        effective.update(volume_file_layer(Path(path), origin))
+    policy.check(effective)
+    for layer in _author_layers(
+        policy,
+        purpose,
+        backend,
+        dag_file=dag_file,
+        bundle_path=bundle_path,
+        task_id=task_id,
+        executor_config=executor_config,
+    ):
+        effective.update(layer)
+    effective["image"] = _final_image(effective.get("image"), purpose, backend, hook, dag_id=dag_id, task_id=task_id)
+    policy.check_image(effective["image"])
+    return _effective_settings(purpose, connection, effective, policy)
+
+
+def resolve_connection(backend: Backend, *, configuration: Configuration) -> ConnectionSettings:
+    """How to reach the daemon. Needs no image and no DAG.
+
+    :raises SettingError: a mistake in [container_runtime] or the backend's section.
+    """
+    check_section_names(configuration)
+    layer = declared_layer(configuration, COMMON_SECTION)
+    layer.update(declared_layer(configuration, f"{backend}_runtime"))
+    return _connection(backend, layer)
+
+
+def task_execution_backend(configuration: Configuration) -> Backend | None:
+    """[core] task_execution_runtime: where tasks run; None is stock Airflow.
+
+    :raises SettingError: neither empty nor a backend's name.
+    """
+    return _flag(configuration, TASK_EXECUTION_FLAG)
+
+
+def dag_parsing_backend(configuration: Configuration) -> Backend | None:
+    """[core] scheduler_dag_parsing_runtime: where DAG files are parsed; None is stock Airflow.
+
+    :raises SettingError: neither empty nor a backend's name.
+    """
+    return _flag(configuration, DAG_PARSING_FLAG)
+
+
+def default_state_dir() -> Path:
+    """Where sockets go when ``state_dir`` is not set."""
+    if os.geteuid() == 0:
+        return Path("/run/airflow-isolation")
+    runtime_dir = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime_dir.is_absolute():
+        return runtime_dir / "airflow-isolation"
+    return Path(tempfile.gettempdir(), f"airflow-isolation-{os.geteuid()}")
+
+
+def _author_layers(
+    policy: Policy,
+    purpose: Purpose,
+    backend: Backend,
+    *,
+    dag_file: Path | None,
+    bundle_path: Path | None,
+    task_id: str,
+    executor_config: Mapping[str, object] | None,
+) -> Iterable[Layer]:
+    metadata = read_dag_metadata(dag_file, bundle_path) if dag_file is not None else None
+    in_task = executor_config_metadata(executor_config)
+    for written in (metadata, in_task):
+        if written is None:
+            continue
+        # Also what holds for other tasks: a parse then shows the mistake where Airflow shows import errors.
+        for layer in written.everything(backend):
+            policy.check(layer)
+        yield from written.for_backend(backend, task_id if purpose == "task" else None)
+
+
+def _final_image(
+    image: Assignment | None, purpose: Purpose, backend: Backend, hook: ImageHook | None, *, dag_id: str, task_id: str
+) -> Assignment:
+    if image is None:
+        what = "this task" if task_id else "this DAG file"
+        of = f" of the DAG {dag_id}" if task_id and dag_id else ""
+        named = f"the task {task_id}{of}" if task_id else (f"the DAG {dag_id}" if dag_id else what)
+        sections = overriding_sections(purpose, backend)
+        raise SettingError(
+            f"no image is configured for {named}",
+            source=f"[{COMMON_SECTION}] in airflow.cfg",
+            key="image",
+            hint=f"Write image = … into [{sections[0]}] (or [{sections[-1]}]) of airflow.cfg, for all DAGs, or "
+            '"container: {image: …}" into a YAML file beside the DAG file, for that one',
+        )
+    return ask_hook(hook, image) if hook is not None else image
+
+
+def _connection(backend: Backend, layer: Layer) -> ConnectionSettings:
+    merged = {**_HOST_DEFAULTS[backend], **layer}
+    state_dir = merged.get("state_dir", Assignment(str(default_state_dir()), _UNSET.origin))
+    keys = [key.name for key in _HOST_KEYS[backend]]
+    values: dict[str, Any] = {name: merged.get(name, _UNSET).value for name in keys}
+    rows = [_row("state_dir", state_dir), *(_row(name, merged.get(name, _UNSET)) for name in keys)]
+    return ConnectionSettings(backend=backend, state_dir=Path(state_dir.value), rows=tuple(rows), **values)
+
+
+def _effective_settings(
+    purpose: Purpose, connection: ConnectionSettings, effective: Layer, policy: Policy
+) -> EffectiveSettings:
+    def value(name: str, unset: Any = "") -> Any:
+        return effective[name].value if name in effective else unset
+
+    def below(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): found.value for name, found in effective.items() if name.startswith(prefix)}
+
+    image_pull_policy: PullPolicy = value("image_pull_policy")
+    volumes: dict[str, Volume] = below("volumes.")
+    return EffectiveSettings(
+        purpose=purpose,
+        connection=connection,
+        image=value("image"),
+        image_pull_policy=image_pull_policy,
+        image_pull_timeout=value("image_pull_timeout"),
+        volumes=tuple(volumes.values()),
+        environment=MappingProxyType(below("environment.")),
+        labels=MappingProxyType(below("labels.")),
+        run_as_user=value("run_as_user"),
+        allow_root=policy.allow_root.value,
+        network=value("network"),
+        resources=Resources(cpus=value("cpus", None), memory=value("memory", None), pids=value("pids", None)),
+        shm_size=value("shm_size"),
+        tmp_size=value("tmp_size"),
+        read_only_root=value("read_only_root"),
+        capabilities=frozenset(value("capabilities", ())),
+        seccomp_profile=value("seccomp_profile"),
+        working_dir=value("working_dir"),
+        timezone=value("timezone"),
+        hostname=value("hostname"),
+        stop_grace_period=value("stop_grace_period"),
+        start_timeout=value("start_timeout"),
+        python=value("python"),
+        cgroup_parent=value("cgroup_parent"),
+        origins=MappingProxyType({name: found.origin for name, found in effective.items()}),
+        rows=_rows(effective, policy, connection),
+    )
+
+
+def _rows(effective: Layer, policy: Policy, connection: ConnectionSettings) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for key in _WORKLOAD_KEYS:
+        if key.is_map or key.name == "volumes":
+            rows += (_row(name, found) for name, found in effective.items() if name.startswith(f"{key.name}."))
+        else:
+            rows.append(_row(key.name, effective.get(key.name, _UNSET)))
+    return (*rows, _row("allow_root", policy.allow_root), *connection.rows)
+
+
+def _row(name: str, assignment: Assignment) -> Row:
+    value = assignment.value
+    if isinstance(value, PullPolicy):
+        text = value.value
+    elif isinstance(value, tuple):
+        text = ", ".join(str(item) for item in value)
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = str(value)
+    return Row(name, text, str(assignment.origin))
+
+
+def _flag(configuration: Configuration, name: str) -> Backend | None:
+    configured = configuration.section("core").get(name)
+    text = configured.text.strip() if configured else ""
+    if not configured or not text:
+        return None
+    for backend in BACKENDS:
+        if text == backend:
+            return backend
+    raise SettingError(
+        f"{text!r} is not a container runtime",
+        source=configured.source,
+        key=name,
+        hint=f"Write {' or '.join(BACKENDS)}, or leave it empty for stock Airflow",
+    )

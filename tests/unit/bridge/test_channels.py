@@ -1,0 +1,93 @@
+"""What a hostile peer can write, and what the readers make of it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
+from hypothesis import given
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def drain(reader: Callable[[socket.socket], bool], source: socket.socket) -> bool:
+    """Call the reader until there is nothing more; True while the channel is open."""
+    try:
+        while reader(source):
+            pass
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_frames_arrive_whole_however_they_are_cut(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    reader = FrameReader(lambda body: got.append(bytes(body)))
+    for byte in b"\0\0\0\2hi\0\0\0\5there":
+        theirs.send(bytes([byte]))
+        assert drain(reader, ours)
+    assert got == [b"hi", b"there"]
+
+
+@pytest.mark.parametrize("length", [0, 1025, 0xFFFFFFFF])
+def test_a_frame_of_no_or_too_many_bytes_is_refused_by_its_header(
+    pair: tuple[socket.socket, socket.socket], length: int
+) -> None:
+    ours, theirs = pair
+    theirs.send(length.to_bytes(4, "big"))
+    with pytest.raises(PeerViolation, match=f"{length} bytes"):
+        FrameReader(lambda _: None, limit=1024)(ours)
+
+
+def test_a_promised_frame_takes_no_memory_before_it_comes(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.send((200 * 1024 * 1024).to_bytes(4, "big"))
+    reader = FrameReader(lambda _: None)
+    assert drain(reader, ours)
+    assert len(reader._buffer) == 4
+
+
+def test_an_endless_line_arrives_in_pieces(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    reader = LineReader(got.append, limit=100)
+    for _ in range(10):
+        theirs.send(b"x" * 64)
+        assert drain(reader, ours)
+        assert len(reader._buffer) <= 100
+    theirs.close()
+    assert not drain(reader, ours)
+    assert b"".join(got) == b"x" * 640
+
+
+def test_the_last_line_needs_no_newline(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    theirs.send(b"one\ntwo")
+    theirs.close()
+    assert not drain(LineReader(got.append), ours)
+    assert got == [b"one", b"two"]
+
+
+@given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)), st.integers(1, 7))
+def test_lines_come_back_as_they_were(lines: list[bytes], step: int) -> None:
+    got: list[bytes] = []
+    reader = LineReader(got.append)
+    stream = b"".join(line + b"\n" for line in lines)
+    for start in range(0, len(stream), step):
+        reader._take(stream[start : start + step])
+    assert got == lines

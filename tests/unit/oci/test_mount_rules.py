@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_isolation.container_spec import Mount
+from airflow_isolation.errors import SpecRefused
+from airflow_isolation.oci.account import Account
+from airflow_isolation.oci.etc_files import EtcFiles
+from airflow_isolation.oci.mounts import check_mount_source, check_mount_target, runtime_mounts
+
+ACCOUNT = Account(uid=50000, gid=7, additional_gids=(7,))
+ETC = EtcFiles(hostname="/s/hostname", hosts="/s/hosts", resolv_conf="/s/resolv.conf")
+
+
+def emitted(*mounts: Mount, rro: bool = True, etc: EtcFiles = ETC, tmp_size: int = 1, shm_size: int = 2) -> dict[str, dict]:
+    entries = runtime_mounts(
+        mounts, account=ACCOUNT, tmp_size=tmp_size, shm_size=shm_size, etc=etc, recursive_read_only=rro
+    )
+    return {entry["destination"]: entry for entry in entries}
+
+
+@pytest.mark.parametrize("target", ["/data", "/opt/airflow/dags", "/tmp", "/tmp/x", "/procedures", "/run/other", "/a b"])
+def test_targets_that_may_be(target: str) -> None:
+    check_mount_target(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("", "data", "./data", "/data/", "//data", "/data/../etc", "/data/.", "/data//x", "/a\0b", "/" + "a" * 5000),
+        *("/", "/proc", "/proc/self", "/sys", "/sys/fs/cgroup", "/dev", "/dev/shm", "/run", "/var/run"),
+        *("/run/airflow-isolation", "/run/airflow-isolation/agent.py", "/var/run/airflow-isolation"),
+    ],
+)
+def test_targets_that_may_not_be(target: str) -> None:
+    with pytest.raises(SpecRefused, match=r"mount target|over '/'"):
+        check_mount_target(target)
+
+
+def test_our_own_directory_is_for_our_own_mounts() -> None:
+    check_mount_target("/run/airflow-isolation/agent.py", ours=True)
+
+
+def test_even_our_own_mounts_stay_out_of_proc() -> None:
+    with pytest.raises(SpecRefused, match="/proc"):
+        check_mount_target("/proc/sys", ours=True)
+
+
+@given(st.text("/.ab", max_size=12))
+def test_an_accepted_target_is_clean(target: str) -> None:
+    try:
+        check_mount_target(target)
+    except SpecRefused:
+        return
+    assert target.startswith("/")
+    assert all(part not in {"", ".", ".."} for part in target[1:].split("/"))
+
+
+@pytest.mark.parametrize("source", ["/data", "/srv/dags", "/run/secrets", "/etc/ssl/certs", "/var/lib/sales", "/usr"])
+def test_sources_that_may_be_seen(source: str) -> None:
+    check_mount_source(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("/", "/proc", "/proc/1", "/sys", "/sys/fs/cgroup", "/dev", "/dev/sda", "/dev/shm"),
+        *("/run", "/var/run", "/var", "/var/lib", "/run/docker.sock", "/var/run/docker.sock"),
+        *("/run/containerd/containerd.sock", "/run/containerd", "/var/lib/docker/volumes/x/_data", "/var/lib/containerd"),
+        *("data", "/data/", "/data/../proc", ""),
+    ],
+)
+def test_sources_that_may_not_be_seen(source: str) -> None:
+    with pytest.raises(SpecRefused, match="mount source"):
+        check_mount_source(source)
+
+
+@pytest.mark.parametrize("source", ["/srv/own/c.sock", "/srv/own", "/srv"])
+def test_the_daemon_in_use_is_not_shown_wherever_its_socket_is(source: str) -> None:
+    check_mount_source(source)
+    with pytest.raises(SpecRefused, match=r"give the container /srv/own/c\.sock"):
+        check_mount_source(source, daemon_paths=("/srv/own/c.sock",))
+
+
+def test_a_bind_is_private_and_without_devices_and_suid() -> None:
+    entry = emitted(Mount(target="/data", source="/srv/data", read_only=False))["/data"]
+    assert entry["source"] == "/srv/data"
+    assert set(entry["options"]) == {"rbind", "rw", "rprivate", "nosuid", "nodev"}
+
+
+def test_a_read_only_bind_is_so_all_the_way_down() -> None:
+    entry = emitted(Mount(target="/data", source="/srv/data"))["/data"]
+    assert set(entry["options"]) == {"rbind", "ro", "rro", "rprivate", "nosuid", "nodev"}
+
+
+def test_without_rro_a_read_only_bind_leaves_out_what_is_mounted_below() -> None:
+    entry = emitted(Mount(target="/data", source="/srv/data"), rro=False)["/data"]
+    assert set(entry["options"]) == {"bind", "ro", "rprivate", "nosuid", "nodev"}
+
+
+def test_a_tmpfs_belongs_to_the_user() -> None:
+    mount = Mount(target="/scratch", kind="tmpfs", read_only=False, size=4096, mode=0o700, executable=True)
+    assert emitted(mount)["/scratch"] == {
+        "destination": "/scratch",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "nodev", "rw", "exec", "mode=700", "uid=50000", "gid=7", "size=4096"],
+    }
+
+
+def test_a_tmpfs_runs_nothing_unless_it_is_asked_to() -> None:
+    assert "noexec" in emitted(Mount(target="/scratch", kind="tmpfs", read_only=False))["/scratch"]["options"]
+
+
+def test_programs_run_from_tmp_but_not_from_shm_and_run() -> None:
+    entries = emitted()
+    assert "exec" in entries["/tmp"]["options"]
+    for target in ("/dev/shm", "/run", "/dev"):
+        assert "noexec" in entries[target]["options"]
+
+
+def test_sizes() -> None:
+    entries = emitted(tmp_size=123, shm_size=456)
+    assert "size=123" in entries["/tmp"]["options"]
+    assert "size=456" in entries["/dev/shm"]["options"]
+
+
+@pytest.mark.parametrize("sizes", [{"tmp_size": 0}, {"tmp_size": -1}, {"shm_size": 0}])
+def test_a_size_that_would_mean_unlimited_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(SpecRefused, match=next(iter(sizes))):
+        emitted(**sizes)
+
+
+def test_a_mount_on_tmp_takes_the_place_of_ours() -> None:
+    assert emitted(Mount(target="/tmp", source="/srv/tmp"))["/tmp"]["source"] == "/srv/tmp"
+
+
+def test_the_etc_files_are_read_only() -> None:
+    entry = emitted()["/etc/hosts"]
+    assert entry["source"] == "/s/hosts"
+    assert {"ro", "nosuid", "nodev", "noexec", "rprivate"} < set(entry["options"])
+
+
+@pytest.mark.parametrize(("target", "left"), [("/etc/hosts", 2), ("/etc", 0), ("/etc/ssl", 3)])
+def test_a_mount_on_or_above_an_etc_file_is_stronger(target: str, left: int) -> None:
+    entries = emitted(Mount(target=target, source="/srv/x"))
+    assert entries[target]["source"] == "/srv/x"
+    assert sum(entry["source"].startswith("/s/") for entry in entries.values()) == left
+
+
+def test_two_mounts_on_one_target_are_refused() -> None:
+    with pytest.raises(SpecRefused, match="two mounts have the target '/data'"):
+        emitted(Mount(target="/data", source="/a"), Mount(target="/data", source="/b"))
+
+
+@given(st.lists(st.sampled_from(["/d", "/d/e", "/d/e/f", "/d-x", "/a", "/tmp/x", "/run/x/y"]), unique=True))
+def test_parents_come_before_children(targets: list[str]) -> None:
+    seen: list[str] = []
+    for target in emitted(*(Mount(target=target, source="/srv") for target in targets)):
+        assert not any(earlier.startswith(f"{target}/") for earlier in seen)
+        seen.append(target)
+    assert set(targets) < set(seen)
