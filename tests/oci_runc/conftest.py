@@ -10,7 +10,7 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from airflow_isolation.container_spec import ContainerSpec
 
-PROBE = Path(__file__).resolve().parent.parent / "probe" / "probe.py"
-PYTHON = "/usr/bin/python3"
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nairflow:x:50000:0:Airflow:/home/airflow:/bin/bash\n"
 GROUP = "root:x:0:\ndata:x:70:airflow\ntask:x:50000:\n"
 SECONDS = 60
@@ -61,39 +59,37 @@ class Runc:
     ) -> dict[str, Any]:
         image = image or ImageConfig(architecture=self.host.architecture, user="airflow")
         account = resolve_account(spec.user or image.user, passwd=PASSWD, group=GROUP, allow_root=spec.allow_root)
-        id = new_container_id("test")
+        container_id = new_container_id("test")
         document = build_runtime_spec(
             spec,
-            id=id,
+            id=container_id,
             image=image,
             account=account,
             host=self.host,
             seccomp=load_profile(spec.seccomp),
             etc=etc or EtcFiles(),
             # Without a parent: a parent's directories would stay behind in every hierarchy.
-            cgroups_path=f"/{id}",
+            cgroups_path=f"/{container_id}",
         )
         document["root"]["path"] = str(self.rootfs)
         return document
 
     def start(self, document: dict[str, Any], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        id = document["linux"]["cgroupsPath"].strip("/")
-        bundle = self.directory / id
+        container_id = document["linux"]["cgroupsPath"].strip("/")
+        bundle = self.directory / container_id
         bundle.mkdir()
         (bundle / "config.json").write_text(json.dumps(document))
         try:
-            return run("runc", f"--root={self.directory / 'runc'}", "run", f"--bundle={bundle}", id, check=check)
+            return run(
+                "runc", f"--root={self.directory / 'runc'}", "run", f"--bundle={bundle}", container_id, check=check
+            )
         finally:
-            run("runc", f"--root={self.directory / 'runc'}", "delete", "--force", id)
+            run("runc", f"--root={self.directory / 'runc'}", "delete", "--force", container_id)
 
     def probe(self, spec: ContainerSpec, **more: Any) -> dict[str, Any]:
-        """What tests/probe says inside the container of ``spec``, whose argv mounts and runs it."""
+        """What tests/probe says inside the container of ``spec``, which mounts it and runs it."""
         reality: dict[str, Any] = json.loads(self.run(spec, **more))
         return reality
-
-
-class MakeSpec(Protocol):
-    def __call__(self, *needles: str, **changes: Any) -> ContainerSpec: ...
 
 
 @pytest.fixture(scope="session")

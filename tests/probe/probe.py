@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import glob
 import json
 import os
 import platform
@@ -24,6 +23,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -63,7 +66,7 @@ def error_name(number: int) -> str:
     return errno.errorcode.get(number, str(number)) if number else "ok"
 
 
-def attempt(action) -> str:
+def attempt(action: Callable[[], object]) -> str:
     """``ok``, or the name of the error that the kernel gave."""
     try:
         action()
@@ -80,7 +83,7 @@ def syscall(name: str, *arguments: object) -> str:
     return "ok" if result >= 0 else error_name(ctypes.get_errno())
 
 
-def in_child(action) -> str:
+def in_child(action: Callable[[], str]) -> str:
     """Run ``action`` in a child, so that what it does to its process (a new namespace, say) stays there."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -110,7 +113,7 @@ def capabilities(status: dict[str, str]) -> dict[str, list[int]]:
 
 def mounts() -> list[dict[str, object]]:
     """mountinfo (proc(5)); ``options`` are the mount's own, ``super_options`` the file system's."""
-    found = []
+    found: list[dict[str, object]] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         fields, more = left.split(" "), right.split(" ")
@@ -158,12 +161,12 @@ def executable(directory: str) -> str:
 def masked(path: str) -> str:
     """``absent``, ``masked`` (a null device, or an empty read-only directory), ``readable`` or the error."""
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
         if stat.S_ISCHR(found.st_mode):
             return "masked" if found.st_rdev == os.makedev(1, 3) else "readable"
         if stat.S_ISDIR(found.st_mode):
-            return "readable" if os.listdir(path) else "masked"
-        with open(path, "rb") as file:
+            return "readable" if any(Path(path).iterdir()) else "masked"
+        with Path(path).open("rb") as file:
             file.read(1)
     except FileNotFoundError:
         return "absent"
@@ -229,16 +232,16 @@ def make_device() -> str:
 
     def make() -> None:
         os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(254, 0))
-        os.unlink(path)
+        Path(path).unlink()
 
     return attempt(make)
 
 
 def processes() -> dict[str, str]:
     found = {}
-    for directory in glob.glob("/proc/[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            found[directory.rpartition("/")[2]] = Path(directory, "comm").read_text().strip()
+            found[directory.name] = (directory / "comm").read_text().strip()
         except OSError:
             continue
     return found
@@ -246,15 +249,15 @@ def processes() -> dict[str, str]:
 
 def devices() -> list[str]:
     # Not glob, which would walk through /dev/fd into what is open.
-    paths = (os.path.join(directory, name) for directory, _, names in os.walk("/dev") for name in names)
-    return sorted(path for path in paths if stat.S_IFMT(os.lstat(path).st_mode) in {stat.S_IFCHR, stat.S_IFBLK})
+    paths = (Path(directory, name) for directory, _, names in os.walk("/dev") for name in names)
+    return sorted(str(path) for path in paths if stat.S_IFMT(path.lstat().st_mode) in {stat.S_IFCHR, stat.S_IFBLK})
 
 
 def descriptors() -> dict[str, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for name in list(Path("/proc/self/fd").iterdir()):
         try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
+            found[name.name] = str(name.readlink())
         except FileNotFoundError:  # the one that read the directory
             continue
     return found
@@ -263,17 +266,15 @@ def descriptors() -> dict[str, str]:
 def find(needles: list[str]) -> list[dict[str, str]]:
     """Where a needle stands: environments and command lines of every process but this one's command line."""
     found = []
-    for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
-        if path in {f"/proc/{os.getpid()}/cmdline", "/proc/self/cmdline"}:
-            continue
+    for path in [*Path("/proc").glob("[0-9]*/environ"), *Path("/proc").glob("[0-9]*/cmdline")]:
         try:
-            content = Path(path).read_bytes()
+            content = path.read_bytes()
         except OSError:
             continue
-        # A shell that started the probe has the needles in its own command line.
-        if path.endswith("/cmdline") and Path(__file__).name.encode() in content:
+        # This process, and a shell that started it, have the needles in their own command lines.
+        if path.name == "cmdline" and Path(__file__).name.encode() in content:
             continue
-        found += [{"needle": needle, "where": path} for needle in needles if needle.encode() in content]
+        found += [{"needle": needle, "where": str(path)} for needle in needles if needle.encode() in content]
     found += [{"needle": needle, "where": "os.environ"} for needle in needles if needle in repr(dict(os.environ))]
     return found
 
@@ -318,11 +319,11 @@ def reality(needles: list[str]) -> dict[str, object]:
         },
         "oom_score_adj": int(Path("/proc/self/oom_score_adj").read_text()),
         "pid": os.getpid(),
-        "namespaces": {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES},
+        "namespaces": {name: Path(f"/proc/self/ns/{name}").stat().st_ino for name in NAMESPACES},
         "cgroup": Path("/proc/self/cgroup").read_text(),
         "mounts": mounts(),
         "sizes": sizes(("/tmp", "/run", "/dev/shm")),
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "environ": dict(os.environ),
         "argv": sys.argv,
         "hostname": socket.gethostname(),

@@ -64,7 +64,9 @@ def serve(address: str) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         worker.connect(address)
         worker.send(json.dumps({"hello": hello()}).encode())
-        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, 4, socket.MSG_CMSG_CLOEXEC)
+        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, 4)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # recv_fds drops its flags argument, MSG_CMSG_CLOEXEC with it
         if not packet:
             return 0  # the worker did not want us, or is gone: nothing has been started
         start = json.loads(packet)["start"]

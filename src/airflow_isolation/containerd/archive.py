@@ -126,7 +126,7 @@ class Archive:
     def _open(self) -> IO[bytes]:
         """The tar file itself; a compressed one is decompressed into a nameless file first."""
         try:
-            file = open(self.path, "rb")  # noqa: PTH123
+            file = open(self.path, "rb")  # noqa: PTH123, SIM115
         except FileNotFoundError as error:
             raise InvalidArchive(f"there is no file {self.path}") from error
         except OSError as error:

@@ -10,8 +10,20 @@ if TYPE_CHECKING:
 
 
 def connect(settings: ConnectionSettings) -> ContainerRuntime:
-    """A connection to the daemon that the settings name; the caller closes it.
+    """A runtime on the daemon that the settings name; the caller closes it. It connects at its first call."""
+    # A client library is imported only by the backend that needs it.
+    if settings.backend == "docker":
+        from airflow_isolation.runtime.docker import DockerRuntime
 
-    :raises RuntimeUnreachable: nobody answers at the socket.
-    """
-    raise NotImplementedError
+        return DockerRuntime(settings.socket_path, settings.namespace, settings.state_dir)
+    from airflow_isolation.runtime.containerd import ContainerdRuntime
+
+    return ContainerdRuntime(
+        settings.socket_path,
+        settings.namespace,
+        settings.state_dir,
+        snapshotter=settings.snapshotter,
+        runtime_binary=settings.runtime_binary,
+        hosts_dir=settings.hosts_dir,
+        cgroup_mount_path=settings.cgroup_mount_path,
+    )

@@ -14,10 +14,10 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from datetime import timedelta, timezone
 from functools import cached_property, partial
 from pathlib import Path
-from datetime import timezone
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.containerd import errors as containerd
+from airflow_isolation.containerd import images
 from airflow_isolation.containerd.api import (
     containers_pb2,
     runc_options_pb2,
@@ -32,13 +33,19 @@ from airflow_isolation.containerd.api import (
     task_types_pb2,
     tasks_pb2,
 )
+from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.payload import SPEC, pack, pack_json
+from airflow_isolation.containerd.progress import ignore
+from airflow_isolation.containerd.pull import pull
+from airflow_isolation.containerd.unpack import is_unpacked, link, unpack
 from airflow_isolation.errors import (
     ContainerFailed,
     ContainerNotFound,
     ContainerRuntimeError,
+    ImageInvalid,
     ImageNotFound,
+    ImagePullFailed,
     RuntimeUnreachable,
     SpecRefused,
 )
@@ -50,12 +57,12 @@ from airflow_isolation.oci import (
     check_mount_source_on_disk,
     container_hostname,
     load_profile,
-    needs_account_files,
     read_host,
     resolve_account,
     write_etc_files,
 )
 from airflow_isolation.runtime.containerd_errors import translated
+from airflow_isolation.runtime.containerd_stats import task_stats
 from airflow_isolation.runtime.interface import (
     Container,
     ContainerRuntime,
@@ -69,6 +76,7 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
@@ -81,6 +89,8 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.containerd.layout import Layout
+    from airflow_isolation.containerd.progress import Report
     from airflow_isolation.oci import Account, HostFacts, ImageConfig
 
 logger = logging.getLogger(__name__)
@@ -92,6 +102,7 @@ _NETWORKS = ("host", "none")
 _UNDO_SECONDS = 20.0
 _REMOVE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+_UNPACK_LEASE = timedelta(hours=1)
 
 _STATES = {
     task_types_pb2.CREATED: ContainerState.CREATED,
@@ -154,14 +165,63 @@ class ContainerdRuntime(ContainerRuntime):
             backend="containerd", version=version, socket_path=self._socket_path, namespace=self._namespace
         )
 
+    def ensure_image(
+        self,
+        reference: str,
+        policy: PullPolicy = PullPolicy.IF_NOT_PRESENT,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        timeout: float = 600.0,
+    ) -> Image:
+        if policy is PullPolicy.NEVER:
+            return self._unpacked(reference, hint="Import it, or set image_pull_policy to if_not_present")
+        if policy is PullPolicy.IF_NOT_PRESENT:
+            with suppress(ImageNotFound):
+                return self._unpacked(reference)
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        with self._translated(f"pull {reference}", missing=ImageNotFound, failed=ImagePullFailed):
+            client = self._connected()
+            image = pull(
+                client,
+                reference,
+                lock_directory=self._state_dir,
+                always=policy is PullPolicy.ALWAYS,
+                snapshotter=self._snapshotter,
+                host_directory=self._hosts_dir,
+                progress=_reporter(progress),
+                timeout=timeout,
+            )
+            return _described(image, images.resolve(client, image))
+
+    def import_image(
+        self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
+    ) -> tuple[Image, ...]:
+        with self._translated(f"import {archive}", failed=ImageInvalid):
+            client = self._connected()
+            imported = import_archive(
+                client, archive, name=reference, snapshotter=self._snapshotter, progress=_reporter(progress)
+            )
+            return tuple(_described(image, images.resolve(client, image)) for image in imported)
+
+    def list_images(self) -> tuple[Image, ...]:
+        with self._translated("list the images"):
+            client = self._connected()
+            found = images.list_all(client)
+            return tuple(map(partial(_described_if_whole, client), found))
+
+    def remove_image(self, reference: str) -> None:
+        with self._translated(f"remove the image {reference}", missing=ImageNotFound):
+            images.remove(self._connected(), reference)
+
     def create(self, id: str, spec: ContainerSpec) -> Container:
         check_identifier(id)
         _check_network(spec)
         for mount in spec.mounts:
             if mount.kind == "bind":
                 check_mount_source_on_disk(mount.source)
-        image = self._local_image(spec.image)
-        account = self._account(image, spec)
+        stored, layout = self._found(spec.image)
+        image = ImageConfig.parse(layout.config_json)
+        account = self._account(spec, layout, image.user)
         files = self._files(id)
         etc = EtcFiles(
             hostname=str(files / "hostname"), hosts=str(files / "hosts"), resolv_conf=str(files / "resolv.conf")
@@ -170,7 +230,7 @@ class ContainerdRuntime(ContainerRuntime):
         document = build_runtime_spec(
             spec,
             id=id,
-            image=image.config,
+            image=image,
             account=account,
             host=self._host,
             seccomp=load_profile(spec.seccomp),
@@ -182,7 +242,7 @@ class ContainerdRuntime(ContainerRuntime):
         record = containers_pb2.Container(
             id=id,
             labels=spec.labels,
-            image=image.name,
+            image=stored.name,
             runtime=containers_pb2.Container.Runtime(name=_SHIM, options=self._runtime_options()),
             spec=pack_json(SPEC, document),
             snapshotter=self._snapshotter,
@@ -196,7 +256,7 @@ class ContainerdRuntime(ContainerRuntime):
                 record = client.containers.Create(containers_pb2.CreateContainerRequest(container=record)).container
             with self._translated(f"make a file system of the image {spec.image}", missing=ImageNotFound):
                 prepare = snapshots_pb2.PrepareSnapshotRequest(
-                    snapshotter=self._snapshotter, key=snapshot_key, parent=image.chain_id
+                    snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
             files.mkdir(parents=True, mode=0o755)
@@ -261,6 +321,15 @@ class ContainerdRuntime(ContainerRuntime):
         records.sort(key=lambda record: (record.created_at.ToNanoseconds(), record.id))
         return tuple(_container(record, processes.get(record.id)) for record in records)
 
+    def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
+        wanted = [f"id=={_quoted(check_identifier(id))}" for id in ids]
+        if not wanted:
+            return {}
+        with self._translated("ask for counters"):
+            metrics = self._connected().tasks.Metrics(tasks_pb2.MetricsRequest(filters=wanted)).metrics
+        counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
+        return {id: stats for id, stats in counted if stats is not None}
+
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         self.get(id)
         try:
@@ -275,47 +344,6 @@ class ContainerdRuntime(ContainerRuntime):
             client, self._client = self._client, None
         if client is not None:
             client.close()
-
-    def ensure_image(self, reference, policy=PullPolicy.IF_NOT_PRESENT, *, progress=None, timeout=600.0):
-        image = self._local_image(reference)
-        return Image(reference=image.name, digest=image.digest, architecture=image.config.architecture)
-
-    def import_image(self, archive, *, reference="", progress=None):
-        raise NotImplementedError
-
-    def list_images(self):
-        raise NotImplementedError
-
-    def remove_image(self, reference):
-        raise NotImplementedError
-
-    def stats(self, ids):
-        return {}
-
-    def _local_image(self, reference):
-        from types import SimpleNamespace
-        import hashlib
-        from airflow_isolation.containerd.api import images_pb2, content_pb2
-        client = self._connected()
-        name = reference if "/" in reference else f"docker.io/library/{reference}"
-        with self._translated("image", missing=ImageNotFound):
-            target = client.images.Get(images_pb2.GetImageRequest(name=name)).image.target
-            def read(digest):
-                return b"".join(part.data for part in client.content.Read(content_pb2.ReadContentRequest(digest=digest)))
-            d = target.digest
-            m = json.loads(read(d))
-            if "manifests" in m:
-                d = m["manifests"][0]["digest"]
-                m = json.loads(read(d))
-            raw = read(m["config"]["digest"])
-        chain = ""
-        for diff in json.loads(raw)["rootfs"]["diff_ids"]:
-            chain = diff if not chain else "sha256:" + hashlib.sha256(f"{chain} {diff}".encode()).hexdigest()
-        return SimpleNamespace(name=name, digest=target.digest, config=ImageConfig.parse(raw), chain_id=chain)
-
-    def _account(self, image, spec):
-        user = spec.user or image.config.user
-        return resolve_account(user, passwd="app:x:1000:1000::/home/app:/bin/sh\nrooty:x:0:0::/root:/bin/sh\n", group="app:x:1000:\nextra:x:2000:app\n", allow_root=spec.allow_root, image=spec.image)
 
     # Below: what the methods above have in common.
 
@@ -337,7 +365,45 @@ class ContainerdRuntime(ContainerRuntime):
 
     @cached_property
     def _host(self) -> HostFacts:
-        return read_host(daemon_paths=(self._socket_path,), runtime=self._runtime_binary or "runc")
+        return read_host(
+            daemon_pid=peer_pid(self._socket_path),
+            daemon_paths=(self._socket_path,),
+            runtime=self._runtime_binary or "runc",
+        )
+
+    def _found(self, reference: str, *, hint: str = "") -> tuple[images.Image, Layout]:
+        """The image in the store, as it is on this host.
+
+        :raises ImageNotFound: no image has that name.
+        :raises ImageInvalid: for other platforms only, or it can't be read.
+        """
+        with self._translated(f"use the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
+            client = self._connected()
+            try:
+                image = images.get(client, reference)
+            except containerd.NotFound as error:
+                error.hint = hint or error.hint
+                raise
+            return image, images.resolve(client, image)
+
+    def _account(self, spec: ContainerSpec, layout: Layout, image_user: str) -> Account:
+        user = spec.user or image_user
+        passwd, group = (
+            "app:x:1000:1000::/home/app:/bin/sh\nrooty:x:0:0::/root:/bin/sh\n",
+            "app:x:1000:\nextra:x:2000:app\n",
+        )
+        return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
+
+    def _unpacked(self, reference: str, *, hint: str = "") -> Image:
+        image, layout = self._found(reference, hint=hint)
+        with self._translated(f"unpack the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
+            client = self._connected()
+            if not is_unpacked(client, layout, self._snapshotter):
+                # Somebody else brought it, for another snapshotter or none.
+                with client.lease(expires=_UNPACK_LEASE) as leased:
+                    unpack(leased, layout, snapshotter=self._snapshotter)
+                    link(leased, layout, self._snapshotter)
+        return _described(image, layout)
 
     def _runtime_options(self) -> AnyMessage | None:
         return pack(runc_options_pb2.Options(binary_name=self._runtime_binary)) if self._runtime_binary else None
@@ -394,9 +460,7 @@ class ContainerdRuntime(ContainerRuntime):
             if _left(deadline) <= _PAUSE_SECONDS:
                 raise containerd.DeadlineExceeded(f"the container {id} does not end: {reason.detail}", call=reason.call)
             try:
-                tasks.Kill(
-                    tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL), timeout=_left(deadline)
-                )
+                tasks.Kill(tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL), timeout=_left(deadline))
                 tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
             except containerd.NotFound:
                 pass
@@ -435,6 +499,35 @@ class _TaskExit(ExitQuestion):
         self._cancelled.set()
         if self._call is not None:
             self._call.cancel()
+
+    def close(self) -> None:
+        self._call = None
+
+
+def _described(image: images.Image, layout: Layout) -> Image:
+    config = ImageConfig.parse(layout.config_json)
+    return Image(
+        reference=image.name,
+        digest=image.digest,
+        size=layout.size,
+        created_at=config.created,
+        architecture=config.architecture,
+        labels=config.labels,
+    )
+
+
+def _described_if_whole(client: Client, image: images.Image) -> Image:
+    """An image that can't be used here is listed too, so that it can be removed."""
+    try:
+        return _described(image, images.resolve(client, image))
+    except (containerd.ImageError, ImageInvalid):
+        return Image(reference=image.name, digest=image.digest, created_at=image.created_at)
+
+
+def _reporter(progress: Callable[[Progress], None] | None) -> Report:
+    if progress is None:
+        return ignore
+    return lambda step: progress(Progress(name=step.name, event=step.event, done=step.done, total=step.total))
 
 
 def _check_network(spec: ContainerSpec) -> None:

@@ -7,7 +7,10 @@ are one for all, so an id that is taken in one namespace is taken in each.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import json
+import logging
 import os
 import re
 import secrets
@@ -18,8 +21,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.errors import (
@@ -27,6 +32,7 @@ from airflow_isolation.errors import (
     ContainerFailed,
     ContainerNotFound,
     ContainerRuntimeError,
+    ImageError,
     ImageInvalid,
     ImageNotFound,
     ImagePullFailed,
@@ -34,8 +40,14 @@ from airflow_isolation.errors import (
     RuntimeUnreachable,
     SpecRefused,
 )
-from airflow_isolation.oci.account import needs_account_files, resolve_account
-from airflow_isolation.oci.identifier import check_identifier
+from airflow_isolation.oci import (
+    ImageConfig,
+    check_identifier,
+    check_mount_source_on_disk,
+    docker_profile,
+    read_host,
+    resolve_account,
+)
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.docker_archive import read_archive
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config
@@ -53,13 +65,23 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.reachability import peer_pid, unreachable
 from airflow_isolation.runtime.shared_pull import pull_once
-from airflow_isolation.runtime.words import at_start
+from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from types import ModuleType
 
     import docker
+
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.oci import Account, HostFacts
+
+logger = logging.getLogger(__name__)
+
+# The methods have parameters of the module's name.
+KILL = signal.SIGKILL
 
 _STATES = {
     "created": ContainerState.CREATED,
@@ -77,8 +99,9 @@ _IMPORT_SECONDS = 1800.0
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
-_NEVER_KILLED_BY_NAME = 137
 _REMOVAL_PAUSE_SECONDS = 0.02
+_UNDO_SECONDS = 20.0
+_HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class DockerRuntime(ContainerRuntime):
@@ -98,7 +121,7 @@ class DockerRuntime(ContainerRuntime):
         *,
         timeout: float = 60.0,
     ) -> None:
-        _import_sdk()
+        _sdk()
         self._socket_path = socket_path
         self._namespace = namespace
         self._state_dir = state_dir
@@ -130,9 +153,7 @@ class DockerRuntime(ContainerRuntime):
             with contextlib.suppress(ImageNotFound):
                 return self._checked(reference)
         self._state_dir.mkdir(parents=True, exist_ok=True)
-        pull_once(
-            self._state_dir, reference, lambda left: self._pull(reference, progress, left), timeout=timeout
-        )
+        pull_once(self._state_dir, reference, lambda left: self._pull(reference, progress, left), timeout=timeout)
         return self._checked(reference)
 
     def import_image(
@@ -213,8 +234,14 @@ class DockerRuntime(ContainerRuntime):
 
     def wait(self, id: str) -> PendingExit:
         check_identifier(id)
-        self.get(id)
-        return WatchedExit(id, _ContainerExit(self, id)).begin()
+        container = self._inspect(id)["Id"]
+        question = _ContainerExit(
+            id,
+            exchange=lambda: DockerExchange(self._socket_path, self._timeout),
+            path=self._versioned(f"/containers/{container}/wait?condition=next-exit"),
+            get=self.get,
+        )
+        return WatchedExit(id, question).begin()
 
     def start(self, id: str) -> int:
         check_identifier(id)
@@ -229,7 +256,7 @@ class DockerRuntime(ContainerRuntime):
             api.start(container["Id"])
             return int(api.inspect_container(container["Id"])["State"]["Pid"])
 
-    def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
+    def kill(self, id: str, signal: signal.Signals = KILL, *, everyone: bool = False) -> None:
         check_identifier(id)
         try:
             container = self._inspect(id)
@@ -238,7 +265,7 @@ class DockerRuntime(ContainerRuntime):
         if not container["State"]["Running"]:
             return
         # SIGKILL ends the first process, and with it its pid namespace: everyone.
-        if everyone and signal is not SIGKILL:
+        if everyone and signal is not KILL:
             self._signal_everyone(container, signal)
             return
         with self._reached(f"send {signal.name} to the container {id}") as api:
@@ -297,9 +324,7 @@ class DockerRuntime(ContainerRuntime):
         with self._connecting:
             if self._client is None:
                 # "auto" asks the daemon: the SDK's own default is too old for Docker 29, and too new for 20.10.
-                client = _sdk().APIClient(
-                    base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout
-                )
+                client = _sdk().APIClient(base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout)
                 self._client = client
             return self._client
 
@@ -340,7 +365,7 @@ class DockerRuntime(ContainerRuntime):
 
     @cached_property
     def _host(self) -> HostFacts:
-        return read_host(daemon_paths=(self._socket_path,))
+        return read_host(daemon_pid=peer_pid(self._socket_path), daemon_paths=(self._socket_path,))
 
     def _label_filters(self, wanted: Mapping[str, str]) -> Sequence[str]:
         return [f"{name}={value}" for name, value in {**wanted, labels.NAMESPACE: self._namespace}.items()]
@@ -565,8 +590,184 @@ class DockerRuntime(ContainerRuntime):
 class _ContainerExit(ExitQuestion):
     """``POST /wait``: its head says that dockerd listens from now on, its body comes with the end."""
 
-    def __init__(self, runtime: DockerRuntime, id: str) -> None:
-        self._runtime = runtime
+    def __init__(self, id: str, *, exchange: Callable[[], DockerExchange], path: str, get: Callable[[str], Container]):
         self._id = id
+        self._new_exchange = exchange
+        self._path = path
+        self._get = get
         self._cancelled = threading.Event()
         self._exchange: DockerExchange | None = None
+        self._known: ExitStatus | None = None
+
+    def prepare(self) -> None:
+        self.close()
+        self._exchange = exchange = self._new_exchange()
+        if self._cancelled.is_set():
+            exchange.cut()
+        status = exchange.post(self._path, headers={})
+        if status == 404:
+            raise ContainerNotFound(f"there is no container {self._id}")
+        if status >= 400:
+            reason = "".join(str(document.get("message", "")) for document in exchange.documents())
+            raise ContainerRuntimeError(f"could not wait for the container {self._id}: {reason}")
+        exchange.wait_for_ever()
+        # "next-exit" does not tell of an end that was before; now that it is asked, no end can fall in between.
+        self._known = self._get(self._id).exit_status
+
+    def answer(self) -> ExitStatus:
+        if self._known is not None:
+            return self._known
+        if self._exchange is None:
+            raise ValueError("nothing was asked")
+        document = next(self._exchange.documents(), None)
+        if document is None:
+            raise RuntimeUnreachable("docker ended the wait without an answer")
+        with contextlib.suppress(ContainerNotFound, RuntimeUnreachable):
+            # It knows the time too, unless the container is away already.
+            return self._get(self._id).exit_status or ExitStatus(code=document["StatusCode"])
+        return ExitStatus(code=document["StatusCode"])
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        if self._exchange is not None:
+            self._exchange.cut()
+
+    def close(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
+
+
+@cache
+def _sdk() -> ModuleType:
+    # Here and not above: it takes 0.2 s, and it is an extra.
+    try:
+        return importlib.import_module("docker")
+    except ImportError as error:
+        raise ContainerRuntimeError(
+            f"the docker backend needs the docker SDK for Python: {error}",
+            hint="Install it with: pip install 'airflow-isolation[docker]'",
+        ) from error
+
+
+def _container(inspected: Mapping[str, Any]) -> Container:
+    state = inspected["State"]
+    ended = _STATES.get(state["Status"], ContainerState.UNKNOWN)
+    return Container(
+        id=inspected["Name"][1:],
+        state=ended,
+        image=inspected["Config"]["Image"],
+        pid=state["Pid"],
+        created_at=_time(inspected["Created"]),
+        labels=_own_labels(inspected["Config"]["Labels"]),
+        exit_status=ExitStatus(code=state["ExitCode"], exited_at=_time(state["FinishedAt"]))
+        if ended is ContainerState.STOPPED
+        else None,
+    )
+
+
+def _summarised(summary: Mapping[str, Any]) -> Container:
+    """A container as the list has it: without pid, and without the time of its end."""
+    state = _STATES.get(summary["State"], ContainerState.UNKNOWN)
+    # Here Docker has the exit code only in the words for people.
+    code = _EXIT_CODE.match(summary["Status"])
+    return Container(
+        id=_name(summary),
+        state=state,
+        image=summary["Image"],
+        created_at=datetime.fromtimestamp(summary["Created"], timezone.utc),
+        labels=_own_labels(summary["Labels"]),
+        exit_status=ExitStatus(code=int(code[1])) if state is ContainerState.STOPPED and code else None,
+    )
+
+
+def _own_labels(found: Mapping[str, str]) -> Mapping[str, str]:
+    return {name: value for name, value in found.items() if name not in (labels.NAMESPACE, ATTEMPT)}
+
+
+def _name(summary: Mapping[str, Any]) -> str:
+    return str(summary["Names"][0])[1:]
+
+
+def _described(image: Mapping[str, Any], reference: str) -> Image:
+    return Image(
+        reference=reference,
+        digest=image["Id"],
+        size=image["Size"],
+        created_at=_time(image.get("Created", "")),
+        architecture=image["Architecture"],
+        labels=(image.get("Config") or {}).get("Labels") or {},
+    )
+
+
+def _image_config(image: Mapping[str, Any]) -> ImageConfig:
+    """The image's configuration, which Docker shows under the names that it has in the image."""
+    document = {
+        "architecture": image["Architecture"],
+        "os": image["Os"],
+        "variant": image.get("Variant", ""),
+        "config": image.get("Config") or {},
+    }
+    return ImageConfig.parse(json.dumps(document).encode())
+
+
+def _stats(counted: Mapping[str, Any]) -> Stats | None:
+    memory = counted.get("memory_stats") or {}
+    if "usage" not in memory:
+        return None  # Not running any more.
+    limit = memory.get("limit")
+    return Stats(
+        cpu_seconds=counted["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
+        memory=memory["usage"],
+        # Without a limit Docker gives the host's memory.
+        memory_limit=limit if limit and limit < _HOST_MEMORY else None,
+        memory_peak=memory.get("max_usage"),
+        pids=(counted.get("pids_stats") or {}).get("current"),
+    )
+
+
+def _pull_error(reference: str, reason: str) -> ImageError:
+    text = reason.lower()
+    if any(words in text for words in ("manifest unknown", "not found", "does not exist")):
+        return ImageNotFound(
+            f"could not pull {reference}: {reason}", hint="Correct the name, or log in to the registry if it is private"
+        )
+    if any(words in text for words in ("unauthorized", "no basic auth credentials", "denied")):
+        return ImagePullFailed(
+            f"could not pull {reference}: {reason}", hint="Log in to the registry as the worker's user: docker login"
+        )
+    return ImagePullFailed(f"could not pull {reference}: {reason}")
+
+
+def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
+    """The chunks together, or their beginning when they are more than ``limit`` bytes."""
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > limit:
+            break
+    return bytes(content)
+
+
+def _tagged(name: str) -> str:
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _pid_namespace(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _time(text: str) -> datetime | None:
+    # Go's zero time, the year 1, stands for "not yet".
+    found = _TIMESTAMP.fullmatch(text)
+    if found is None or text.startswith("0001-"):
+        return None
+    zone = "+00:00" if found[3] == "Z" else found[3]
+    return datetime.fromisoformat(f"{found[1]}.{(found[2] or '0')[:6].ljust(6, '0')}{zone}").astimezone(timezone.utc)
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -172,7 +172,9 @@ def _manifest(read: Callable[[str], bytes], descriptor: Mapping[str, Any], archi
         platform = _object(child.get("platform") or {}, "platform")
         if (platform.get("os"), platform.get("architecture")) == ("linux", architecture):
             return _object(_document(read, _blob(child)), "a manifest")
-    raise ImageInvalid(f"the archive has no image for linux/{architecture}", hint="Use an image of this host's platform")
+    raise ImageInvalid(
+        f"the archive has no image for linux/{architecture}", hint="Use an image of this host's platform"
+    )
 
 
 def _blob(descriptor: Mapping[str, Any]) -> str:

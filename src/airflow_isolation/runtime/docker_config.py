@@ -15,7 +15,7 @@ from airflow_isolation.oci import (
     process_environment,
     working_directory,
 )
-from airflow_isolation.oci.confinement import MASKED_PATHS, NOFILE_HARD, NOFILE_SOFT, OOM_SCORE_ADJ, READONLY_PATHS
+from airflow_isolation.oci.confinement import MASKED_PATHS, NOFILE_SOFT, OOM_SCORE_ADJ, READONLY_PATHS
 from airflow_isolation.oci.mounts import runtime_mounts
 from airflow_isolation.runtime import labels
 
@@ -73,7 +73,7 @@ def container_config(
 
 
 def _host_config(spec: ContainerSpec, account: Account, host: HostFacts, seccomp: str) -> dict[str, Any]:
-    mounts = _mounts(spec, host)
+    mounts = _mounts(spec, account, host)
     return {
         **_limits(spec.resources, host),
         "NetworkMode": spec.network,
@@ -101,7 +101,7 @@ def _host_config(spec: ContainerSpec, account: Account, host: HostFacts, seccomp
         "MaskedPaths": [*MASKED_PATHS, *host.masked_paths],
         "ReadonlyPaths": list(READONLY_PATHS),
         "Ulimits": [
-            {"Name": "nofile", "Soft": NOFILE_SOFT, "Hard": NOFILE_HARD},
+            {"Name": "nofile", "Soft": min(NOFILE_SOFT, host.open_files), "Hard": host.open_files},
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
         # ``local`` needs no logging daemon and, unlike json-file, does not grow lines to several times their size.
@@ -122,13 +122,18 @@ def _limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
     return limits
 
 
-def _mounts(spec: ContainerSpec, host: HostFacts) -> list[dict[str, Any]]:
+def _mounts(spec: ContainerSpec, account: Account, host: HostFacts) -> list[dict[str, Any]]:
     """The mounts as the runtime-spec has them: checked, and the source of the tmpfs options below."""
     for mount in spec.mounts:
         if mount.kind == "bind":
             check_mount_source(mount.source, daemon_paths=host.daemon_paths)
     return runtime_mounts(
-        spec.mounts, tmp_size=spec.tmp_size, shm_size=spec.shm_size, etc=EtcFiles(), recursive_read_only=False
+        spec.mounts,
+        account=account,
+        tmp_size=spec.tmp_size,
+        shm_size=spec.shm_size,
+        etc=EtcFiles(),
+        recursive_read_only=False,
     )
 
 

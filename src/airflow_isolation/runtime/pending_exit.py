@@ -41,6 +41,10 @@ class ExitQuestion(ABC):
     def cancel(self) -> None:
         """Make ``prepare`` and ``answer`` return or fail promptly, now and later. May be called twice."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Release the connection, once nobody asks any more."""
+
 
 class WatchedExit(PendingExit):
     """Asks in a thread of its own, again after each break of the connection, until there is an answer or ``close``."""
@@ -120,6 +124,7 @@ class WatchedExit(PendingExit):
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _release(self) -> None:
+        self._question.close()
         if self._thread.ident is None:
             os.close(self._writable)
         self._answered.set()

@@ -7,6 +7,7 @@ import grp
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from airflow_isolation.errors import RuntimeUnreachable
@@ -51,6 +52,18 @@ def unreachable(backend: str, socket_path: str, reason: str) -> RuntimeUnreachab
         f"{backend} at {socket_path} did not answer: {reason}",
         hint=f"{backend} may be overloaded or restarting: look at its log",
     )
+
+
+def peer_pid(socket_path: str) -> int:
+    """The process that listens at the socket; 0 when it can't be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_CONNECT_SECONDS)
+        try:
+            client.connect(socket_path)
+        except OSError:
+            return 0
+        pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)
 
 
 def _connect(socket_path: str) -> int:

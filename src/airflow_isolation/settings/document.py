@@ -138,7 +138,7 @@ def from_python(value: object, source: str, key: str, *, author: bool) -> Node:
                     raise origin.error(f"the key {name!r} is not text")
                 entries[name] = convert(item, f"{key}.{name}", depth + 1)
             return MapNode(entries, origin)
-        raise origin.error(f"a {type(value).__name__} can't be a setting; write text, numbers, lists and dicts")
+        raise origin.error(f"the type {type(value).__name__} can't be a setting; write text, numbers, lists and dicts")
 
     return convert(value, key, 1)
 

@@ -144,7 +144,15 @@ def test_no_text_gives_root_or_an_id_out_of_range(user: str, passwd: str | None,
 
 @pytest.mark.parametrize(
     ("user", "needed"),
-    [("", False), ("0", False), ("50000", False), ("50000:0", False), ("airflow", True), ("1:data", True), ("a:1", True)],
+    [
+        ("", False),
+        ("0", False),
+        ("50000", False),
+        ("50000:0", False),
+        ("airflow", True),
+        ("1:data", True),
+        ("a:1", True),
+    ],
 )
 def test_only_names_need_the_account_files(user: str, needed: bool) -> None:
     assert needs_account_files(user) is needed

@@ -23,7 +23,13 @@ def write(root: Path, path: str, text: str = "") -> None:
 
 @pytest.mark.parametrize(
     ("release", "version"),
-    [("6.1.0-18-amd64", (6, 1)), ("5.15.167.4-microsoft", (5, 15)), ("6.18-rc1", (6, 18)), ("odd", (0, 0)), ("", (0, 0))],
+    [
+        ("6.1.0-18-amd64", (6, 1)),
+        ("5.15.167.4-microsoft", (5, 15)),
+        ("6.18-rc1", (6, 18)),
+        ("odd", (0, 0)),
+        ("", (0, 0)),
+    ],
 )
 def test_kernel_version(release: str, version: tuple[int, int]) -> None:
     assert kernel_version(release) == version
@@ -132,7 +138,9 @@ def test_a_missing_runtime_has_no_features(tmp_path: Path) -> None:
     assert not read_host(root=tmp_path, runtime="no-such-runtime").recursive_read_only
 
 
-@pytest.mark.parametrize(("machine", "architecture"), [("x86_64", "amd64"), ("aarch64", "arm64"), ("riscv64", "riscv64")])
+@pytest.mark.parametrize(
+    ("machine", "architecture"), [("x86_64", "amd64"), ("aarch64", "arm64"), ("riscv64", "riscv64")]
+)
 def test_architecture_has_go_s_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, architecture: str
 ) -> None:

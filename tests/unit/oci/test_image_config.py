@@ -92,7 +92,7 @@ def test_a_broken_field_is_named(document: dict[str, Any], words: str | None) ->
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_not_a_json_object_is_invalid(content: bytes) -> None:
-    with pytest.raises(ImageInvalid, match="not (a )?JSON"):
+    with pytest.raises(ImageInvalid, match=r"not (a )?JSON"):
         ImageConfig.parse(content)
 
 

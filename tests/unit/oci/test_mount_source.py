@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci.mount_source import check_mount_source_on_disk
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -73,9 +70,9 @@ def test_a_socket_is_not_connected_to(place: Path, monkeypatch: pytest.MonkeyPat
 
 def test_no_descriptor_stays_open(place: Path) -> None:
     (place / "link").symlink_to("nowhere")
-    before = os.listdir("/proc/self/fd")
+    before = list(Path("/proc/self/fd").iterdir())
     check_mount_source_on_disk(str(place))
     for name in ("link", "missing", "missing/too"):
         with pytest.raises(SpecRefused):
             check_mount_source_on_disk(f"{place}/{name}")
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)

@@ -1,0 +1,154 @@
+"""Reading files of an image, such as /etc/passwd, without running anything of it: ``read_files``.
+
+The image is mounted in a mount namespace that a short-lived process has for itself: whatever happens, kill -9 included,
+the kernel unmounts it with that process. There the image is the root directory, so no symbolic link leads out of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_isolation.containerd.api import snapshots_pb2
+from airflow_isolation.containerd.errors import ContainerdError, InvalidImage, PermissionDenied
+from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, remove_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from airflow_isolation.containerd.client import Client
+    from airflow_isolation.containerd.layout import Layout
+
+    Files = Mapping[str, bytes | None]
+
+USERS = "/etc/passwd"
+GROUPS = "/etc/group"
+FILE_LIMIT = 1 << 20
+"""Bytes of one file."""
+
+_READER = Path(__file__).with_name("read_mounted.py")
+_CACHE_SIZE = 256
+
+# By chain id and paths. What a chain id names never changes, so an entry is right for ever.
+_cache: dict[tuple[str, tuple[str, ...]], Files] = {}
+_cache_lock = threading.Lock()
+
+
+def read_files(
+    client: Client,
+    layout: Layout,
+    paths: Iterable[str] = (USERS, GROUPS),
+    *,
+    snapshotter: str = DEFAULT_SNAPSHOTTER,
+    cache_directory: Path | None = None,
+    timeout: float = 30.0,
+) -> Files:
+    """The files' bytes by path; None for one that the image doesn't have. The image must be unpacked.
+
+    Answers are kept in memory and, where given, in ``cache_directory``, which nobody else may write to.
+
+    :raises PermissionDenied: not called by root, and not in a cache: only root may mount.
+    :raises InvalidImage: something else than a regular file, or one over ``FILE_LIMIT``.
+    :raises NotFound: the image isn't unpacked.
+    """
+    wanted = tuple(sorted(paths))
+    if not layout.diff_ids:
+        return dict.fromkeys(wanted)
+    key = (layout.top_chain_id, wanted)
+    with _cache_lock:
+        if key in _cache:
+            return _cache[key]
+    kept = cache_directory / _cache_name(*key) if cache_directory is not None else None
+    files = _from_disk(kept, wanted) if kept is not None else None
+    if files is None:
+        files = _from_image(client, layout, wanted, snapshotter, timeout)
+        if kept is not None:
+            _to_disk(kept, files)
+    with _cache_lock:
+        if len(_cache) >= _CACHE_SIZE:
+            _cache.clear()
+        _cache[key] = files
+    return files
+
+
+def _from_image(client: Client, layout: Layout, wanted: tuple[str, ...], snapshotter: str, timeout: float) -> Files:
+    if os.geteuid() != 0:
+        raise PermissionDenied(
+            f"reading {' and '.join(wanted)} of an image needs root, because it has to be mounted",
+            hint="Run as root, or give user and group as numbers",
+        )
+    key = f"read-{secrets.token_hex(8)}"
+    with client.lease(expires=timedelta(seconds=timeout) + timedelta(minutes=5)) as leased:
+        view = snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=layout.top_chain_id)
+        mounts = leased.snapshots.View(view).mounts
+        try:
+            question = {
+                "mounts": [
+                    {"type": mount.type, "source": mount.source, "options": list(mount.options)} for mount in mounts
+                ],
+                "paths": wanted,
+                "limit": FILE_LIMIT,
+            }
+            return _ask_reader(question, timeout)
+        finally:
+            remove_snapshot(leased, key, snapshotter)
+
+
+def _ask_reader(question: Mapping[str, object], timeout: float) -> Files:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(_READER)],
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ContainerdError(f"reading the image's files took longer than {timeout:g} s") from error
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError as error:
+        reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
+        raise ContainerdError(f"the image's files can't be read: {reason}") from error
+    if "refused" in answer:
+        raise InvalidImage(answer["refused"])
+    if "failed" in answer:
+        raise ContainerdError(f"the image's files can't be read: {answer['failed']}")
+    return {path: None if text is None else base64.b64decode(text) for path, text in answer["files"].items()}
+
+
+def _cache_name(chain_id: str, wanted: tuple[str, ...]) -> str:
+    return "-".join((chain_id.replace(":", "-"), *(path.strip("/").replace("/", "_") for path in wanted))) + ".json"
+
+
+def _from_disk(kept: Path, wanted: tuple[str, ...]) -> Files | None:
+    """None when it isn't there or isn't whole: then the image is asked."""
+    try:
+        answer = json.loads(kept.read_bytes())
+        files = {path: None if text is None else base64.b64decode(text) for path, text in answer.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return files if set(files) == set(wanted) else None
+
+
+def _to_disk(kept: Path, files: Files) -> None:
+    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    answer = {path: None if text is None else base64.b64encode(text).decode() for path, text in files.items()}
+    # Whole or not at all, also for a reader in between.
+    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+        try:
+            json.dump(answer, file)
+            file.flush()
+            Path(file.name).replace(kept)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
