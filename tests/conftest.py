@@ -123,7 +123,7 @@ def hack(program: str, *arguments: str, check: bool = True, timeout: float = STA
 def running(*arguments: str) -> Iterator[Daemon]:
     """The daemon of ``hack/daemon start`` with these arguments, until the block ends."""
     # Not pytest's tmp_path: its names are too long for sockets, and only root may enter it.
-    directory = Path(tempfile.mkdtemp(prefix="ai-", dir=os.environ.get("AIRFLOW_ISOLATION_RUN_DIRECTORY", "/tmp")))
+    directory = Path(tempfile.mkdtemp(prefix="ai-", dir=os.environ.get("AIRFLOW_ISOLATION_RUN_DIRECTORY", "/var/tmp")))
     try:
         values: dict[str, Any] = json.loads(hack("daemon", "start", *arguments, "--directory", str(directory / "d")))
         directory.chmod(0o755)

@@ -1,13 +1,18 @@
-# Everything of this directory: `source hack/setup/all.sh` in a program of hack/.
+# Everything of this directory, for the programs of hack/: `. hack/setup/all.sh`.
 # shellcheck shell=bash
 set -euo pipefail
+# An error inside $(…) is an error too.
 shopt -s inherit_errexit
 
 checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 
-# shellcheck source-path=SCRIPTDIR
-for part in cache packages containerd docker virtualenv; do
-    # shellcheck source=/dev/null
-    [[ ! -e $checkout/hack/setup/$part.sh ]] || . "$checkout/hack/setup/$part.sh"
-done
-unset part
+# shellcheck source=cache.sh
+. "$checkout/hack/setup/cache.sh"
+# shellcheck source=packages.sh
+. "$checkout/hack/setup/packages.sh"
+# shellcheck source=containerd.sh
+. "$checkout/hack/setup/containerd.sh"
+# shellcheck source=docker.sh
+. "$checkout/hack/setup/docker.sh"
+# shellcheck source=virtualenv.sh
+. "$checkout/hack/setup/virtualenv.sh"

@@ -59,8 +59,8 @@ unpack() {
         under_lock "apt-$suite" download "$suite" "${package#*:}" "$archives"
     done
     for package in "$archives"/*.deb; do
-        say "unpacked $(dpkg-deb --show --showformat '${Package} ${Version}' "$package")"
-        dpkg-deb --show --showformat '${Package} ${Version}\n' "$package" >>"$directory/versions"
+        # shellcheck disable=SC2016  # dpkg's own placeholders
+        dpkg-deb --show --showformat 'unpacked ${Package} ${Version}\n' "$package" | tee -a "$directory/versions" >&2
         dpkg-deb --extract "$package" "$directory"
     done
     rm -r "$archives"

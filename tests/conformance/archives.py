@@ -29,7 +29,10 @@ def derived(base: Path, output: Path, *, name: str, config: Mapping[str, Any], f
         below = manifest["layers"]
         blobs = [json.dumps(document).encode(), layer]
         manifest["config"].update(digest=_digest(blobs[0]), size=len(blobs[0]))
-        manifest["layers"] = [*below, {"mediaType": below[0]["mediaType"], "digest": _digest(layer), "size": len(layer)}]
+        manifest["layers"] = [
+            *below,
+            {"mediaType": below[0]["mediaType"], "digest": _digest(layer), "size": len(layer)},
+        ]
         blobs.append(json.dumps(manifest).encode())
         index = {
             "schemaVersion": 2,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_isolation.runtime.interface import ContainerRuntime, ExitStatus
-    from tests.conftest import Daemon, ImageArchive, ImageName, StartDaemon
+    from tests.conftest import Daemon, ImageArchive, StartDaemon
 
 BACKENDS = ("docker", "containerd-1.6", "containerd-1.7", "containerd-2.1")
 NAMESPACE = "airflow"
@@ -56,7 +56,12 @@ class Host:
 
     def connect(self, **settings: Any) -> ContainerRuntime:
         """One more runtime on the same daemon; the test closes it."""
-        given = {"socket_path": str(self.daemon.socket), "namespace": NAMESPACE, "state_dir": self.state_dir, **settings}
+        given = {
+            "socket_path": str(self.daemon.socket),
+            "namespace": NAMESPACE,
+            "state_dir": self.state_dir,
+            **settings,
+        }
         return connect(self.backend.partition("-")[0], **given)
 
     def spec(self, *argv: str, **changes: Any) -> ContainerSpec:
@@ -120,9 +125,7 @@ def daemon_of(
     def daemon(backend: str) -> Daemon:
         if backend not in ready:
             kind, _, version = backend.partition("-")
-            chosen: Daemon = (
-                containerd_of_version(version) if version else request.getfixturevalue("private_dockerd")
-            )
+            chosen: Daemon = containerd_of_version(version) if version else request.getfixturevalue("private_dockerd")
             provide_image(kind, chosen, conformance_archive)
             ready[backend] = chosen
         return ready[backend]
@@ -131,9 +134,10 @@ def daemon_of(
 
 
 def provide_image(kind: str, daemon: Daemon, archive: Path) -> None:
-    with tempfile.TemporaryDirectory() as state, connect(
-        kind, socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=Path(state)
-    ) as runtime:
+    with (
+        tempfile.TemporaryDirectory() as state,
+        connect(kind, socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=Path(state)) as runtime,
+    ):
         runtime.import_image(archive)
 
 

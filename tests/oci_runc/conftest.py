@@ -9,7 +9,6 @@ import json
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,12 +26,15 @@ from airflow_isolation.oci import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from airflow_isolation.container_spec import ContainerSpec
 
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nairflow:x:50000:0:Airflow:/home/airflow:/bin/bash\n"
 GROUP = "root:x:0:\ndata:x:70:airflow\ntask:x:50000:\n"
 SECONDS = 60
+# Told apart from the containers of other suites, which may run at the same time.
+PURPOSE = "ocirunc"
 
 
 def run(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -59,7 +61,7 @@ class Runc:
     ) -> dict[str, Any]:
         image = image or ImageConfig(architecture=self.host.architecture, user="airflow")
         account = resolve_account(spec.user or image.user, passwd=PASSWD, group=GROUP, allow_root=spec.allow_root)
-        container_id = new_container_id("test")
+        container_id = new_container_id(PURPOSE)
         document = build_runtime_spec(
             spec,
             id=container_id,

@@ -131,6 +131,7 @@ def test_only_the_usual_devices_are_there(default: dict[str, Any]) -> None:
 
 
 def test_sockets(default: dict[str, Any]) -> None:
+    assert default["socket"].pop("vsock by socketcall") in {"ENOSYS", "absent", "died with -11"}
     assert default["socket"] == {
         "unix": "ok",
         "inet": "ok",
@@ -272,6 +273,8 @@ def test_what_the_administrator_opens_is_open(runc: Runc) -> None:
     assert reality["seccomp_mode"] == 0
     assert reality["no_new_privileges"] is False
     assert reality["syscalls"]["clone3"] == "EINVAL"
+    assert reality["socket"]["vsock"] == reality["socket"]["vsock with high bits"] != "EPERM"
+    assert reality["socket"]["vsock by socketcall"] != "ENOSYS"
 
 
 def test_a_profile_of_one_s_own_is_used(runc: Runc, tmp_path: Path) -> None:
@@ -455,11 +458,7 @@ def test_ordinary_programs_run_under_the_default_filter(runc: Runc, tmp_path: Pa
 
 
 def test_nothing_is_left_behind(runc: Runc) -> None:
-    def left() -> tuple[set[Path], set[str]]:
-        groups = set(Path("/sys/fs/cgroup").glob("**/test-*"))
-        return groups, {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "test-" in line}
-
-    before = left()
     runc.probe(SPEC)
-    assert left() == before
+    assert not list(Path("/sys/fs/cgroup").glob("**/ocirunc-*"))
+    assert "/ocirunc-" not in Path("/proc/self/mountinfo").read_text()
     assert not list((runc.directory / "runc").iterdir())

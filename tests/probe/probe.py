@@ -13,11 +13,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import platform
 import resource
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -197,6 +199,27 @@ def socket_with_high_bits(family: int) -> str:
     return error_name(ctypes.get_errno())
 
 
+def socketcall(family: int) -> str:
+    """A socket by the 32-bit multiplexer: x86 lets 64-bit programs call it, and a filter can't see the family.
+
+    ``absent`` on other machines; ``died with -11`` where the kernel has no 32-bit calls.
+    """
+    if platform.machine() != "x86_64":
+        return "absent"
+    map_32bit = 0x40
+    low = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | map_32bit, prot=7)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(low))
+    # push rbx; mov eax, 102 (socketcall); mov ebx, 1 (SYS_SOCKET); mov ecx, arguments; int 0x80; pop rbx; ret
+    low[:20] = struct.pack("<BBIBIBI2sBB", 0x53, 0xB8, 102, 0xBB, 1, 0xB9, address + 64, b"\xcd\x80", 0x5B, 0xC3)
+    low[64:76] = struct.pack("<3I", family, socket.SOCK_STREAM, 0)
+
+    def call() -> str:
+        result = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+        return "ok" if result >= 0 else error_name(-result)
+
+    return in_child(call)
+
+
 def unshare(flags: int) -> str:
     return in_child(lambda: error_name(0 if LIBC.unshare(flags) == 0 else ctypes.get_errno()))
 
@@ -340,6 +363,7 @@ def reality(needles: list[str]) -> dict[str, object]:
             "alg with high bits": socket_with_high_bits(38),
             "vsock": open_socket(40, socket.SOCK_STREAM),
             "vsock with high bits": socket_with_high_bits(40),
+            "vsock by socketcall": socketcall(40),
         },
         "syscalls": {
             "unshare user": unshare(CLONE_NEWUSER),

@@ -69,6 +69,26 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
     return Pruned(tuple(containers), tuple(_abandoned(state_dir / "workloads", dry_run=dry_run)))
 
 
+def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float = 600.0) -> None:
+    """Prune if nobody on this host has for ``every`` seconds. Trouble is logged: it is nobody's task's fault."""
+    stamp = state_dir / "pruned"
+    try:
+        due = time.time() - stamp.stat().st_mtime >= every
+    except FileNotFoundError:
+        due = True
+    if not due:
+        return
+    try:
+        with stamp.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(stamp)
+            prune(runtime, state_dir=state_dir)
+    except BlockingIOError:
+        return  # another worker is at it
+    except (OSError, ContainerRuntimeError) as error:
+        log.warning("Looking for left-overs of dead workers failed", error=str(error))
+
+
 def _abandoned(workloads: Path, *, dry_run: bool) -> Iterator[Path]:
     if not workloads.is_dir():
         return

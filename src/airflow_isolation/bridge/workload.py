@@ -18,7 +18,6 @@ import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,6 +30,7 @@ from airflow_isolation.errors import ContainerFailed, ImageInvalid, RuntimeUnrea
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from typing_extensions import Self
 

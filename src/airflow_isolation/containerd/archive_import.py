@@ -35,7 +35,7 @@ from airflow_isolation.containerd.layout import Platform
 from airflow_isolation.containerd.progress import Progress, Report, ignore
 from airflow_isolation.containerd.reference import normalised
 from airflow_isolation.containerd.stream import Stream
-from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, link, unpack
+from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, is_damage, link, unpack
 
 if TYPE_CHECKING:
     import os
@@ -161,6 +161,8 @@ def _transfer(leased: Leased, archive: Archive, snapshotter: str, progress: Repo
         try:
             transfer.result()
         except ContainerdError as error:
+            if is_damage(error):
+                raise InvalidArchive(f"{archive.path}: a layer can't be unpacked: {error.detail}") from error
             error.detail = f"{archive.path}: {error.detail}"
             raise
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.containerd import blobs
 from airflow_isolation.containerd.api import diff_pb2, leases_pb2, snapshots_pb2, types_pb2
-from airflow_isolation.containerd.errors import AlreadyExists, ContainerdError, InvalidImage, NotFound
+from airflow_isolation.containerd.errors import AlreadyExists, ContainerdError, InvalidImage, NotFound, Unknown
 from airflow_isolation.containerd.progress import Progress, Report, ignore
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ def _apply(
             applied = leased.diff.Apply(apply, timeout=timeout).applied
         except NotFound as error:
             raise InvalidImage(f"layer {layer.digest} is missing from the content store") from error
+        except Unknown as error:
+            if is_damage(error):
+                raise InvalidImage(f"layer {layer.digest} can't be unpacked: {error.detail}") from error
+            raise
         if applied.digest != diff_id:
             raise InvalidImage(
                 f"layer {layer.digest} unpacks to {applied.digest}, but the image's configuration says {diff_id}"
@@ -91,6 +95,12 @@ def _apply(
     except BaseException:
         remove_snapshot(leased, key, snapshotter)
         raise
+
+
+def is_damage(error: ContainerdError) -> bool:
+    """Whether the layer is to blame, and not the disk or the daemon. Go's decoders begin their words with their names."""
+    signs = ("archive/tar:", "gzip:", "zstd:", "flate:", "unexpected EOF", "wrong diff id")
+    return any(sign in error.detail for sign in signs)
 
 
 def remove_snapshot(services: Services, key: str, snapshotter: str) -> None:

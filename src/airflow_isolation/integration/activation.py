@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 def activate() -> None:
     """Read the flags and, when one is set, have its seam applied as soon as Airflow imports the module in question.
 
-    :raises SystemExit: a flag has an unknown value.
+    :raises SystemExit: a flag has an unknown value, or this Airflow is of another minor than we are made for.
     """
+    from airflow import __version__ as airflow_version
     from airflow.configuration import conf
 
     if not (conf.get("core", "task_execution_runtime", fallback="") or "").strip():
         return
 
-    from airflow_isolation.errors import SettingError
+    from airflow_isolation.errors import IsolationError
+    from airflow_isolation.integration.seams.checks import check_version
     from airflow_isolation.settings.airflow_configuration import airflow_configuration
     from airflow_isolation.settings.resolve import task_execution_backend
 
     try:
+        check_version(airflow_version)
         backend = task_execution_backend(airflow_configuration())
-    except SettingError as error:
+    except IsolationError as error:
         # SystemExit, because callers of entry points tend to log an Exception and go on.
         raise SystemExit(str(error)) from error
     if backend is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import structlog
 from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
+from airflow_isolation.bridge.prune import prune_when_due
 from airflow_isolation.bridge.workload import Launch, launch
 from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
 from airflow_isolation.integration import workload_environment
@@ -97,7 +99,11 @@ class ContainerCoordinator(BaseCoordinator):
         subprocess_logs_to_stdout: bool,
     ) -> BaseCoordinator.ExecutionResult:
         executor_config = routing.executor_config_of(what)
-        with prepared_bundle(bundle_info.name, bundle_info.version) as bundle_path:
+        with ExitStack() as stack:
+            try:
+                bundle_path = stack.enter_context(prepared_bundle(bundle_info.name, bundle_info.version))
+            except IsolationError as error:
+                raise _NotStarted(error) from error
             dag_file = Path(bundle_path, dag_rel_path)
             try:
                 settings = resolve(
@@ -111,25 +117,22 @@ class ContainerCoordinator(BaseCoordinator):
                     executor_config=executor_config,
                     hook=image_hook(),
                 )
-                runtime = connect(settings.connection)
-            except IsolationError as error:
-                raise _NotStarted(error) from error
-            with runtime:
-                try:
-                    image = runtime.ensure_image(
-                        settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
-                    )
-                    spec = container_spec(
-                        settings,
-                        argv=(),
-                        mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
-                        labels=_labels(what, bundle_info.name, dag_rel_path),
-                    )
-                    workload = launch(
+                state_dir = settings.connection.state_dir
+                runtime = stack.enter_context(connect(settings.connection))
+                image = runtime.ensure_image(
+                    settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
+                )
+                workload = stack.enter_context(
+                    launch(
                         runtime,
                         Launch(
                             id=new_container_id("task"),
-                            spec=spec,
+                            spec=container_spec(
+                                settings,
+                                argv=(),
+                                mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+                                labels=_labels(what, bundle_info.name, dag_rel_path),
+                            ),
                             image=image,
                             purpose="task",
                             environment={
@@ -140,29 +143,31 @@ class ContainerCoordinator(BaseCoordinator):
                             python=settings.python,
                             start_timeout=settings.start_timeout,
                         ),
-                        state_dir=settings.connection.state_dir,
+                        state_dir=state_dir,
                     )
-                except IsolationError as error:
-                    raise _NotStarted(error) from error
-                with workload:
-                    task_log.info(
-                        "Task runs in a container",
-                        container=workload.container.id,
-                        image=settings.image,
-                        digest=image.digest,
-                        runtime=settings.backend,
-                    )
-                    process = supervision.ContainerActivitySubprocess.supervise(
-                        workload,
-                        what=what,
-                        dag_rel_path=dag_rel_path,
-                        bundle_info=bundle_info,
-                        client=client,
-                        logger=logger,
-                        sentry_integration=sentry_integration,
-                        subprocess_logs_to_stdout=subprocess_logs_to_stdout,
-                    )
-                    exit_code = process.wait()
+                )
+            except IsolationError as error:
+                raise _NotStarted(error) from error
+            task_log.info(
+                "Task runs in a container",
+                container=workload.container.id,
+                image=settings.image,
+                digest=image.digest,
+                runtime=settings.backend,
+            )
+            process = supervision.ContainerActivitySubprocess.supervise(
+                workload,
+                what=what,
+                dag_rel_path=dag_rel_path,
+                bundle_info=bundle_info,
+                client=client,
+                logger=logger,
+                sentry_integration=sentry_integration,
+                subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+            )
+            exit_code = process.wait()
+            workload.close()
+            prune_when_due(runtime, state_dir=state_dir)
         return self.ExecutionResult(exit_code, process.final_state)
 
 

@@ -2,7 +2,7 @@
 
 It gets the component's effective configuration as environment variables, the bundle read-only at its own absolute
 path, ``$AIRFLOW_HOME/config`` (airflow_local_settings) and the plugins folder. It never gets options that Airflow or
-a provider declares sensitive, the database, the secrets backends or our own sections.
+a provider declares sensitive or whose names sound so (password, token, …), the database, the secrets backends or our own sections.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options
+from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options, sounds_sensitive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ def is_private(section: str, option: str, sensitive: set[tuple[str, str]]) -> bo
     section, option = section.lower(), option.lower()
     if section in PRIVATE_SECTIONS or (section, option) in PRIVATE_OPTIONS or (section, option) in sensitive:
         return True
-    return any(name in section for name in _OUR_SECTIONS)
+    return sounds_sensitive(option) or any(name in section for name in _OUR_SECTIONS)
 
 
 def configuration_environment(

@@ -9,8 +9,9 @@ What the default profile, ``seccomp.json`` beside this module, is about:
 - What asks for a capability is allowed with that capability only, namespaces (CAP_SYS_ADMIN) among them.
 - io_uring, userfaultfd and the kernel's keyrings are absent: much attack surface that tasks don't need.
 - Sockets of every family but AF_ALG (38) and AF_VSOCK (40). The kernel reads the family from the low 32 bits of a
-  64-bit register, so the rules mask the rest: a plain comparison could be passed by with 38 + 2**32. ``socketcall``
-  of 32-bit x86 hides the family in memory and is absent; socket and the others have calls of their own there, too.
+  64-bit register, so the rules mask the rest: a plain comparison could be passed by with 38 + 2**32.
+- ``socketcall`` of 32-bit x86 hides the family in memory, and libseccomp allows it along with ``socket`` unless a rule
+  says otherwise (seen with 2.5.4). So it says ENOSYS: 32-bit programs have sockets by the direct calls only.
 """
 
 from __future__ import annotations

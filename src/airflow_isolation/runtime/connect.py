@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_isolation.errors import SettingError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_isolation.runtime.interface import ContainerRuntime
 
 _BACKENDS = {

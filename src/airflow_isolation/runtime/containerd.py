@@ -61,6 +61,7 @@ from airflow_isolation.oci import (
     resolve_account,
     write_etc_files,
 )
+from airflow_isolation.runtime.containerd_accounts import read_account_files
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
 from airflow_isolation.runtime.interface import (
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.containerd.layout import Layout
     from airflow_isolation.containerd.progress import Report
-    from airflow_isolation.oci import Account, HostFacts, ImageConfig
+    from airflow_isolation.oci import Account, HostFacts
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ class ContainerdRuntime(ContainerRuntime):
         self._timeout = timeout
         self._connecting = threading.Lock()
         self._client: Client | None = None
+        self._account_files: dict[str, tuple[str | None, str | None]] = {}
 
     def info(self) -> RuntimeInfo:
         with self._translated("ask for its version", failed=RuntimeUnreachable):
@@ -283,11 +285,8 @@ class ContainerdRuntime(ContainerRuntime):
     def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
         check_identifier(id)
         request = tasks_pb2.KillRequest(container_id=id, signal=signal, all=everyone)
-        with self._translated(f"send {signal.name} to the container {id}"):
-            try:
-                self._connected().tasks.Kill(request)
-            except containerd.NotFound:
-                pass
+        with self._translated(f"send {signal.name} to the container {id}"), suppress(containerd.NotFound):
+            self._connected().tasks.Kill(request)
 
     def remove(self, id: str) -> None:
         check_identifier(id)
@@ -322,13 +321,13 @@ class ContainerdRuntime(ContainerRuntime):
         return tuple(_container(record, processes.get(record.id)) for record in records)
 
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
-        wanted = [f"id=={_quoted(check_identifier(id))}" for id in ids]
+        wanted = [f"id=={_quoted(check_identifier(one))}" for one in ids]
         if not wanted:
             return {}
         with self._translated("ask for counters"):
             metrics = self._connected().tasks.Metrics(tasks_pb2.MetricsRequest(filters=wanted)).metrics
         counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
-        return {id: stats for id, stats in counted if stats is not None}
+        return {one: stats for one, stats in counted if stats is not None}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         self.get(id)
@@ -388,10 +387,13 @@ class ContainerdRuntime(ContainerRuntime):
 
     def _account(self, spec: ContainerSpec, layout: Layout, image_user: str) -> Account:
         user = spec.user or image_user
-        passwd, group = (
-            "app:x:1000:1000::/home/app:/bin/sh\nrooty:x:0:0::/root:/bin/sh\n",
-            "app:x:1000:\nextra:x:2000:app\n",
-        )
+        chain_id = layout.top_chain_id
+        known = self._account_files.get(chain_id)
+        if known is None:
+            with self._translated(f"read the accounts of the image {spec.image}", missing=ImageNotFound):
+                known = read_account_files(self._connected(), chain_id, self._snapshotter)
+            self._account_files[chain_id] = known
+        passwd, group = known
         return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
 
     def _unpacked(self, reference: str, *, hint: str = "") -> Image:

@@ -14,7 +14,6 @@ from airflow_isolation.errors import (
     ImageInvalid,
     ImageNotFound,
     ImagePullFailed,
-    RuntimeUnreachable,
 )
 from airflow_isolation.runtime.reachability import unreachable
 
@@ -48,19 +47,20 @@ def translated(
     try:
         yield
     except containerd.ContainerdError as error:
-        raise _ours(error, socket_path, doing, missing, failed, hint) from error
+        raise _ours(error, socket_path, doing, missing=missing, failed=failed, hint=hint) from error
 
 
 def _ours(
     error: containerd.ContainerdError,
     socket_path: str,
     doing: str,
+    *,
     missing: type[ContainerRuntimeError],
     failed: type[ContainerRuntimeError],
     hint: Callable[[str], str],
 ) -> ContainerRuntimeError:
     if isinstance(error, _UNREACHABLE):
-        return _unreachable(error, socket_path)
+        return unreachable("containerd", socket_path, error.detail)
     sentence = f"could not {doing}: {error.detail}"
     advice = error.hint or hint(error.detail)
     if isinstance(error, containerd.NotFound):
@@ -74,7 +74,3 @@ def _ours(
     if isinstance(error, containerd.ImageError):
         return ImageInvalid(sentence, hint=advice)
     return failed(sentence, hint=advice)
-
-
-def _unreachable(error: containerd.ContainerdError, socket_path: str) -> RuntimeUnreachable:
-    return unreachable("containerd", socket_path, error.detail)

@@ -303,7 +303,7 @@ class DockerRuntime(ContainerRuntime):
             return {}
         with ThreadPoolExecutor(max_workers=_STATS_AT_ONCE, thread_name_prefix="docker-stats") as pool:
             counted = zip(present, pool.map(self._counters, present.values()), strict=True)
-            return {id: stats for id, stats in counted if stats is not None}
+            return {name: stats for name, stats in counted if stats is not None}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         check_identifier(id)
@@ -336,7 +336,7 @@ class DockerRuntime(ContainerRuntime):
         missing: type[ContainerRuntimeError] = ContainerNotFound,
         invalid: type[IsolationError] = ContainerRuntimeError,
         hint: Callable[[str], str] = lambda _: "",
-    ) -> Iterator[docker.APIClient]:
+    ) -> Iterator[Any]:
         """The one place where the SDK's errors become ours. ``doing`` completes "could not …"."""
         requests = importlib.import_module("requests")
         try:
@@ -590,7 +590,9 @@ class DockerRuntime(ContainerRuntime):
 class _ContainerExit(ExitQuestion):
     """``POST /wait``: its head says that dockerd listens from now on, its body comes with the end."""
 
-    def __init__(self, id: str, *, exchange: Callable[[], DockerExchange], path: str, get: Callable[[str], Container]):
+    def __init__(
+        self, id: str, *, exchange: Callable[[], DockerExchange], path: str, get: Callable[[str], Container]
+    ) -> None:
         self._id = id
         self._new_exchange = exchange
         self._path = path
@@ -755,7 +757,7 @@ def _tagged(name: str) -> str:
 
 def _pid_namespace(pid: int) -> int | None:
     try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -93,7 +93,7 @@ def read_archive(path: Path, *, architecture: str, reference: str = "") -> Archi
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Mapping[str, tarfile.TarInfo]:
-    members = {}
+    members: dict[str, tarfile.TarInfo] = {}
     for member in archive:
         if len(members) >= _MAX_MEMBERS:
             raise ImageInvalid(f"{path} holds more than {_MAX_MEMBERS} files")

@@ -7,13 +7,13 @@ import hashlib
 import os
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_isolation.errors import ImagePullFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _PAUSE_SECONDS = 0.05
 _DONE = b"pulled"

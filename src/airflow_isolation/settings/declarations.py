@@ -84,7 +84,7 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_image,
         author=True,
         example="registry.example/team/airflow:3.3.2",
-        default_words="none: an image must be set somewhere",
+        default_words="an image must be set somewhere",
         description="The image that containers are made of, with a tag or digest. It needs Python, and Airflow of the "
         "worker's minor version; its ENTRYPOINT is not run.",
     ),

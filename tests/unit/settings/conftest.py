@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from configparser import ConfigParser
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from airflow_isolation.settings.airflow_configuration import ConfiguredValue
-from airflow_isolation.settings.effective import EffectiveSettings
 from airflow_isolation.settings.resolve import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from airflow_isolation.settings.effective import EffectiveSettings
 
 
 class Ini:

@@ -32,10 +32,15 @@ Team = sales
 
 
 @pytest.fixture
-def configuration(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AirflowConfiguration]:
-    # Importing Airflow's configuration writes an airflow.cfg unless there is one; an empty one does.
+def configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], AirflowConfiguration]:
+    # Importing Airflow makes directories in its home, and an airflow.cfg unless there is one; an empty one does.
+    if "AIRFLOW_HOME" not in os.environ:
+        monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
     if "AIRFLOW_CONFIG" not in os.environ:
         monkeypatch.setenv("AIRFLOW_CONFIG", os.devnull)
+    monkeypatch.setenv("STATE", "/run/state")
     for variable in [name for name in os.environ if name.startswith("AIRFLOW__")]:
         monkeypatch.delenv(variable)
     from airflow.configuration import AirflowConfigParser
@@ -50,10 +55,7 @@ def configuration(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AirflowCon
     return read
 
 
-def test_the_file_is_read_by_airflows_rules(
-    configuration: Callable[..., AirflowConfiguration], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STATE", "/run/state")
+def test_the_file_is_read_by_airflows_rules(configuration: Callable[..., AirflowConfiguration]) -> None:
     settings = resolve("task", "containerd", configuration=configuration())
     assert settings.image == "registry.example/team/airflow:3.3.2"
     assert str(settings.connection.state_dir) == "/run/state/x"
@@ -61,9 +63,8 @@ def test_the_file_is_read_by_airflows_rules(
 
 
 def test_labels_keep_their_case_variables_get_capitals_and_neither_is_expanded(
-    configuration: Callable[..., AirflowConfiguration], monkeypatch: pytest.MonkeyPatch
+    configuration: Callable[..., AirflowConfiguration],
 ) -> None:
-    monkeypatch.setenv("STATE", "/run/state")
     settings = resolve("task", "containerd", configuration=configuration())
     assert settings.environment == {"REGION": "50% of $STATE"}
     assert settings.labels == {"Team": "sales"}

@@ -12,7 +12,7 @@ from airflow_isolation.errors import PolicyRefused, SettingError
 from airflow_isolation.settings.dag_metadata import executor_config_metadata, read_dag_metadata
 
 if TYPE_CHECKING:
-    from conftest import Bundle
+    from tests.unit.settings.conftest import Bundle
 
 
 def values(bundle: Bundle, task_id: str | None = "load", **more: Any) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def test_what_is_no_file_is_refused_and_blocks_nobody(bundle: Bundle, kind: str)
         path.mkdir()
     else:
         path.symlink_to("sales.yaml" if kind == "loop" else "nothing.yaml")
-    with pytest.raises(SettingError, match="can't be read|not a regular file"):
+    with pytest.raises(SettingError, match=r"can't be read|not a regular file"):
         read_dag_metadata(Path("sales.py"), bundle.path)
 
 

@@ -97,7 +97,7 @@ def test_a_bomb_of_aliases_stays_small() -> None:
 
 @pytest.mark.parametrize("text", ["*x", "&x [*x]", "? [a]\n: b", "? *x\n: b"])
 def test_aliases_without_an_anchor_and_keys_that_are_no_words_are_refused(text: str) -> None:
-    with pytest.raises(SettingError, match="no anchor before it|a key must be a single word"):
+    with pytest.raises(SettingError, match=r"no anchor before it|a key must be a single word"):
         parsed(text)
 
 
@@ -137,7 +137,7 @@ def test_python_objects_give_the_tree_that_yaml_gives() -> None:
 
 def test_python_objects_of_other_kinds_are_refused() -> None:
     for value in ({"a": object()}, {1: "a"}, {"a": b"x"}, {"a": {1, 2}}):
-        with pytest.raises(SettingError, match="can't be a setting|is not text"):
+        with pytest.raises(SettingError, match=r"can't be a setting|is not text"):
             from_python(value, "executor_config", "container", author=True)
 
 

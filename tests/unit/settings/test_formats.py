@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_isolation.settings import formats
 from airflow_isolation.settings.effective import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,20 @@ def test_image_references_are_kept_as_written(reference: str) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "Sales", "sales:", "sales 1", "../sales", "registry.example/../sales", "-v", "sales@sha256:abc", "a" * 256]
-    + ["docker://sales", "sales\n", "sales:" + "t" * 129],
+    [
+        "",
+        "Sales",
+        "sales:",
+        "sales 1",
+        "../sales",
+        "registry.example/../sales",
+        "-v",
+        "sales@sha256:abc",
+        "a" * 256,
+        "docker://sales",
+        "sales\n",
+        "sales:" + "t" * 129,
+    ],
 )
 def test_what_is_no_image_reference_is_refused(reference: str) -> None:
     with pytest.raises(ValueError, match="not an image reference"):
@@ -90,7 +105,7 @@ def test_users(user: str) -> None:
 
 @pytest.mark.parametrize("user", ["", "a:b", "1:2:3", "air flow", "2147483648", "1:2147483648", "-1", "9999999999"])
 def test_what_is_no_user_is_refused(user: str) -> None:
-    with pytest.raises(ValueError, match="not a user|largest user id"):
+    with pytest.raises(ValueError, match=r"not a user|largest user id"):
         formats.parse_user(user)
 
 
@@ -130,7 +145,7 @@ def test_who_is_root_by_name(user: str, *, root: bool) -> None:
     ],
 )
 def test_what_is_not_of_the_form_is_refused(parse: Callable[[str], object], text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse(text)
 
 
@@ -150,7 +165,7 @@ def test_a_time_zone_that_exists() -> None:
     "name", ["io.airflow.owner", "containerd.io/gc.root", "io.cri-containerd.kind", "a b", "", ".a"]
 )
 def test_labels_of_others_and_odd_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="labels that begin with|not a name"):
+    with pytest.raises(ValueError, match=r"labels that begin with|not a name"):
         formats.check_label(name, "x")
 
 
@@ -162,5 +177,5 @@ def test_a_label_is_no_longer_than_containerd_takes() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("A=B", "x"), ("", "x"), ("A B", "x"), ("A", "\0"), ("A", "x" * 131072)])
 def test_a_variable_that_execve_would_not_take_is_refused(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         formats.check_environment(name, value)

@@ -68,7 +68,7 @@ def test_bytes_in_the_notations_of_docker_and_kubernetes(text: str, count: int) 
     ],
 )
 def test_memory_that_can_not_be_meant_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match="(?s).") as caught:
+    with pytest.raises(ValueError, match=r"(?s).") as caught:
         parse_memory(text)
     assert reason in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_cores_that_can_not_be_meant_are_refused(text: str, reason: str) -> None
 def test_a_count_is_whole() -> None:
     assert parse_pids("256") == 256
     for text in ("2.5", "0", "3", "-1", "256k", "1e30", "true"):
-        with pytest.raises(ValueError, match="256|16 to"):
+        with pytest.raises(ValueError, match=r"256|16 to"):
             parse_pids(text)
 
 
@@ -141,7 +141,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["-1", "1d", "8e5", "200h", "soon"])
 def test_durations_that_can_not_be_meant_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="negative|unknown unit|7 days|not a duration"):
+    with pytest.raises(ValueError, match=r"negative|unknown unit|7 days|not a duration"):
         parse_duration(text)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Ini
 
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.errors import PolicyRefused, SettingError
@@ -21,7 +20,9 @@ from airflow_isolation.settings.resolve import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Bundle, FromCfg
+    from collections.abc import Callable
+
+    from tests.unit.settings.conftest import Bundle, FromCfg, Ini
 
     from airflow_isolation.settings.effective import Backend, Purpose
 
@@ -306,22 +307,22 @@ def test_settings_can_not_be_changed(from_cfg: FromCfg) -> None:
         settings.environment["A"] = "b"
 
 
-def test_the_connection_needs_no_image() -> None:
+def test_the_connection_needs_no_image(ini: Callable[..., Ini]) -> None:
     settings = resolve_connection(
         "containerd",
-        configuration=Ini("[container_runtime]\nstate_dir = /run/a\n[containerd_runtime]\nsocket_path = /run/c.sock\n"),
+        configuration=ini("[container_runtime]\nstate_dir = /run/a\n[containerd_runtime]\nsocket_path = /run/c.sock\n"),
     )
     assert (settings.backend, settings.socket_path, str(settings.state_dir)) == ("containerd", "/run/c.sock", "/run/a")
     assert (settings.namespace, settings.snapshotter, settings.runtime_binary) == ("airflow", "overlayfs", "")
 
 
-def test_each_backend_has_its_own_socket() -> None:
-    assert resolve_connection("docker", configuration=Ini()).socket_path == "/var/run/docker.sock"
-    assert resolve_connection("containerd", configuration=Ini()).socket_path == "/run/containerd/containerd.sock"
+def test_each_backend_has_its_own_socket(ini: Callable[..., Ini]) -> None:
+    assert resolve_connection("docker", configuration=ini()).socket_path == "/var/run/docker.sock"
+    assert resolve_connection("containerd", configuration=ini()).socket_path == "/run/containerd/containerd.sock"
 
 
-def test_resolving_gives_the_same_connection() -> None:
-    configuration = Ini(IMAGE + "state_dir = /run/a\n[docker_runtime]\nnamespace = team\n")
+def test_resolving_gives_the_same_connection(ini: Callable[..., Ini]) -> None:
+    configuration = ini(IMAGE + "state_dir = /run/a\n[docker_runtime]\nnamespace = team\n")
     settings = resolve("task", "docker", configuration=configuration)
     assert settings.connection == resolve_connection("docker", configuration=configuration)
 
@@ -336,20 +337,20 @@ def test_the_state_directory_of_an_ordinary_user(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("text", "backend"), [("", None), ("containerd", "containerd"), ("docker", "docker")])
-def test_the_flags(text: str, backend: str | None) -> None:
-    assert task_execution_backend(Ini(f"[core]\ntask_execution_runtime = {text}\n")) == backend
-    assert dag_parsing_backend(Ini(f"[core]\nscheduler_dag_parsing_runtime = {text}\n")) == backend
+def test_the_flags(ini: Callable[..., Ini], text: str, backend: str | None) -> None:
+    assert task_execution_backend(ini(f"[core]\ntask_execution_runtime = {text}\n")) == backend
+    assert dag_parsing_backend(ini(f"[core]\nscheduler_dag_parsing_runtime = {text}\n")) == backend
 
 
-def test_flags_that_are_not_there_mean_stock_airflow() -> None:
-    assert task_execution_backend(Ini()) is None
-    assert dag_parsing_backend(Ini("[core]\ntask_execution_runtime = docker\n")) is None
+def test_flags_that_are_not_there_mean_stock_airflow(ini: Callable[..., Ini]) -> None:
+    assert task_execution_backend(ini()) is None
+    assert dag_parsing_backend(ini("[core]\ntask_execution_runtime = docker\n")) is None
 
 
 @pytest.mark.parametrize("text", ["podman", "Docker", "True", "containerd docker"])
-def test_any_other_flag_is_refused_with_the_accepted_ones(text: str) -> None:
+def test_any_other_flag_is_refused_with_the_accepted_ones(ini: Callable[..., Ini], text: str) -> None:
     with pytest.raises(SettingError) as caught:
-        task_execution_backend(Ini(f"[core]\ntask_execution_runtime = {text}\n"))
+        task_execution_backend(ini(f"[core]\ntask_execution_runtime = {text}\n"))
     assert str(caught.value) == (
         f"[core] in airflow.cfg, task_execution_runtime: {text!r} is not a container runtime. "
         "Write containerd or docker, or leave it empty for stock Airflow"

@@ -9,6 +9,7 @@ from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import ModuleType
 
 SUPPORTED_MINOR: Final = "3.3"
 
@@ -41,6 +42,7 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "airflow.sdk.execution_time.comms": ("_RequestFrame", "ConnectionResult", "VariableResult"),
     "airflow.sdk.configuration": ("ensure_secrets_loaded",),
+    "airflow.sdk._shared.secrets_masker": ("should_hide_value_for_key",),
     "airflow.sdk.log": ("upload_to_remote", "mask_secret"),
     "airflow.sdk._shared.logging.structlog": ("reconfigure_logger",),
     "airflow.dag_processing.bundles.base": ("BundleVersionLock",),
@@ -71,12 +73,24 @@ def check_names(expected: Mapping[str, tuple[str, ...]]) -> None:
             module = importlib.import_module(module_name)
         except ImportError as error:
             raise _missing(module_name) from error
-        for name in names:
-            owner: object = module
-            for part in name.split("."):
-                if not hasattr(owner, part):
-                    raise _missing(f"{module_name}.{name}")
-                owner = getattr(owner, part)
+        _check(module, names)
+
+
+def check_module(module: ModuleType) -> None:
+    """Look for the names of ``ROUTING`` in a module that is just being imported.
+
+    :raises AirflowNotSupported: one is missing.
+    """
+    _check(module, ROUTING[module.__name__])
+
+
+def _check(module: ModuleType, names: tuple[str, ...]) -> None:
+    for name in names:
+        owner: object = module
+        for part in name.split("."):
+            if not hasattr(owner, part):
+                raise _missing(f"{module.__name__}.{name}")
+            owner = getattr(owner, part)
 
 
 def _missing(name: str) -> AirflowNotSupported:

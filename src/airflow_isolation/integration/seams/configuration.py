@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from airflow_isolation.errors import IsolationError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -33,19 +35,43 @@ def configured_options() -> dict[str, dict[str, str]]:
         section: {
             option: str(entry[0])
             for option, entry in options.items()
-            if entry[1] in _SET_BY_PEOPLE and not option.endswith(("_cmd", "_secret"))
+            if entry[1] in _SET_BY_PEOPLE
+            and not option.endswith(("_cmd", "_secret"))
+            # The airflow.cfg that Airflow writes itself spells every default out.
+            and str(entry[0]) != str(conf.get_default_value(section, option))
         }
         for section, options in everything.items()
     }
 
 
+def sounds_sensitive(option: str) -> bool:
+    """Whether Airflow would mask a value of this name; a section that nobody declares may hold secrets, too."""
+    from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
+
+    return bool(should_hide_value_for_key(option))  # type: ignore[no-untyped-call]
+
+
+class BundleNotReady(IsolationError):
+    """The files of a DAG bundle could not be brought to this worker."""
+
+
 @contextmanager
 def prepared_bundle(name: str, version: str | None) -> Iterator[Path]:
-    """The directory of a bundle's version, initialised on this worker and kept from being cleaned up meanwhile."""
+    """The directory of a bundle's version, initialised on this worker and kept from being cleaned up meanwhile.
+
+    :raises BundleNotReady: it is not configured here, or its source can't be reached.
+    """
     from airflow.dag_processing.bundles.base import BundleVersionLock
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
-    bundle = DagBundlesManager().get_bundle(name, version)  # type: ignore[no-untyped-call]
-    bundle.initialize()
+    try:
+        bundle = DagBundlesManager().get_bundle(name, version)  # type: ignore[no-untyped-call]
+        bundle.initialize()
+        path = bundle.path
+    except Exception as error:  # a bundle is an administrator's plug-in: anything can come
+        raise BundleNotReady(
+            f"The DAG bundle {name!r} (version {version or 'latest'}) could not be prepared on this worker: {error!r}",
+            hint="Look at [dag_processor] dag_bundle_config_list, which must be the same here as on the DAG processor",
+        ) from error
     with BundleVersionLock(bundle_name=name, bundle_version=version):  # type: ignore[no-untyped-call]
-        yield bundle.path
+        yield path

@@ -31,6 +31,7 @@ def route_every_queue(coordinators: ModuleType, container_coordinator: Callable[
     :param coordinators: the module ``airflow.sdk.execution_time.coordinator``, just imported.
     :raises AirflowNotSupported: it is not as expected.
     """
+    checks.check_module(coordinators)
     stock = coordinators.CoordinatorManager.for_queue
     make = functools.cache(container_coordinator)
 
@@ -47,7 +48,9 @@ def carry_executor_config(workloads: ModuleType) -> None:
     """Put the container part of ``executor_config`` where it survives the wire.
 
     :param workloads: the module ``airflow.executors.workloads.task``, just imported.
+    :raises AirflowNotSupported: it is not as expected.
     """
+    checks.check_module(workloads)
     stock = workloads.ExecuteTask.make.__func__
 
     @functools.wraps(stock)
@@ -79,8 +82,3 @@ def executor_config_of(what: Any) -> dict[str, Any]:
     if direct:
         return direct
     return container_part(json.loads(carried)) if carried else {}
-
-
-def check() -> None:
-    """:raises AirflowNotSupported: a name that routing touches is missing."""
-    checks.check_names(checks.ROUTING)

@@ -12,7 +12,7 @@ from airflow_isolation.errors import SettingError
 from airflow_isolation.settings.spec import container_spec
 
 if TYPE_CHECKING:
-    from conftest import Bundle
+    from tests.unit.settings.conftest import Bundle
 
 
 def with_volumes(bundle: Bundle, *volumes: str) -> Any:
@@ -73,7 +73,7 @@ def test_mounts_come_outermost_first(bundle: Bundle) -> None:
 @pytest.mark.parametrize("target", ["/opt/airflow/dags", "/opt/airflow/dags/sub"])
 def test_a_volume_over_what_airflow_needs_is_refused(bundle: Bundle, target: str) -> None:
     settings = with_volumes(bundle, f"{bundle.path}:{target}")
-    with pytest.raises(SettingError, match="volumes.yaml, line 1, .*would cover") as caught:
+    with pytest.raises(SettingError, match=r"volumes\.yaml, line 1, .*would cover") as caught:
         container_spec(settings, argv=["x"], mounts=[Mount(source="/srv/dags", target="/opt/airflow/dags")])
     assert target in str(caught.value)
 

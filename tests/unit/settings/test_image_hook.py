@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +12,10 @@ from airflow_isolation.settings.effective import Origin
 from airflow_isolation.settings.hook import ask_hook, image_hook
 from airflow_isolation.settings.layers import Assignment
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
 IMAGE = Assignment("sales:1", Origin("sales.yaml", "container.image", 2, author=True))
 
 
@@ -20,7 +23,11 @@ IMAGE = Assignment("sales:1", Origin("sales.yaml", "container.image", 2, author=
 def local_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "airflow_local_settings", raising=False)
-    yield lambda text: (tmp_path / "airflow_local_settings.py").write_text(text) and None
+
+    def write(text: str) -> None:
+        (tmp_path / "airflow_local_settings.py").write_text(text)
+
+    yield write
     sys.modules.pop("airflow_local_settings", None)
 
 

@@ -1,0 +1,471 @@
+"""create, wait, start, kill, remove, get, list, stats, output: what the interface promises, on real daemons."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_isolation.container_spec import MIB, Mount, Resources
+from airflow_isolation.errors import (
+    ContainerExists,
+    ContainerFailed,
+    ContainerNotFound,
+    ImageNotFound,
+    IsolationError,
+    SpecRefused,
+)
+from airflow_isolation.oci import new_container_id
+from airflow_isolation.runtime.interface import ContainerState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_isolation.runtime.interface import ContainerRuntime
+    from tests.conformance.conftest import Host
+
+IGNORE_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+def wait_for_output(host: Host, id: str, text: bytes) -> None:
+    deadline = time.monotonic() + 20
+    while text not in host.runtime.output(id):
+        assert time.monotonic() < deadline, host.runtime.output(id)
+        time.sleep(0.02)
+
+
+def test_info_names_the_daemon(host: Host) -> None:
+    info = host.runtime.info()
+    assert (info.backend, info.namespace) == (host.backend.partition("-")[0], "airflow")
+    assert info.socket_path == str(host.daemon.socket)
+    assert info.version.startswith(host.backend.partition("-")[2] or "20.")
+
+
+def test_a_container_runs_and_its_exit_code_arrives(host: Host) -> None:
+    status, output = host.run("python3", "-c", "import sys; print('hello'); sys.exit(7)")
+    assert (status.code, output) == (7, "hello\n")
+    assert status.exited_at is not None
+    assert datetime.now(timezone.utc) - status.exited_at < timedelta(minutes=5)
+
+
+def test_stdout_and_stderr_both_arrive_in_the_output(host: Host) -> None:
+    _, output = host.run("bash", "-c", "echo to stdout; echo to stderr >&2")
+    assert sorted(output.splitlines()) == ["to stderr", "to stdout"]
+
+
+def test_output_is_limited_to_the_last_bytes(host: Host) -> None:
+    id = host.create("python3", "-c", "print('x' * 100_000 + 'the end', end='')")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    assert host.runtime.output(id, limit=10) == b"xxxthe end"
+    assert len(host.runtime.output(id)) == 65536
+
+
+def test_a_new_container_has_written_nothing(host: Host) -> None:
+    assert host.runtime.output(host.create()) == b""
+
+
+def test_a_created_container_is_there_and_does_not_run(host: Host) -> None:
+    created = host.runtime.get(host.create(labels={"io.airflow.dag_id": "sales"}))
+    assert created.state is ContainerState.CREATED
+    assert created.exit_status is None
+    assert dict(created.labels) == {"io.airflow.dag_id": "sales"}
+    assert created.created_at is not None
+
+
+def test_create_gives_what_get_gives(host: Host) -> None:
+    id = new_container_id("test")
+    host.made.append(id)
+    assert host.runtime.create(id, host.spec()) == host.runtime.get(id)
+
+
+def test_start_gives_the_pid_on_the_host(host: Host) -> None:
+    id = host.create("sleep", "600")
+    pid = host.runtime.start(id)
+    assert os.path.exists(f"/proc/{pid}/stat")
+    assert os.stat(f"/proc/{pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
+    running = host.runtime.get(id)
+    assert (running.state, running.pid) == (ContainerState.RUNNING, pid)
+
+
+def test_an_ended_container_keeps_its_exit_status(host: Host) -> None:
+    id = host.create("bash", "-c", "exit 3")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    ended = host.runtime.get(id)
+    assert (ended.state, ended.pid) == (ContainerState.STOPPED, 0)
+    assert ended.exit_status is not None
+    assert ended.exit_status.code == 3
+
+
+def test_the_wait_becomes_readable_with_the_end_and_not_before(host: Host) -> None:
+    id = host.create("sleep", "600")
+    with host.runtime.wait(id) as pending:
+        assert not select.select([pending], [], [], 0)[0]
+        host.runtime.start(id)
+        assert not select.select([pending], [], [], 0.5)[0]
+        with pytest.raises(TimeoutError):
+            pending.result(0)
+        host.runtime.kill(id)
+        assert select.select([pending], [], [], 20)[0]
+        assert pending.result(0).code == 128 + signal.SIGKILL
+        assert pending.result(0).code == 128 + signal.SIGKILL
+
+
+def test_a_short_life_is_not_missed(host: Host) -> None:
+    for _ in range(5):
+        assert host.run("true")[0].code == 0
+
+
+def test_a_wait_after_the_end_answers(host: Host) -> None:
+    id = host.create("bash", "-c", "exit 4")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    with host.runtime.wait(id) as late:
+        assert late.result(20).code == 4
+
+
+def test_many_may_wait_for_one_container(host: Host) -> None:
+    id = host.create("bash", "-c", "exit 5")
+    with host.runtime.wait(id) as one, host.runtime.wait(id) as other:
+        host.runtime.start(id)
+        assert (one.result(60).code, other.result(60).code) == (5, 5)
+
+
+def test_a_wait_may_be_closed_before_the_end_and_twice(host: Host) -> None:
+    id = host.start("sleep", "600")
+    threads = threading.active_count()
+    pending = host.runtime.wait(id)
+    pending.close()
+    pending.close()
+    assert threading.active_count() == threads
+    with pytest.raises(ValueError, match="closed"):
+        pending.fileno()
+
+
+def test_a_hundred_waits_leave_no_thread_and_no_descriptor(host: Host) -> None:
+    id = host.start("sleep", "600")
+    host.runtime.wait(id).close()
+    before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    for _ in range(100):
+        host.runtime.wait(id).close()
+    after = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    assert after <= before
+
+
+def test_a_removal_ends_the_wait(host: Host) -> None:
+    id = host.start("sleep", "600")
+    with host.runtime.wait(id) as pending:
+        host.runtime.remove(id)
+        assert pending.result(20).code == 137
+
+
+def test_a_removal_before_the_start_ends_the_wait(host: Host) -> None:
+    id = host.create("sleep", "600")
+    with host.runtime.wait(id) as pending:
+        host.runtime.remove(id)
+        pending.result(20)
+
+
+def test_a_container_starts_once(host: Host) -> None:
+    id = host.start("sleep", "600")
+    with pytest.raises(ContainerFailed):
+        host.runtime.start(id)
+
+
+def test_an_ended_container_does_not_start_again(host: Host) -> None:
+    id = host.create("true")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    with pytest.raises(ContainerFailed):
+        host.runtime.start(id)
+
+
+def test_signals_arrive_and_their_exit_code_is_128_and_the_number(host: Host) -> None:
+    id = host.create(
+        "python3",
+        "-c",
+        "import signal, time; signal.signal(15, lambda *_: exit(9)); print('ready', flush=True); time.sleep(600)",
+    )
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        wait_for_output(host, id, b"ready")
+        host.runtime.kill(id, signal.SIGTERM)
+        assert pending.result(20).code == 9
+
+
+def test_kill_without_a_signal_is_sigkill(host: Host) -> None:
+    id = host.create("python3", "-c", IGNORE_TERM)
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        wait_for_output(host, id, b"ready")
+        host.runtime.kill(id, signal.SIGTERM)
+        with pytest.raises(TimeoutError):
+            pending.result(0.3)
+        host.runtime.kill(id)
+        assert pending.result(20).code == 137
+
+
+def test_killing_twice_or_after_the_end_or_nobody_is_success(host: Host) -> None:
+    id = host.create("sleep", "600")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        host.runtime.kill(id)
+        host.runtime.kill(id)
+        pending.result(20)
+    host.runtime.kill(id)
+    host.runtime.kill(id, signal.SIGTERM, everyone=True)
+    host.runtime.kill("nobody")
+
+
+def test_a_signal_to_everyone_reaches_grandchildren(host: Host) -> None:
+    child = "import signal, time; signal.signal(15, lambda *_: (print('child ended', flush=True), exit(0))); print('child ready', flush=True); time.sleep(600)"
+    parent = f"import subprocess, signal, time; signal.signal(15, signal.SIG_IGN); subprocess.Popen(['python3', '-c', {child!r}]); time.sleep(600)"
+    id = host.start("python3", "-c", parent)
+    wait_for_output(host, id, b"child ready")
+    host.runtime.kill(id, signal.SIGTERM, everyone=True)
+    wait_for_output(host, id, b"child ended")
+    assert host.runtime.get(id).state is ContainerState.RUNNING
+
+
+def test_the_end_of_the_first_process_is_the_end_of_all(host: Host) -> None:
+    id = host.start("bash", "-c", "setsid sleep 4711 & setsid sleep 4711 & sleep 600")
+    pid = host.runtime.get(id).pid
+    inside = os.stat(f"/proc/{pid}/ns/pid").st_ino
+    with host.runtime.wait(id) as pending:
+        host.runtime.kill(id)
+        pending.result(20)
+    deadline = time.monotonic() + 10
+    while any(_pid_namespace(entry) == inside for entry in os.listdir("/proc") if entry.isdecimal()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _pid_namespace(pid: str) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("state", ["created", "running", "ended", "never there"])
+def test_remove_may_be_called_in_every_state_and_twice(host: Host, state: str) -> None:
+    id = new_container_id("test")
+    if state != "never there":
+        host.create("bash", "-c", "true" if state == "ended" else "sleep 600", id=id)
+    if state in ("running", "ended"):
+        with host.runtime.wait(id) as pending:
+            host.runtime.start(id)
+            if state == "ended":
+                pending.result(60)
+    host.runtime.remove(id)
+    host.runtime.remove(id)
+    with pytest.raises(ContainerNotFound):
+        host.runtime.get(id)
+
+
+def test_several_may_remove_one_container_at_the_same_time(host: Host) -> None:
+    id = host.start("sleep", "600")
+    with ThreadPoolExecutor(4) as pool:
+        for removal in [pool.submit(host.runtime.remove, id) for _ in range(4)]:
+            removal.result(60)
+    with pytest.raises(ContainerNotFound):
+        host.runtime.get(id)
+
+
+def test_what_is_gone_is_not_found(runtime: ContainerRuntime) -> None:
+    for ask in (runtime.get, runtime.start, runtime.wait, runtime.output):
+        with pytest.raises(ContainerNotFound):
+            ask("nobody")
+
+
+def test_a_taken_id_is_refused_and_its_container_unharmed(host: Host) -> None:
+    id = host.start("sleep", "600")
+    pid = host.runtime.get(id).pid
+    with pytest.raises(ContainerExists, match=id):
+        host.runtime.create(id, host.spec())
+    assert host.runtime.get(id).pid == pid
+    assert host.runtime.get(id).state is ContainerState.RUNNING
+
+
+def test_of_two_workers_creating_one_id_exactly_one_wins(host: Host) -> None:
+    id = new_container_id("test")
+    host.made.append(id)
+    other = host.connect()
+    barrier = threading.Barrier(2)
+
+    def create(runtime: ContainerRuntime) -> bool:
+        barrier.wait(20)
+        try:
+            runtime.create(id, host.spec())
+        except ContainerExists:
+            return False
+        return True
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            won = [attempt.result(60) for attempt in [pool.submit(create, one) for one in (host.runtime, other)]]
+    finally:
+        other.close()
+    assert sorted(won) == [False, True]
+    host.runtime.start(id)
+    assert host.runtime.get(id).state is ContainerState.RUNNING
+
+
+@pytest.mark.parametrize("id", ["", "a/b", "a__b", "-a", "a-", "ä", "a" * 250, "a b", "../a", "a\n"])
+def test_bad_ids_are_refused_everywhere(host: Host, id: str) -> None:
+    runtime = host.runtime
+    for ask in (runtime.get, runtime.start, runtime.wait, runtime.output, runtime.kill, runtime.remove):
+        with pytest.raises(SpecRefused, match="container"):
+            ask(id)
+    with pytest.raises(SpecRefused, match="container"):
+        runtime.create(id, host.spec())
+
+
+def test_the_longest_id_works(host: Host) -> None:
+    id = "a" * 76
+    host.create("true", id=id)
+    assert host.runtime.get(id).id == id
+
+
+def test_list_is_by_labels_and_oldest_first(host: Host) -> None:
+    ids = [host.create(labels={"io.airflow.dag_id": "sales", "io.airflow.task_id": f"task {n}"}) for n in range(3)]
+    host.runtime.start(ids[1])
+    found = host.runtime.list({"io.airflow.dag_id": "sales"})
+    assert [container.id for container in found] == ids
+    assert [container.state.value for container in found] == ["created", "running", "created"]
+    only = host.runtime.list({"io.airflow.dag_id": "sales", "io.airflow.task_id": "task 2"})
+    assert [container.id for container in only] == ids[2:]
+    assert host.runtime.list({"io.airflow.dag_id": "other"}) == ()
+    assert dict(found[0].labels) == {"io.airflow.dag_id": "sales", "io.airflow.task_id": "task 0"}
+
+
+@pytest.mark.parametrize("value", ['quote " and \\', "comma, blank", "späße 🎉", "new\nline", "a=b", "", "~=^$"])
+def test_label_values_are_kept_and_found_whatever_they_hold(host: Host, value: str) -> None:
+    id = host.create(labels={"io.airflow.run_id": value})
+    assert [
+        (container.id, container.labels["io.airflow.run_id"])
+        for container in host.runtime.list({"io.airflow.run_id": value})
+    ] == [(id, value)]
+
+
+def test_the_list_says_how_containers_ended(host: Host) -> None:
+    id = host.create("bash", "-c", "exit 6")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    (container,) = host.runtime.list()
+    assert container.state is ContainerState.STOPPED
+    assert container.exit_status is not None
+    assert container.exit_status.code == 6
+
+
+def test_another_namespace_sees_nothing_and_harms_nothing(host: Host) -> None:
+    id = host.start("sleep", "600")
+    with host.connect(namespace="other") as other:
+        assert other.list() == ()
+        other.kill(id)
+        other.remove(id)
+        with pytest.raises(ContainerNotFound):
+            other.get(id)
+    assert host.runtime.get(id).state is ContainerState.RUNNING
+
+
+def test_stats_count(host: Host) -> None:
+    id = host.create(
+        "python3",
+        "-c",
+        "import time; x = b'x' * 30_000_000\nwhile time.process_time() < 0.3: pass\nprint('ready', flush=True); time.sleep(600)",
+        resources=Resources(memory=256 * MIB),
+    )
+    host.runtime.start(id)
+    wait_for_output(host, id, b"ready")
+    stats = host.runtime.stats([id, "nobody"])
+    assert set(stats) == {id}
+    one = stats[id]
+    assert one.cpu_seconds is not None
+    assert one.cpu_seconds >= 0.3
+    assert one.memory is not None
+    assert one.memory >= 30_000_000
+    assert one.memory_limit == 256 * MIB
+    assert one.pids is not None
+    assert one.pids >= 1
+
+
+def test_without_a_limit_stats_name_none(host: Host) -> None:
+    id = host.start("sleep", "600")
+    assert host.runtime.stats([id])[id].memory_limit is None
+
+
+def test_stats_leave_out_what_does_not_run(host: Host) -> None:
+    id = host.create("true")
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        pending.result(60)
+    assert host.runtime.stats([id, "nobody"]) == {}
+    assert host.runtime.stats([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("no-such-program",), "no-such-program"),
+        (("/usr/bin/no-such-program",), "python"),
+        (("/usr/local/bin/not-a-program",), "exec format error"),
+        (("/etc",), "/etc"),
+    ],
+)
+def test_what_is_no_program_is_said_in_words_and_leaves_nothing(host: Host, argv: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ContainerFailed, match=words) as caught:
+        host.start(*argv, id="test-not-a-program")
+    assert "conformance:1" in str(caught.value)
+    host.runtime.remove("test-not-a-program")
+
+
+def test_an_image_that_is_not_there_is_not_found(host: Host) -> None:
+    with pytest.raises(ImageNotFound, match="localhost/absent:1"):
+        host.create(image="localhost/absent:1")
+
+
+@pytest.mark.parametrize("image", ["", "UPPER/case", "a b", "-", "../x", "x:" + "y" * 200])
+def test_what_can_not_be_an_images_name_is_an_image_error(host: Host, image: str) -> None:
+    with pytest.raises(IsolationError):
+        host.create(image=image)
+
+
+def test_a_create_that_fails_half_way_leaves_nothing(host: Host, tmp_path: Path) -> None:
+    # A directory over a file is found wrong only by runc, when all else has been made.
+    with pytest.raises(ContainerFailed):
+        host.start(id="test-half-way", mounts=(Mount(source=str(tmp_path), target="/etc/passwd"),))
+    host.runtime.remove("test-half-way")
+
+
+def test_close_may_be_called_twice(host: Host) -> None:
+    other = host.connect()
+    other.info()
+    other.close()
+    other.close()
+
+
+def test_several_threads_may_share_a_runtime(host: Host) -> None:
+    def whole_life(number: int) -> int:
+        return host.run("bash", "-c", f"exit {number}")[0].code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(whole_life, range(8))) == list(range(8))
+
+
+def test_the_output_survives_a_json_round_trip(host: Host) -> None:
+    assert host.python("import json; print(json.dumps({'a': 'ü'}))") == json.loads('{"a": "ü"}')
