@@ -1,6 +1,6 @@
 # Debian packages: plain tools are installed when missing; daemons are only downloaded and unpacked, because installing
 # them would start services. Other suites are read through a private apt configuration on the machine's own mirror.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # checkout is set in all.sh, cache_directory in cache.sh
 
 # need_command COMMAND=PACKAGE…: installs the packages whose command is missing.
 need_command() {

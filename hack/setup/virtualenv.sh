@@ -1,6 +1,6 @@
 # Two virtual environments: one with all dependencies, shared by every checkout, and a thin one for each checkout, which
 # sees the first and has the project itself, installed editable, and so its entry points.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # checkout is set in all.sh, cache_directory in cache.sh
 
 airflow_version=3.3.2
 constraints=$checkout/constraints/airflow-$airflow_version.txt

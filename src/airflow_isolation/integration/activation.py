@@ -43,6 +43,7 @@ def activate() -> None:
 def _run_tasks_in_containers(backend: Backend) -> None:
     import wrapt
 
+    from airflow_isolation.errors import IsolationError
     from airflow_isolation.integration.seams import routing
 
     def container_coordinator() -> Any:
@@ -50,10 +51,22 @@ def _run_tasks_in_containers(backend: Backend) -> None:
 
         return ContainerCoordinator(backend=backend)
 
+    def prepare(_: ModuleType) -> None:
+        # Finds out at start what would otherwise fail every task, and imports once what every worker would import.
+        try:
+            container_coordinator()
+        except IsolationError as error:
+            raise SystemExit(str(error)) from error
+        from airflow_isolation.integration.connection import import_backend
+
+        import_backend(backend)
+
     def route(coordinators: ModuleType) -> None:
         routing.route_every_queue(coordinators, container_coordinator)
 
     wrapt.register_post_import_hook(route, "airflow.sdk.execution_time.coordinator")
+    for command in routing.PARENTS_OF_WORKERS:
+        wrapt.register_post_import_hook(prepare, command)
     wrapt.register_post_import_hook(routing.carry_executor_config, "airflow.executors.workloads.task")
 
 

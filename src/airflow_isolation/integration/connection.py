@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import ContainerRuntime
-    from airflow_isolation.settings.effective import ConnectionSettings
+    from airflow_isolation.settings.effective import Backend, ConnectionSettings
+
+
+def import_backend(backend: Backend) -> None:
+    """Import the client library of a backend, which takes a moment, and of the other nothing."""
+    importlib.import_module(f"airflow_isolation.runtime.{backend}")
 
 
 def connect(settings: ConnectionSettings) -> ContainerRuntime:

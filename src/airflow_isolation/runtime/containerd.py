@@ -35,6 +35,7 @@ from airflow_isolation.containerd.api import (
 )
 from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
+from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
 from airflow_isolation.containerd.payload import SPEC, pack, pack_json
 from airflow_isolation.containerd.progress import ignore
 from airflow_isolation.containerd.pull import pull
@@ -57,11 +58,11 @@ from airflow_isolation.oci import (
     check_mount_source_on_disk,
     container_hostname,
     load_profile,
+    needs_account_files,
     read_host,
     resolve_account,
     write_etc_files,
 )
-from airflow_isolation.runtime.containerd_accounts import read_account_files
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
 from airflow_isolation.runtime.interface import (
@@ -120,7 +121,8 @@ class ContainerdRuntime(ContainerRuntime):
     Parameters
     ----------
     state_dir:
-        ``containers/<id>`` below it holds a container's output and files for its /etc; made when it is missing.
+        ``containers/<id>`` below it holds a container's output and files for its /etc, ``accounts`` what is known of
+        images' users. Made when it is missing.
     snapshotter:
         holds the images and the containers' file systems.
     runtime_binary:
@@ -158,7 +160,6 @@ class ContainerdRuntime(ContainerRuntime):
         self._timeout = timeout
         self._connecting = threading.Lock()
         self._client: Client | None = None
-        self._account_files: dict[str, tuple[str | None, str | None]] = {}
 
     def info(self) -> RuntimeInfo:
         with self._translated("ask for its version", failed=RuntimeUnreachable):
@@ -310,12 +311,14 @@ class ContainerdRuntime(ContainerRuntime):
         return _container(record, process)
 
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
-        wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items())
+        # To a filter of containerd's, an empty label is none: those are looked at below.
+        wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items() if value)
         request = containers_pb2.ListContainersRequest(filters=[wanted] if wanted else [])
         with self._translated("list the containers"):
             client = self._connected()
             # As a stream: each record carries its whole spec, and a few hundred would not fit in one message.
-            records = [message.container for message in client.containers.ListStream(request)]
+            streamed = (message.container for message in client.containers.ListStream(request))
+            records = [record for record in streamed if labels.items() <= record.labels.items()]
             processes = {process.id: process for process in client.tasks.List(tasks_pb2.ListTasksRequest()).tasks}
         records.sort(key=lambda record: (record.created_at.ToNanoseconds(), record.id))
         return tuple(_container(record, processes.get(record.id)) for record in records)
@@ -326,8 +329,9 @@ class ContainerdRuntime(ContainerRuntime):
             return {}
         with self._translated("ask for counters"):
             metrics = self._connected().tasks.Metrics(tasks_pb2.MetricsRequest(filters=wanted)).metrics
+        # An ended task has its cgroup until it is deleted, but nobody in it.
         counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
-        return {one: stats for one, stats in counted if stats is not None}
+        return {one: stats for one, stats in counted if stats is not None and stats.pids}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         self.get(id)
@@ -387,13 +391,23 @@ class ContainerdRuntime(ContainerRuntime):
 
     def _account(self, spec: ContainerSpec, layout: Layout, image_user: str) -> Account:
         user = spec.user or image_user
-        chain_id = layout.top_chain_id
-        known = self._account_files.get(chain_id)
-        if known is None:
-            with self._translated(f"read the accounts of the image {spec.image}", missing=ImageNotFound):
-                known = read_account_files(self._connected(), chain_id, self._snapshotter)
-            self._account_files[chain_id] = known
-        passwd, group = known
+        with self._translated(f"read the accounts of the image {spec.image}", missing=ImageNotFound):
+            try:
+                files = read_files(
+                    self._connected(),
+                    layout,
+                    snapshotter=self._snapshotter,
+                    cache_directory=self._state_dir / "accounts",
+                )
+            except containerd.PermissionDenied as error:
+                if needs_account_files(user):
+                    raise SpecRefused(
+                        f"the user {user!r} of the image {spec.image} can't be looked up: only root can read the "
+                        "image's /etc/passwd through containerd",
+                        hint="Set run_as_user to uid:gid in numbers, or run the worker as root",
+                    ) from error
+                files = {}
+        passwd, group = (_text(files.get(path)) for path in (USERS, GROUPS))
         return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
 
     def _unpacked(self, reference: str, *, hint: str = "") -> Image:
@@ -488,7 +502,7 @@ class _TaskExit(ExitQuestion):
             client.containers.Get(containers_pb2.GetContainerRequest(id=self._id))
             self._call = client.tasks.Wait.future(tasks_pb2.WaitRequest(container_id=self._id), timeout=NO_DEADLINE)
         if self._cancelled.is_set():
-            self._call.cancel()
+            self._call.cancel()  # type: ignore[no-untyped-call]
 
     def answer(self) -> ExitStatus:
         if self._call is None:
@@ -500,7 +514,7 @@ class _TaskExit(ExitQuestion):
     def cancel(self) -> None:
         self._cancelled.set()
         if self._call is not None:
-            self._call.cancel()
+            self._call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self._call = None
@@ -577,6 +591,10 @@ def _container(
         labels=dict(record.labels),
         exit_status=exit_status,
     )
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode(errors="surrogateescape")
 
 
 def _time(stamp: Timestamp) -> datetime | None:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 CARRIER_KEY = "airflow-isolation.executor-config"
+#: Commands whose processes fork the workers that run tasks: what they have imported, no worker imports again.
+PARENTS_OF_WORKERS = (
+    "airflow.cli.commands.scheduler_command",
+    "airflow.providers.celery.cli.celery_command",
+    "airflow.providers.edge3.cli.worker",
+)
 #: The keys of ``executor_config`` that are ours.
 CONTAINER_KEYS = ("container", "containerd", "docker")
 
