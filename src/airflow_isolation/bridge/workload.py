@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 import enum
+import os
 import select
 import shutil
 import signal
 import socket
+import stat
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -176,8 +178,9 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
     with ExitStack() as undo:
+        _prepare(state_dir)
         directory = state_dir / "workloads" / what.id
-        directory.mkdir(parents=True, mode=0o711)
+        directory.mkdir(mode=0o711)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         undo.enter_context(held(directory))
         shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
@@ -209,6 +212,24 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
             channels=channels,
             resources=undo.pop_all(),
         )
+
+
+def _prepare(state_dir: Path) -> None:
+    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there."""
+    try:
+        for directory in (state_dir, state_dir / "workloads"):
+            directory.mkdir(parents=True, mode=0o711, exist_ok=True)
+            status = directory.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise ContainerFailed(
+                    f"The state directory {directory} is not a directory of uid {os.geteuid()} that only it can write",
+                    hint="Remove it, or set [container_runtime] state_dir to one of the worker's user alone",
+                )
+    except OSError as error:
+        raise ContainerFailed(
+            f"The worker can't make its state directory {state_dir}: {error}",
+            hint="Set [container_runtime] state_dir to a place where the worker's user may write",
+        ) from error
 
 
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
