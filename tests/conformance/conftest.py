@@ -5,6 +5,7 @@ After every test it is checked, not assumed, that nothing of ours is left: in th
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ BACKENDS = ("docker", "containerd-1.6", "containerd-1.7", "containerd-2.1")
 NAMESPACE = "airflow"
 SETTLE_SECONDS = 15
 IMAGE = "localhost/airflow-isolation/conformance:1"
+# Docker makes it with the first container on the host's network, and keeps it for those that follow.
+DOCKER_HOST_NETWORK = "/netns/default"
 PROBE = Path(__file__).parent.parent / "probe" / "probe.py"
 
 PASSWD = """\
@@ -156,20 +160,25 @@ def runtime(host: Host) -> ContainerRuntime:
     return host.runtime
 
 
-@pytest.fixture
-def own_daemon(
-    backend: str, start_containerd: StartDaemon, start_dockerd: StartDaemon, conformance_archive: Path
-) -> Daemon:
-    """A daemon that the test may hurt."""
-    kind, _, version = backend.partition("-")
-    daemon = start_containerd(version) if version else start_dockerd()
-    provide_image(kind, daemon, conformance_archive)
+@pytest.fixture(scope="session")
+def hurt_daemon_of(
+    start_containerd: StartDaemon, start_dockerd: StartDaemon, conformance_archive: Path
+) -> Callable[[str], Daemon]:
+    """One more daemon of a backend, that tests stop and restart; they leave it running."""
+
+    @cache
+    def daemon(backend: str) -> Daemon:
+        kind, _, version = backend.partition("-")
+        started = start_containerd(version) if version else start_dockerd()
+        provide_image(kind, started, conformance_archive)
+        return started
+
     return daemon
 
 
 @pytest.fixture
-def fragile_host(backend: str, own_daemon: Daemon, state_dir: Path) -> Iterator[Host]:
-    yield from _host(backend, own_daemon, state_dir)
+def fragile_host(backend: str, hurt_daemon_of: Callable[[str], Daemon], state_dir: Path) -> Iterator[Host]:
+    yield from _host(backend, hurt_daemon_of(backend), state_dir)
 
 
 @pytest.fixture
@@ -178,8 +187,8 @@ def state_dir() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="ai-state-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
-    kept = {directory / "containers", directory / "accounts"}
-    left = sorted(str(path) for path in directory.rglob("*") if not {path, path.parent} & kept or path.is_dir() and path not in kept)
+    containers, accounts = directory / "containers", directory / "accounts"
+    left = [path for path in directory.rglob("*") if path not in (containers, accounts) and path.parent != accounts]
     shutil.rmtree(directory)
     assert left == []
 
@@ -207,9 +216,14 @@ def _host(backend: str, daemon: Daemon, state_dir: Path) -> Iterator[Host]:
 def _traces(kind: str, daemon: Daemon) -> dict[str, Any]:
     """Everything that a container could leave: in the daemon, on the host, in this process."""
     directory = str(daemon.directory)
+    gc.collect()
     return {
         **(_docker_traces(daemon) if kind == "docker" else _containerd_traces(daemon)),
-        "mounts": sorted(line.split()[4] for line in _lines("/proc/self/mountinfo") if directory in line),
+        "mounts": sorted(
+            point
+            for line in _lines("/proc/self/mountinfo")
+            if directory in (point := line.split()[4]) and not point.endswith(DOCKER_HOST_NETWORK)
+        ),
         "cgroups": _cgroups(kind),
         "shims": _shims(directory),
         "threads": sorted(thread.name for thread in threading.enumerate() if _is_ours(thread.name)),

@@ -355,8 +355,9 @@ def test_list_is_by_labels_and_oldest_first(host: Host) -> None:
 @pytest.mark.parametrize("value", ['quote " and \\', "comma, blank", "späße 🎉", "new\nline", "a=b", "", "~=^$"])
 def test_label_values_are_kept_and_found_whatever_they_hold(host: Host, value: str) -> None:
     id = host.create(labels={"io.airflow.run_id": value})
+    # containerd drops a label without a value; to whoever asks, it is the same.
     assert [
-        (container.id, container.labels["io.airflow.run_id"])
+        (container.id, container.labels.get("io.airflow.run_id", ""))
         for container in host.runtime.list({"io.airflow.run_id": value})
     ] == [(id, value)]
 

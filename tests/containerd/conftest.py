@@ -26,9 +26,7 @@ def leftovers(client: Client) -> dict[str, list[str]]:
     found = {
         "images": [image.name for image in client.images.List(images_pb2.ListImagesRequest()).images],
         "leases": [lease.id for lease in client.leases.List(leases_pb2.ListRequest()).leases],
-        "ingests": [
-            status.ref for status in client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses
-        ],
+        "ingests": [status.ref for status in client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses],
         "content": [
             info.digest for part in client.content.List(content_pb2.ListContentRequest()) for info in part.info
         ],

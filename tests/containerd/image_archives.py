@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_isolation.containerd.layout import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 HOST = Platform.of_this_host()
@@ -64,7 +64,7 @@ def zstd(text: bytes) -> bytes:
     return subprocess.run(["zstd", "-c"], input=text, stdout=subprocess.PIPE, check=True).stdout
 
 
-PACKERS = {"": bytes, "gzip": gzip.compress, "zstd": zstd}
+PACKERS: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, "gzip": gzip.compress, "zstd": zstd}
 
 
 @dataclass

@@ -12,19 +12,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from airflow_isolation.containerd import images
-from airflow_isolation.containerd.api import content_pb2, leases_pb2
-from airflow_isolation.containerd.archive_import import import_archive
-from airflow_isolation.containerd.errors import (
-    ContainerdError,
-    InvalidArchive,
-    InvalidReference,
-    NotFound,
-    WrongPlatform,
-)
-from airflow_isolation.containerd.image_files import read_files
-from airflow_isolation.containerd.unpack import is_unpacked
 from tests.containerd.conftest import NAMESPACE, leftovers
 from tests.containerd.image_archives import (
     OTHER,
@@ -38,6 +25,19 @@ from tests.containerd.image_archives import (
     write,
     write_oci,
 )
+
+from airflow_isolation.containerd import images
+from airflow_isolation.containerd.api import content_pb2, leases_pb2
+from airflow_isolation.containerd.archive_import import import_archive
+from airflow_isolation.containerd.errors import (
+    ContainerdError,
+    InvalidArchive,
+    InvalidReference,
+    NotFound,
+    WrongPlatform,
+)
+from airflow_isolation.containerd.image_files import read_files
+from airflow_isolation.containerd.unpack import is_unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,7 +251,7 @@ def test_bad_name_is_refused_before_the_archive_is_looked_at(client: Client, tmp
 
 
 def test_image_that_is_not_there(client: Client) -> None:
-    with pytest.raises(NotFound, match="test/absent:latest.*Import or pull it first"):
+    with pytest.raises(NotFound, match=r"test/absent:latest.*Import or pull it first"):
         images.get(client, "test/absent")
     with pytest.raises(NotFound):
         images.remove(client, "test/absent")

@@ -9,13 +9,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.containerd.conftest import NAMESPACE
+from tests.containerd.image_archives import Fifo, Link, tar, write_oci
 
 from airflow_isolation.containerd import image_files, images
 from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.errors import InvalidImage, NotFound
 from airflow_isolation.containerd.image_files import read_files
-from tests.containerd.conftest import NAMESPACE
-from tests.containerd.image_archives import Fifo, Link, tar, write_oci
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

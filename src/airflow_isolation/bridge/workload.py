@@ -28,7 +28,8 @@ from airflow_isolation import agent
 from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
 from airflow_isolation.bridge.prune import held
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerFailed, ImageInvalid, RuntimeUnreachable
+from airflow_isolation.errors import ContainerFailed, ImageInvalid, IsolationError, RuntimeUnreachable
+from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,6 +148,9 @@ class Workload:
                 return None
             log.warning("The runtime did not report the end of a container", container=self.container.id)
             return _named(-signal.SIGKILL)
+        except IsolationError as error:
+            log.warning("How a container ended can't be known", container=self.container.id, error=str(error))
+            return UNKNOWN_EXIT
         # An agent that was killed itself had no word to say; its container ends as 128+n.
         return _named(128 - code if 128 < code <= 128 + 64 else code)
 

@@ -161,6 +161,9 @@ class Archive:
         """Every file by its normalised path; links inside the archive are followed (docker save before 1.10)."""
         members: dict[str, Member] = {}
         links: dict[str, str] = {}
+        if len(self.file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise InvalidArchive(f"{self.path} is not a tar archive: it is too short for one")
+        self.file.seek(0)
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", BoundedReader(self.file)), mode="r:") as tar:
                 for count, entry in enumerate(tar):

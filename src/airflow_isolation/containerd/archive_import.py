@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.containerd import blobs, images, payload
 from airflow_isolation.containerd.api import (
-    images_pb2,
     transfer_pb2,
     transfer_types_pb2,
     types_pb2,
@@ -29,7 +28,6 @@ from airflow_isolation.containerd.errors import (
     FailedPrecondition,
     InvalidArchive,
     InvalidImage,
-    NotFound,
 )
 from airflow_isolation.containerd.layout import Platform
 from airflow_isolation.containerd.progress import Progress, Report, ignore
@@ -83,7 +81,7 @@ def import_archive(
             with ExitStack() as undo:
                 for one, target in named:
                     if images.record(leased, one, target):
-                        undo.callback(_forget, leased, one)
+                        undo.callback(images.forget, leased, one)
                     progress(Progress(one, "saved", target.size, target.size))
                 undo.pop_all()
             return tuple(images.get(client, one) for one, _ in named)
@@ -103,13 +101,6 @@ def _named(archive: Archive, given: str) -> list[tuple[str, Blob]]:
             f"{archive.path}: the image {nameless[0].target.digest} has no name", hint="Give one at the import"
         )
     return [(one, image.target) for image in archive.images for one in image.names]
-
-
-def _forget(leased: Leased, name: str) -> None:
-    try:
-        leased.images.Delete(images_pb2.DeleteImageRequest(name=name))
-    except NotFound:
-        return
 
 
 # --- without the Transfer service --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Events are never repeated. After a reconnect, and also right after subscribing, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -82,8 +83,8 @@ class Subscription:
 
 def subscribe(client: Client, *topics: str) -> Subscription:
     """Events of the client's namespace; of ``topics`` only (such as ``/tasks/exit``) where some are given."""
-    ours = f"namespace=={client.namespace}"
-    return Subscription(client, tuple(f"{ours},topic=={topic}" for topic in topics) or (ours,))
+    ours = f"namespace=={json.dumps(client.namespace)}"
+    return Subscription(client, tuple(f"{ours},topic=={json.dumps(topic)}" for topic in topics) or (ours,))
 
 
 def _event(envelope: types_pb2.Envelope) -> Event:

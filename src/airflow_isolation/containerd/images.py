@@ -95,6 +95,14 @@ def record(services: Services, name: str, target: Blob) -> bool:
     return True
 
 
+def forget(services: Services, name: str) -> None:
+    """Take the name away; absent already is success. What only it needed goes when the garbage collector next runs."""
+    try:
+        services.images.Delete(images_pb2.DeleteImageRequest(name=name))
+    except NotFound:
+        return
+
+
 def _image(message: images_pb2.Image) -> Image:
     target = message.target
     return Image(

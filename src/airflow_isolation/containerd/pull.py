@@ -176,6 +176,10 @@ def _pull(
         platforms=[platform],
         unpacks=[transfer_types_pb2.UnpackConfiguration(platform=platform, snapshotter=snapshotter)],
     )
+    try:
+        before = images.get(client, name)
+    except NotFound:
+        before = None
     left = max(end - time.monotonic(), 0.1)
     with client.lease(expires=timedelta(seconds=left) + timedelta(minutes=10)) as leased:
         _transfer(
@@ -187,11 +191,19 @@ def _pull(
             progress=progress,
             timeout=left,
         )
-        image = images.get(client, name)
-        # A daemon whose configuration does not know this platform and snapshotter leaves the layers packed, silently.
-        layout = images.resolve(client, image)
-        unpack(leased, layout, snapshotter=snapshotter, progress=progress, timeout=max(end - time.monotonic(), 1))
-        link(leased, layout, snapshotter)
+        # The name is given by the transfer; should the rest fail, it goes back to what it stood for.
+        try:
+            image = images.get(client, name)
+            layout = images.resolve(client, image)
+            # A daemon that isn't set up for this platform and snapshotter leaves the layers packed, silently.
+            unpack(leased, layout, snapshotter=snapshotter, progress=progress, timeout=max(end - time.monotonic(), 1))
+            link(leased, layout, snapshotter)
+        except BaseException:
+            if before is None:
+                images.forget(leased, name)
+            else:
+                images.record(leased, name, before.target)
+            raise
         return image
 
 
@@ -227,7 +239,7 @@ def _transfer(
         except ContainerdError as error:
             if answering.failure is not None:
                 raise answering.failure from error
-            raise explained(error, str(reference), reference.host, answering.asked) from error
+            raise explained(error, reference, answering.asked) from error
         finally:
             transfer.cancel()  # type: ignore[no-untyped-call]
             for stream in (authorization, reports):
@@ -284,15 +296,14 @@ def _report(stream: Stream, progress: Report) -> None:
         return
 
 
-def explained(error: ContainerdError, name: str, host: str, asked: dict[str, bool]) -> ContainerdError:
+def explained(error: ContainerdError, reference: Reference, asked: dict[str, bool]) -> ContainerdError:
     """What the daemon's words about a failed pull mean. The words stay in the sentence."""
-    words = error.detail
-    below = words.lower()
+    name, host, words = str(reference), reference.host, error.detail
+    # An image may be called team/forbidden: only what is said about it counts.
+    below = words.lower().replace(reference.path, "")
     if "no match for platform" in below:
         return WrongPlatform(f"{name} is not made for {Platform.of_this_host()}: {words}")
-    if any(
-        sign in below for sign in ("401", "403", "unauthorized", "authorization failed", "access denied", "forbidden")
-    ):
+    if any(sign in below for sign in ("unauthorized", "authorization failed", "access denied", "forbidden")):
         given = (
             "The credentials of the docker config were refused" if any(asked.values()) else "No credentials are known"
         )

@@ -14,4 +14,5 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Runtime isolation",
         "description": "Run every task and every DAG parse in a container of its own, on containerd or Docker.",
         "config": provider_config(),
+        "cli": ["airflow_isolation.integration.cli.definition.get_containers_cli_commands"],
     }

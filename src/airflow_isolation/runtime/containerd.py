@@ -82,7 +82,7 @@ from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -104,6 +104,7 @@ _NETWORKS = ("host", "none")
 _UNDO_SECONDS = 20.0
 _REMOVE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+_METRICS_AT_ONCE = 25
 _UNPACK_LEASE = timedelta(hours=1)
 
 _STATES = {
@@ -311,15 +312,19 @@ class ContainerdRuntime(ContainerRuntime):
         return _container(record, process)
 
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
-        # To a filter of containerd's, an empty label is none: those are looked at below.
+        # containerd drops a label without a value, and its filters don't find one: those are looked at below.
         wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items() if value)
         request = containers_pb2.ListContainersRequest(filters=[wanted] if wanted else [])
         with self._translated("list the containers"):
             client = self._connected()
-            # As a stream: each record carries its whole spec, and a few hundred would not fit in one message.
-            streamed = (message.container for message in client.containers.ListStream(request))
-            records = [record for record in streamed if labels.items() <= record.labels.items()]
-            processes = {process.id: process for process in client.tasks.List(tasks_pb2.ListTasksRequest()).tasks}
+            # Both at once: the second asks every shim, which takes its time.
+            processes_asked = client.tasks.List.future(tasks_pb2.ListTasksRequest(), timeout=self._timeout)
+            records = [
+                record
+                for record in _records(client, request)
+                if all(record.labels.get(key, "") == value for key, value in labels.items())
+            ]
+            processes = {process.id: process for process in processes_asked.result().tasks}
         records.sort(key=lambda record: (record.created_at.ToNanoseconds(), record.id))
         return tuple(_container(record, processes.get(record.id)) for record in records)
 
@@ -328,7 +333,11 @@ class ContainerdRuntime(ContainerRuntime):
         if not wanted:
             return {}
         with self._translated("ask for counters"):
-            metrics = self._connected().tasks.Metrics(tasks_pb2.MetricsRequest(filters=wanted)).metrics
+            # A call asks its shims one after the other, so several calls at a time.
+            parts = [wanted[start : start + _METRICS_AT_ONCE] for start in range(0, len(wanted), _METRICS_AT_ONCE)]
+            ask = self._connected().tasks.Metrics.future
+            asked = [ask(tasks_pb2.MetricsRequest(filters=part), timeout=self._timeout) for part in parts]
+            metrics = [metric for answer in asked for metric in answer.result().metrics]
         # An ended task has its cgroup until it is deleted, but nobody in it.
         counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
         return {one: stats for one, stats in counted if stats is not None and stats.pids}
@@ -514,10 +523,18 @@ class _TaskExit(ExitQuestion):
     def cancel(self) -> None:
         self._cancelled.set()
         if self._call is not None:
-            self._call.cancel()  # type: ignore[no-untyped-call]
+            self._call.cancel()
 
     def close(self) -> None:
         self._call = None
+
+
+def _records(client: Client, request: containers_pb2.ListContainersRequest) -> Sequence[containers_pb2.Container]:
+    try:
+        return client.containers.List(request).containers
+    except containerd.ResourceExhausted:
+        # Each record carries its whole spec: more than a thousand don't fit into one message.
+        return [message.container for message in client.containers.ListStream(request)]
 
 
 def _described(image: images.Image, layout: Layout) -> Image:

@@ -4,6 +4,9 @@ checks         that what is expected is there, by name; otherwise the component 
 routing        which coordinator runs a task; what a workload carries over the wire
 supervision    Airflow's supervisor, with its child in a container
 configuration  what Airflow calls sensitive, and who holds a bundle's version
+stored_dags    DAGs as the metadata database has them
+console        Airflow's logging, on a terminal
+ad_hoc_run     one task without scheduler and api-server, for `airflow containers test`
 
 Written against Airflow 3.3.2. What a name is for stands beside its use.
 """

@@ -49,6 +49,23 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.dag_processing.bundles.manager": ("DagBundlesManager.get_bundle",),
 }
 
+AD_HOC_RUN: Final[Mapping[str, tuple[str, ...]]] = {
+    "airflow._shared.module_loading": ("import_string",),
+    "airflow._shared.logging": ("configure_logging",),
+    "airflow.cli.commands.task_command": ("_get_ti",),
+    "airflow.executors.workloads": ("ExecuteTask.make",),
+    "airflow.models.dag": ("DagModel.get_current",),
+    "airflow.models.serialized_dag": ("SerializedDagModel.get_dag",),
+    "airflow.models.trigger": ("Trigger.kwargs", "handle_event_submit"),
+    "airflow.sdk._shared.secrets_masker": ("SecretsMasker.enable_log_masking",),
+    "airflow.sdk.log": ("logging_processors",),
+    "airflow.utils.cli": ("get_bagged_dag",),
+    "airflow.sdk.execution_time.supervisor": (
+        "InProcessTestSupervisor._api_client",
+        "InProcessTestSupervisor.run_trigger_in_process",
+    ),
+}
+
 
 class AirflowNotSupported(IsolationError):
     """This Airflow is not the one we know; nothing may run."""

@@ -205,6 +205,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         if isinstance(msg, comms.GetConnection | comms.GetVariable):
             found = _from_worker(msg)
             if found is not None:
+                # What is at its default is left out, as stock does; so the types above are set, not left to it.
                 self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
                 return
         super()._handle_request(msg, log, req_id)
@@ -224,12 +225,13 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
                 value = backend.get_variable(key=msg.key)
                 if value is not None:
                     mask_secret(value, msg.key)
-                    return comms.VariableResult(key=msg.key, value=value)
+                    return comms.VariableResult(key=msg.key, value=value, type="VariableResult")
             elif (connection := backend.get_connection(conn_id=msg.conn_id)) is not None:
                 for secret in (connection.password, connection.extra):
                     if secret:
                         mask_secret(secret)
                 return comms.ConnectionResult(
+                    type="ConnectionResult",
                     conn_id=msg.conn_id,
                     conn_type=connection.conn_type,
                     **{

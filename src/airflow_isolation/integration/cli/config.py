@@ -1,0 +1,106 @@
+"""``airflow containers config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from airflow_isolation.errors import SettingError
+from airflow_isolation.integration.cli.backends import choose, named_backend
+from airflow_isolation.integration.cli.outcome import OK, UsageError, command, say
+from airflow_isolation.integration.cli.output import Column, print_rows
+from airflow_isolation.integration.seams.configuration import sounds_sensitive
+from airflow_isolation.settings.airflow_configuration import airflow_configuration
+from airflow_isolation.settings.hook import image_hook
+from airflow_isolation.settings.resolve import dag_parsing_backend, resolve, task_execution_backend
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from airflow_isolation.settings.airflow_configuration import Configuration
+    from airflow_isolation.settings.effective import Backend, Purpose, Row
+
+COLUMNS: Final = (Column("key"), Column("value"), Column("origin"))
+_FLAGS: Final = {"task": "task_execution_runtime", "parse": "scheduler_dag_parsing_runtime"}
+
+
+class DagPlace(NamedTuple):
+    """Where a DAG file is, and what the task in question says of its container."""
+
+    dag_file: Path | None = None
+    bundle_path: Path | None = None
+    executor_config: dict[str, Any] | None = None
+
+
+@command
+def show_settings(arguments: Namespace) -> int:
+    """Every setting that holds, its value, and where it was written. Asks no daemon."""
+    purpose = cast("Purpose", arguments.purpose)
+    if arguments.task_id and not (arguments.dag_id or arguments.dag_file):
+        raise UsageError("--task-id needs --dag-id or --dag-file", hint="Task ids are unique in their DAG only")
+    configuration = airflow_configuration()
+    backend = _backend(arguments, purpose, configuration)
+    place = _place(arguments)
+    settings = resolve(
+        purpose,
+        backend,
+        configuration=configuration,
+        dag_file=place.dag_file,
+        bundle_path=place.bundle_path,
+        dag_id=arguments.dag_id or "",
+        task_id=arguments.task_id or "",
+        executor_config=place.executor_config,
+        hook=image_hook(),
+    )
+    rows = [{"key": row.key, "value": _masked(row), "origin": row.origin} for row in settings.rows]
+    print_rows(rows, COLUMNS, arguments.output, nothing="There are no settings.")
+    return OK
+
+
+def _backend(arguments: Namespace, purpose: Purpose, configuration: Configuration) -> Backend:
+    """The one that is named, or that the purpose's flag names, or else one that is here: settings need no daemon."""
+    named = named_backend(arguments)
+    flagged = task_execution_backend(configuration) if purpose == "task" else dag_parsing_backend(configuration)
+    if named or flagged:
+        return cast("Backend", named or flagged)
+    try:
+        backend = choose(arguments).connections[0].backend
+    except SettingError:
+        raise
+    except Exception:  # noqa: BLE001 - no daemon is here
+        backend = "containerd"
+    what = "tasks run" if purpose == "task" else "DAG files are parsed"
+    say(f"[core] {_FLAGS[purpose]} is empty: {what} outside of containers. This is what would hold with {backend}.")
+    return backend
+
+
+def _place(arguments: Namespace) -> DagPlace:
+    if arguments.dag_id and not arguments.dag_file:
+        from airflow_isolation.integration.seams import stored_dags
+
+        stored = stored_dags.locate(arguments.dag_id, arguments.task_id)
+        return DagPlace(stored.bundle_path / stored.relative_path, stored.bundle_path, stored.executor_config)
+    if not arguments.dag_file:
+        return DagPlace()
+    file = Path(arguments.dag_file)
+    bundles = _bundle_paths()
+    for candidate in (file.absolute(), *(bundle / file for bundle in bundles)):
+        if candidate.is_file():
+            inside = [bundle for bundle in bundles if candidate.is_relative_to(bundle)]
+            return DagPlace(candidate, inside[0] if inside else None)
+    looked = ", ".join(map(str, (Path.cwd(), *bundles)))
+    raise UsageError(f"There is no DAG file {file}, seen from {looked}", hint="Give its path")
+
+
+def _bundle_paths() -> list[Path]:
+    """Where the bundles lie that need no fetching; a file in another one is given by its path."""
+    from airflow.dag_processing.bundles.local import LocalDagBundle
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+
+    bundles = DagBundlesManager().get_all_dag_bundles()
+    return [Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)]
+
+
+def _masked(row: Row) -> str:
+    kind, _, name = row.key.partition(".")
+    return "***" if kind == "environment" and sounds_sensitive(name) else row.value

@@ -1,0 +1,154 @@
+"""The words of ``airflow containers``. Every ``airflow`` call loads this: it imports Airflow's parser and nothing else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from airflow.cli.cli_config import (
+    ARG_DAG_ID,
+    ARG_DAG_ID_OPT,
+    ARG_OUTPUT,
+    ARG_TASK_ID,
+    ARG_YES,
+    ActionCommand,
+    Arg,
+    GroupCommand,
+    lazy_load_command,
+    positive_int,
+)
+
+_EXIT_CODES: Final = "Exit code: 0 done, 1 failed, 2 wrong usage."
+_TEST_EXIT_CODES: Final = "Exit code: 0 the task succeeded, 1 it did not or could not be started, 2 wrong usage."
+
+_BACKEND = Arg(
+    ("--backend",),
+    help="Ask this daemon (default: what task_execution_runtime and scheduler_dag_parsing_runtime name,\n"
+    "or else every daemon that is found)",
+    choices=("containerd", "docker"),
+)
+_CONTAINERD = Arg(("--containerd",), help="The same as --backend containerd", action="store_true")
+_DOCKER = Arg(("--docker",), help="The same as --backend docker", action="store_true")
+_BACKENDS: Final = (_BACKEND, _CONTAINERD, _DOCKER)
+
+_ID = Arg(("id",), help="The container's id, or as much of its beginning as no other has", metavar="ID")
+_TASK_ID = Arg(("-t", "--task-id"), help="The id of the task")
+_RUN_ID = Arg(("-r", "--run-id"), help="The id of the DAG run")
+_PURPOSE = Arg(("--purpose",), help="Only containers of tasks, or of DAG parsing", choices=("task", "parse"))
+_ALL = Arg(("-a", "--all"), help="Those that have ended, too", action="store_true")
+_TAIL = Arg(
+    ("-n", "--tail"), help="Only the last N lines", metavar="N", type=positive_int(allow_zero=True), default=None
+)
+_SIGNAL = Arg(("-s", "--signal"), help="Name or number of the signal (default: TERM)", default="TERM")
+_DRY_RUN = Arg(("-n", "--dry-run"), help="Say what would be removed, and remove nothing", action="store_true")
+_DAG_FILE = Arg(("-f", "--dag-file"), help="The DAG file, by its path here or in its bundle", metavar="FILE")
+_CONFIG_PURPOSE = Arg(
+    ("--purpose",), help="For a task, or for DAG parsing (default: task)", choices=("task", "parse"), default="task"
+)
+_ARCHIVE = Arg(("archive",), help="An image archive (OCI layout, or docker save), as a tar file", metavar="FILE")
+_NAME = Arg(("--name",), help="The image's name, instead of the one in the archive", metavar="REF", default="")
+_REFERENCE = Arg(("reference",), help="The image's name", metavar="REF")
+_WHEN = Arg(
+    ("logical_date_or_run_id",), nargs="?", help="The logical date of the DAG run, or the id of an existing run"
+)
+_TEST_RUN_ID = Arg(("-r", "--run-id"), help="The id of an existing DAG run, in which the task is then run again")
+_MAP_INDEX = Arg(("--map-index",), help="Mapped task index (default: -1, not mapped)", type=int, default=-1)
+
+_PACKAGE: Final = "airflow_isolation.integration.cli"
+
+_IMAGES = GroupCommand(
+    name="images",
+    help="Images in the daemon's store",
+    subcommands=(
+        ActionCommand(
+            name="list",
+            help="List the images",
+            func=lazy_load_command(f"{_PACKAGE}.images.list_images"),
+            args=(*_BACKENDS, ARG_OUTPUT),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="import",
+            help="Load an image archive and unpack it",
+            func=lazy_load_command(f"{_PACKAGE}.images.import_image"),
+            args=(_ARCHIVE, _NAME, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="remove",
+            help="Remove an image",
+            func=lazy_load_command(f"{_PACKAGE}.images.remove_image"),
+            args=(_REFERENCE, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+    ),
+)
+
+_CONTAINERS = GroupCommand(
+    name="containers",
+    help="Containers of tasks and of DAG parsing on this host",
+    subcommands=(
+        ActionCommand(
+            name="list",
+            help="List containers",
+            description="List the containers of tasks and of DAG parsing on this host, oldest first",
+            func=lazy_load_command(f"{_PACKAGE}.listing.list_containers"),
+            args=(ARG_DAG_ID_OPT, _TASK_ID, _RUN_ID, _PURPOSE, _ALL, *_BACKENDS, ARG_OUTPUT),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="inspect",
+            help="Show all that is known of a container",
+            func=lazy_load_command(f"{_PACKAGE}.inspection.inspect_container"),
+            args=(_ID, *_BACKENDS, ARG_OUTPUT),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="logs",
+            help="Print what a container wrote before its task's log began",
+            description="Print what a container's first process wrote. What a task writes is in the task's log",
+            func=lazy_load_command(f"{_PACKAGE}.logs.print_output"),
+            args=(_ID, _TAIL, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="kill",
+            help="Send a signal to a container",
+            description="Send a signal to a container; TERM lets the task's on_kill run, KILL ends it at once",
+            func=lazy_load_command(f"{_PACKAGE}.kill.kill_container"),
+            args=(_ID, _SIGNAL, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="prune",
+            help="Remove what dead workers left behind",
+            description="Remove containers and directories whose worker on this host is gone, and nothing else",
+            func=lazy_load_command(f"{_PACKAGE}.prune.prune_leftovers"),
+            args=(_DRY_RUN, ARG_YES, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="config",
+            help="Show every effective setting, and where it was written",
+            description="Show every setting that holds for a task or for the parse of a DAG file, and where it was\n"
+            "written: a section of airflow.cfg, an environment variable, a file and line, executor_config, the hook",
+            func=lazy_load_command(f"{_PACKAGE}.config.show_settings"),
+            args=(_DAG_FILE, ARG_DAG_ID_OPT, _TASK_ID, _CONFIG_PURPOSE, *_BACKENDS, ARG_OUTPUT),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="test",
+            help="Run one task in its container, without scheduler and api-server",
+            description="Run one task in its container, without scheduler and api-server and without regard to what\n"
+            "comes before it, and print its log",
+            func=lazy_load_command(f"{_PACKAGE}.task_test.test_task"),
+            args=(ARG_DAG_ID, ARG_TASK_ID, _WHEN, _TEST_RUN_ID, _MAP_INDEX, *_BACKENDS),
+            epilog=_TEST_EXIT_CODES,
+        ),
+        _IMAGES,
+    ),
+)
+
+
+def get_containers_cli_commands() -> list[GroupCommand]:
+    """What the ``cli`` key of the provider info names."""
+    return [_CONTAINERS]

@@ -1,0 +1,41 @@
+"""``airflow containers logs``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.integration.cli.backends import choose, find
+from airflow_isolation.integration.cli.formats import printable
+from airflow_isolation.integration.cli.outcome import OK, command, say
+from airflow_isolation.integration.connection import connect
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+#: Bytes. What a container says outside its task's log is short, unless something is wrong with it.
+_LIMIT: Final = 16 * 1024 * 1024
+
+
+@command
+def print_output(arguments: Namespace) -> int:
+    """What the container's first process wrote to stdout and stderr, byte for byte unless a terminal would obey it."""
+    found = find(choose(arguments), arguments.id)
+    with connect(found.connection) as runtime:
+        output = runtime.output(found.container.id, limit=_LIMIT)
+    if arguments.tail is not None:
+        output = last_lines(output, arguments.tail)
+    if not output:
+        say(f"The container {found.container.id} wrote nothing outside the task's log.")
+    elif sys.stdout.isatty():
+        for line in output.decode(errors="replace").splitlines():
+            print(printable(line.replace("\t", "    ")))
+    else:
+        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.flush()
+    return OK
+
+
+def last_lines(output: bytes, count: int) -> bytes:
+    """The last ``count`` lines; an unfinished one is a line."""
+    return b"".join(output.splitlines(keepends=True)[-count:]) if count else b""

@@ -1,0 +1,54 @@
+"""How a command ends: an exit code, and an error as a sentence on stderr."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.errors import IsolationError
+from airflow_isolation.integration.seams import console
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+#: As shells count: 128 + SIGINT.
+INTERRUPTED: Final = 130
+
+
+class UsageError(IsolationError):
+    """The command was called in a way that can't be meant."""
+
+
+def command(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]:
+    """Make a function of the parsed arguments, which gives an exit code, into what Airflow's parser calls."""
+
+    @functools.wraps(function)
+    def run(arguments: Namespace) -> None:
+        console.quiet()
+        try:
+            code = function(arguments)
+            sys.stdout.flush()
+        except IsolationError as error:
+            say(str(error))
+            code = USAGE if isinstance(error, UsageError) else FAILED
+        except BrokenPipeError:
+            # Who read our output has seen enough. Python would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = OK
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        sys.exit(code)
+
+    return run
+
+
+def say(sentence: str) -> None:
+    """What is for people and not part of a command's output."""
+    sys.stdout.flush()
+    print(sentence, file=sys.stderr)

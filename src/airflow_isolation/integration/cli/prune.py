@@ -1,0 +1,65 @@
+"""``airflow containers prune``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from airflow_isolation.bridge.prune import prune
+from airflow_isolation.integration.cli.backends import ask_each, choose
+from airflow_isolation.integration.cli.outcome import FAILED, command, say
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable
+
+    from airflow_isolation.bridge.prune import Pruned
+    from airflow_isolation.runtime.interface import ContainerRuntime
+    from airflow_isolation.settings.effective import ConnectionSettings
+
+
+@command
+def prune_leftovers(arguments: Namespace) -> int:
+    """Remove what is ours and whose owner is gone; asks first when a person is there to answer."""
+    choice = choose(arguments)
+
+    def look(connection: ConnectionSettings, runtime: ContainerRuntime) -> Pruned:
+        return prune(runtime, state_dir=connection.state_dir, dry_run=True)
+
+    def remove(connection: ConnectionSettings, runtime: ContainerRuntime) -> Pruned:
+        return prune(runtime, state_dir=connection.state_dir)
+
+    seen, code = ask_each(choice, look)
+    if not _names(seen):
+        print("Nothing is left over from dead workers.")
+        return code
+    if arguments.dry_run:
+        _print("would be removed", _names(seen))
+        return code
+    if sys.stdin.isatty() and not arguments.yes:
+        _print("to be removed", _names(seen))
+        if input("Remove them? (y/N) ").strip().lower() not in ("y", "yes"):
+            say("Nothing was removed.")
+            return FAILED
+    removed, code = ask_each(choice, remove)
+    _print("removed", _names(removed))
+    left = [name for name in _names(seen) if name not in _names(removed)]
+    if left:
+        # Another one, perhaps a worker's own clean-up, may have been faster: then it is not there any more.
+        still, _ = ask_each(choice, look)
+        left = [name for name in left if name in _names(still)]
+    for name in left:
+        say(f"{name} could not be removed; Airflow's log says why.")
+    return FAILED if left else code
+
+
+def _names(answers: Iterable[Pruned]) -> list[str]:
+    """Each once, although both daemons' workloads have their directories in one place."""
+    containers = (f"container {container.id}" for answer in answers for container in answer.containers)
+    directories = (f"directory {directory}" for answer in answers for directory in answer.directories)
+    return list(dict.fromkeys((*containers, *directories)))
+
+
+def _print(what: str, names: Iterable[str]) -> None:
+    for name in names:
+        print(f"{what}: {name}")

@@ -1,0 +1,332 @@
+"""A whole Airflow of our own: its processes, its REST API, its log files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+DAGS = Path(__file__).parent / "dags"
+PROBE = Path(__file__).parent.parent / "probe" / "probe.py"
+FERNET_KEY = "ZmVybmV0LWtleS1mZXJuZXQta2V5LWZlcm5ldC1rZXk="
+JWT_SECRET = "end-to-end-jwt-secret-that-no-container-may-see-0123456789abcdef0123456789"
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+FINAL_RUN_STATES = {"success", "failed"}
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+
+#: Quick answers rather than low load; nothing here changes what a task does.
+QUICK = {
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+    "AIRFLOW__CORE__FERNET_KEY": FERNET_KEY,
+    "AIRFLOW__CORE__PARALLELISM": "3",
+    "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "16",
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
+    "AIRFLOW__API_AUTH__JWT_SECRET": JWT_SECRET,
+    "AIRFLOW__API__WORKERS": "1",
+    "AIRFLOW__API__HOST": "127.0.0.1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3600",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+    "AIRFLOW__WORKERS__MISSING_DAG_RETRY_DELAY": "2",
+    "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task instance, as the API shows it, with the log of its last try."""
+
+    state: str
+    try_number: int
+    details: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+
+    def said(self, text: str) -> bool:
+        return any(text in str(event.get("event", "")) for event in self.events)
+
+    @property
+    def text(self) -> str:
+        """The log, an event a line."""
+        return "\n".join(json.dumps(event, ensure_ascii=False) for event in self.events)
+
+    @property
+    def containers(self) -> list[str]:
+        return [str(event["container"]) for event in self.events if "container" in event and "digest" in event]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run that has ended. Mapped tasks are named ``task[index]``."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    tasks: Mapping[str, Task]
+    containers: Sequence[str]
+    xcoms: Mapping[str, Any]
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {name: task.state for name, task in self.tasks.items()}
+
+
+@dataclass
+class Airflow:
+    """A running Airflow. ``backend`` is ``stock`` when the flag is empty."""
+
+    backend: str
+    home: Path
+    environment: Mapping[str, str]
+    shared: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    user: Sequence[str] = ()
+    triggered: set[tuple[str, str]] = field(default_factory=set)
+    _client: httpx.Client | None = None
+
+    # --- processes
+
+    def command(self, *arguments: str) -> list[str]:
+        return [*self.user, sys.executable, "-m", "airflow", *arguments]
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start one component; its output goes to a file of that name."""
+        with (self.home / f"{name}.out").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                self.command(*(arguments or (name,))),
+                env=dict(self.environment),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run an ``airflow`` command to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env={**self.environment, **environment},
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def stop(self) -> None:
+        """End every process that was started here; what they left in their sessions is killed."""
+        if self._client is not None:
+            self._client.close()
+        for name, process in self.processes.items():
+            # A scheduler that is asked politely waits for its tasks; a test that failed may have left one running.
+            process.send_signal(signal.SIGTERM if name != "scheduler" else signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_SECONDS)
+        sessions = {process.pid for process in self.processes.values()}
+        for pid in _processes():
+            if _session(pid) in sessions:
+                _kill(pid)
+
+    def output(self, name: str) -> str:
+        """What a component printed."""
+        return (self.home / f"{name}.out").read_text(errors="replace")
+
+    # --- REST
+
+    @property
+    def client(self) -> httpx.Client:
+        if self._client is None:
+            base = f"http://127.0.0.1:{self.environment['AIRFLOW__API__PORT']}"
+            client = httpx.Client(base_url=base, timeout=30, trust_env=False)
+            token = client.get("/auth/token").raise_for_status().json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            self._client = client
+        return self._client
+
+    def call(self, method: str, path: str, **keywords: Any) -> Any:
+        answer = self.client.request(method, f"/api/v2{path}", **keywords)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:2000]}"
+        return answer.json() if answer.content else None
+
+    def trigger(self, dag_id: str, run_id: str = "once", **conf: Any) -> None:
+        """Begin a run."""
+        self.call("POST", f"/dags/{dag_id}/dagRuns", json={"dag_run_id": run_id, "logical_date": None, "conf": conf})
+        self.triggered.add((dag_id, run_id))
+
+    def run_state(self, dag_id: str, run_id: str = "once") -> str:
+        return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+    def task_instances(self, dag_id: str, run_id: str = "once") -> list[dict[str, Any]]:
+        found = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})
+        return list(found["task_instances"])
+
+    def finished(self, dag_id: str, run_id: str = "once", *, timeout: float = 240) -> Run:
+        """The run, once it has ended."""
+        wait_until(lambda: self.run_state(dag_id, run_id) in FINAL_RUN_STATES, timeout, f"the end of {dag_id} {run_id}")
+        tasks, containers = {}, []
+        for instance in self.task_instances(dag_id, run_id):
+            name, index = instance["task_id"], instance["map_index"]
+            tries = self.logs(dag_id, run_id, name, index)
+            events = tries[max(tries)] if tries else []
+            task = Task(instance["state"] or "none", instance["try_number"], instance, events)
+            tasks[name if index < 0 else f"{name}[{index}]"] = task
+            containers += [id for log in tries.values() for id in Task("", 0, {}, log).containers]
+        return Run(dag_id, run_id, self.run_state(dag_id, run_id), tasks, containers, self.xcoms(dag_id, run_id))
+
+    def xcoms(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """``task[index].key`` to value."""
+        prefix = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        found = {}
+        for entry in self.call("GET", f"{prefix}/~/xcomEntries", params={"limit": 100})["xcom_entries"]:
+            task, index, key = entry["task_id"], entry["map_index"], entry["key"]
+            value = self.call("GET", f"{prefix}/{task}/xcomEntries/{key}", params={"map_index": index})["value"]
+            found[f"{task if index < 0 else f'{task}[{index}]'}.{key}"] = value
+        return found
+
+    def log_file(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, *, attempt: int = 1) -> Path:
+        mapped = [f"map_index={map_index}"] if map_index >= 0 else []
+        parts = (f"dag_id={dag_id}", f"run_id={run_id}", f"task_id={task_id}", *mapped, f"attempt={attempt}.log")
+        return self.home.joinpath("logs", *parts)
+
+    def logs(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[int, list[dict[str, Any]]]:
+        """The events of each try."""
+        found = {}
+        directory = self.log_file(dag_id, run_id, task_id, map_index).parent
+        for file in directory.glob("attempt=*.log"):  # beside attempt=1.log.trigger.1.log, of the triggerer
+            if not file.stem.rpartition("=")[2].isdecimal():
+                continue
+            lines = file.read_text(errors="replace").splitlines()
+            found[int(file.stem.partition("=")[2])] = [json.loads(line) for line in lines if line]
+        return found
+
+    # --- waiting
+
+    def wait_until_quiet(self, timeout: float = 400) -> None:
+        """Until every run that was triggered here has ended."""
+        for dag_id, run_id in self.triggered:
+            wait_until(
+                lambda run=(dag_id, run_id): self.run_state(*run) in FINAL_RUN_STATES,  # type: ignore[misc]
+                timeout,
+                f"the end of {dag_id} {run_id}",
+            )
+
+    def wait_for_file(self, name: str, timeout: float = 60) -> Path:
+        """A file that a task writes to the shared volume."""
+        wait_until((self.shared / name).exists, timeout, f"the file {name} of a task")
+        return self.shared / name
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"Waited {timeout:g} seconds in vain for {what}"
+        time.sleep(0.25)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def copy_dags(target: Path, words: Mapping[str, str], source: Path = DAGS) -> None:
+    """Fill ``$name`` in DAG files and their YAML: image names and paths differ from run to run."""
+    target.mkdir(parents=True)
+    for file in sorted(source.glob("*.*")):
+        (target / file.name).write_text(Template(file.read_text()).safe_substitute(words))
+    (target / "probe.py").write_text(PROBE.read_text())
+    (target / ".airflowignore").write_text("probe.py\n")
+
+
+@contextmanager
+def running_airflow(
+    backend: str,
+    home: Path,
+    *,
+    shared: Path,
+    options: Mapping[str, str],
+    components: Sequence[str] = COMPONENTS,
+    user: Sequence[str] = (),
+) -> Iterator[Airflow]:
+    """``airflow db migrate``, then each component; all of them are gone when the block ends.
+
+    :param options: environment variables; nothing of ours is inherited.
+    :param user: a command that runs the rest of its command line as somebody else.
+    """
+    port = free_port()
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "AIRFLOW_HOME": str(home),
+        **QUICK,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/metadata-of-the-test.db",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        **options,
+    }
+    airflow = Airflow(backend, home, environment, shared, user=user)
+    with ExitStack() as stack:
+        migration = airflow.run("db", "migrate")
+        assert migration.returncode == 0, migration.stderr
+        stack.callback(airflow.stop)
+        arguments = {"scheduler": ("--skip-serve-logs",), "triggerer": ("--skip-serve-logs",)}
+        for component in components:
+            airflow.start(component, component, *arguments.get(component, ()))
+        wait_until(lambda: _answers(airflow), START_SECONDS, "the API server")
+        yield airflow
+
+
+def _answers(airflow: Airflow) -> bool:
+    for name, process in airflow.processes.items():
+        assert process.poll() is None, f"airflow {name} ended: {airflow.output(name)[-3000:]}"
+    try:
+        return bool(airflow.client.get("/api/v2/version").is_success)
+    except httpx.HTTPError:
+        return False
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,253 @@
+"""One Airflow for all tests of a backend: real scheduler, LocalExecutor, SQLite, a private daemon, real containers.
+
+    @pytest.mark.dag("exchange")                        # triggered with all others when the backend's Airflow is up
+    def test_xcom(run: Run) -> None:                    # the run, once it has ended
+        assert run.states == {...}
+
+    def test_something(airflow: Airflow) -> None:       # a test that acts while a task runs
+        airflow.trigger("patient", run_id="mine", name="mine")
+
+``on(...)`` chooses the backends of a test. After every test nothing may be left of its containers, and after the last
+one nothing at all; ``quiet`` first waits until no task runs, for tests that hurt a daemon or a worker.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_isolation.runtime.connect import connect
+from tests.end_to_end.airflow_processes import Airflow, Run, copy_dags, running_airflow, wait_until
+from tests.end_to_end.traces import of_containers, traces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Daemon, ImageArchive, ImageName
+
+KINDS = ("main", "extra", "no-python", "no-airflow", "other-minor")
+SETTLE_SECONDS = 15
+BACKENDS = ("containerd", "docker")
+LOCAL_SETTINGS = '''
+def get_docker_runtime_image(image):
+    if image == "breaks/the-hook:1":
+        raise LookupError("the hook knows no such image")
+    return "{extra}" if image == "wanted/by-the-hook:1" else image
+'''
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "dag(dag_id): the DAG whose finished run the fixture `run` gives")
+    config.addinivalue_line("markers", "on(*backends): where a test runs; containerd and docker when not given")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test runs on both backends unless ``@on(...)`` says otherwise."""
+    if "backend" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("on")
+        metafunc.parametrize("backend", marker.args if marker else BACKENDS, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A short directory (sockets lie below it) that everybody may enter, unlike pytest's own."""
+    directory = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    if not os.environ.get("AIRFLOW_ISOLATION_KEEP"):
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def images(image_name: ImageName) -> dict[str, str]:
+    return {kind.replace("-", "_"): image_name(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def daemon(backend: str, request: pytest.FixtureRequest) -> Daemon | None:
+    """The backend's private daemon; None for stock."""
+    if backend == "stock":
+        return None
+    found: Daemon = request.getfixturevalue("private_containerd" if backend == "containerd" else "private_dockerd")
+    return found
+
+
+def provide_images(kind: str, daemon: Daemon, state_dir: Path, image_archive: ImageArchive) -> None:
+    with connect(kind, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
+        for image in KINDS:
+            runtime.import_image(image_archive(image))
+
+
+@pytest.fixture(scope="session")
+def state_dir(place: Path, backend: str) -> Path:
+    directory = place / f"{backend}-state"
+    directory.mkdir()
+    directory.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def cgroup_parent(backend: str) -> Iterator[str]:
+    name = f"ai-e2e-{secrets.token_hex(4)}"
+    yield name
+    for directory in [Path("/sys/fs/cgroup", name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+        with suppress(FileNotFoundError):
+            directory.rmdir()
+
+
+def options_for(backend: str, daemon: Daemon | None, state_dir: Path, image: str) -> dict[str, str]:
+    """What an administrator sets."""
+    if daemon is None:
+        return {}
+    return {
+        "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": backend,
+        f"AIRFLOW__{backend.upper()}_RUNTIME__SOCKET_PATH": str(daemon.socket),
+        "AIRFLOW__CONTAINER_RUNTIME__STATE_DIR": str(state_dir),
+        "AIRFLOW__CONTAINER_RUNTIME__IMAGE": image,
+        "AIRFLOW__CONTAINER_RUNTIME__NETWORK": "none",
+    }
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    backend: str,
+    daemon: Daemon | None,
+    place: Path,
+    state_dir: Path,
+    cgroup_parent: str,
+    images: dict[str, str],
+    image_archive: ImageArchive,
+    request: pytest.FixtureRequest,
+) -> Iterator[Airflow]:
+    if daemon is not None:
+        provide_images(backend, daemon, state_dir, image_archive)
+    home, shared = place / f"{backend}-home", place / f"{backend}-shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "link").symlink_to("/etc")
+    copy_dags(home / "dags", {**images, "shared": str(shared)})
+    home.chmod(0o755)
+    (home / "config").mkdir()
+    (home / "config" / "airflow_local_settings.py").write_text(LOCAL_SETTINGS.format(**images))
+    options = {
+        **options_for(backend, daemon, state_dir, images["main"]),
+        "AIRFLOW__CONTAINER_RUNTIME__CGROUP_PARENT": cgroup_parent,
+        "AIRFLOW__CONTAINER_RUNTIME_POLICY__ALLOWED_MOUNT_SOURCES": str(shared),
+        "AIRFLOW__CONTAINER_RUNTIME_POLICY__MAX_MEMORY": "4Gi",
+        "AIRFLOW_VAR_FROM_WORKER": "the worker's variable",
+        "AIRFLOW_CONN_FROM_WORKER": "postgres://me:secret-of-the-worker@db.example:5433/?sslmode=require",
+    }
+    with running_airflow(backend, home, shared=shared, options=options) as airflow:
+        fill_database(airflow)
+        trigger_selected(airflow, request.session)
+        yield airflow
+        airflow.wait_until_quiet()
+    if daemon is not None:
+        assert_nothing_left(daemon, state_dir, cgroup_parent)
+
+
+def fill_database(airflow: Airflow) -> None:
+    airflow.call("POST", "/variables", json={"key": "from_database", "value": "the database's variable"})
+    airflow.call(
+        "POST",
+        "/connections",
+        json={
+            "connection_id": "from_database",
+            "conn_type": "http",
+            "host": "service.example",
+            "login": "me",
+            "password": "secret-of-the-database",
+            "port": 8443,
+            "extra": '{"timeout": 5}',
+        },
+    )
+
+
+def trigger_selected(airflow: Airflow, session: pytest.Session) -> None:
+    """Begin the runs that the selected tests ask for, all at once: a container's start-up is CPU time, not waiting."""
+    wanted = []
+    for item in session.items:
+        marker = item.get_closest_marker("dag")
+        here = getattr(item, "callspec", None) is not None and item.callspec.params.get("backend") == airflow.backend  # type: ignore[attr-defined]
+        if marker and here and marker.args[0] not in wanted:
+            wanted.append(marker.args[0])
+    for dag_id in wanted:
+        known = lambda dag_id=dag_id: airflow.client.get(f"/api/v2/dags/{dag_id}").is_success  # type: ignore[misc]  # noqa: E731
+        wait_until(known, 120, f"the DAG {dag_id}: {airflow.call('GET', '/importErrors')}")
+        airflow.trigger(dag_id, **(CONF[dag_id](airflow) if dag_id in CONF else {}))
+
+
+#: What a run of a DAG is given.
+CONF: dict[str, Callable[[Airflow], dict[str, Any]]] = {
+    "probed": lambda airflow: {"needles": secrets_of(airflow)},
+}
+
+
+def secrets_of(airflow: Airflow) -> list[str]:
+    """What no container may see."""
+    return [
+        airflow.environment["AIRFLOW__CORE__FERNET_KEY"],
+        airflow.environment["AIRFLOW__API_AUTH__JWT_SECRET"],
+        airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"],
+        "metadata-of-the-test",
+        "secret-of-the-worker",
+        "AIRFLOW_CONN_",
+        "AIRFLOW_VAR_",
+        "eyJhbGciOi",  # how every JWT begins
+    ]
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, airflow: Airflow) -> Run:
+    """The finished run of the DAG that ``@pytest.mark.dag`` names."""
+    marker = request.node.get_closest_marker("dag")
+    return airflow.finished(marker.args[0])
+
+
+@pytest.fixture
+def quiet(airflow: Airflow) -> None:
+    """No task runs now."""
+    airflow.wait_until_quiet()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test nothing is left of the containers of its run; when no task runs, nothing at all."""
+    if "airflow" not in request.fixturenames or request.getfixturevalue("daemon") is None:
+        yield
+        return
+    host = [request.getfixturevalue(name) for name in ("daemon", "state_dir", "cgroup_parent")]
+    airflow: Airflow = request.getfixturevalue("airflow")
+    run: Run | None = request.getfixturevalue("run") if "run" in request.fixturenames else None
+    yield
+    if run is not None:
+        assert_nothing_left(*host, ids=set(run.containers))
+    if "quiet" in request.fixturenames:
+        airflow.wait_until_quiet()
+        assert_nothing_left(*host)
+
+
+def assert_nothing_left(daemon: Daemon, state_dir: Path, cgroup_parent: str, ids: set[str] | None = None) -> None:
+    """Nothing of these containers, or nothing at all, within a short while."""
+
+    def left() -> dict[str, list[str]]:
+        found = traces(daemon, state_dir, cgroup_parent)
+        return {kind: entries for kind, entries in found.items() if entries} if ids is None else of_containers(found, ids)
+
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (after := left()) and time.monotonic() < deadline:
+        time.sleep(0.25)
+    assert after == {}

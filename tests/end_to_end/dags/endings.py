@@ -1,0 +1,106 @@
+"""Tasks that end badly, or would leave something behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import BaseOperator, dag, get_current_context, task
+
+SHARED = Path("/shared")
+
+
+@dag(schedule=None)
+def segfault() -> None:
+    @task
+    def reads_null() -> None:
+        ctypes.string_at(0)
+
+    reads_null()
+
+
+@dag(schedule=None)
+def grandchildren() -> None:
+    # The numbers make these processes findable on the host; `sleep` reads them as seconds.
+    BashOperator(
+        task_id="leaves_processes",
+        bash_command="setsid sleep 86411 & nohup sleep 86412 & (setsid sh -c 'sleep 86413 & sleep 86413' &) ; echo left",
+    )
+
+    @task
+    def daemonizes() -> str:
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                os.execlp("sleep", "sleep", "86414")
+            os._exit(0)
+        os.wait()
+        return "left"
+
+    daemonizes()
+
+
+class Killable(BaseOperator):
+    """Says through the shared volume that it runs, and that its on_kill was called."""
+
+    def execute(self, context: Any) -> None:
+        self.name = context["dag_run"].conf["name"]
+        (SHARED / f"{self.name}.running").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    def on_kill(self) -> None:
+        self.log.info("on_kill was called")
+        (SHARED / f"{self.name}.killed").write_text(f"{os.getpid()} {Path('/proc/1/comm').read_text().strip()}")
+
+
+@dag(schedule=None)
+def killable() -> None:
+    Killable(task_id="waits")
+
+
+@dag(schedule=None)
+def patient() -> None:
+    """Runs until the test says that it may end."""
+
+    @task
+    def waits() -> str:
+        name = get_current_context()["dag_run"].conf["name"]
+        (SHARED / f"{name}.running").write_text("")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if (SHARED / f"{name}.finish").exists():
+                print("I was told to finish")
+                return "finished"
+            time.sleep(0.1)
+        raise TimeoutError("Nobody told me to finish")
+
+    waits()
+
+
+@dag(schedule=None)
+def heeds_nothing() -> None:
+    """Ignores every signal that can be ignored."""
+
+    @task
+    def ignores() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        name = get_current_context()["dag_run"].conf["name"]
+        (SHARED / f"{name}.running").write_text("")
+        time.sleep(600)
+
+    ignores()
+
+
+segfault()
+grandchildren()
+killable()
+patient()
+heeds_nothing()

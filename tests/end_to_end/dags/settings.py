@@ -1,0 +1,76 @@
+"""Which container a task gets, and what it finds in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+
+
+def surroundings() -> dict[str, Any]:
+    """What tells one container from another."""
+    return {
+        "has_cowsay": importlib.util.find_spec("cowsay") is not None,
+        "from": os.environ.get("FROM", ""),
+        "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        "hostname": socket.gethostname(),
+    }
+
+
+@dag(schedule=None)
+def chosen() -> None:
+    """settings.yaml gives patterns; executor_config is stronger."""
+
+    @task
+    def plain() -> dict[str, Any]:
+        return surroundings()
+
+    @task
+    def train_first() -> dict[str, Any]:
+        return surroundings()
+
+    @task(executor_config={"container": {"image": "$main", "environment": {"FROM": "executor_config"}}})
+    def train_last() -> dict[str, Any]:
+        return surroundings()
+
+    @task
+    def hooked() -> dict[str, Any]:
+        return surroundings()
+
+    plain()
+    train_first()
+    train_last()
+    hooked()
+
+
+@dag(schedule=None)
+def probed() -> None:
+    @task
+    def probe() -> dict[str, Any]:
+        from probe import reality
+
+        from airflow.sdk.configuration import conf
+
+        needles = get_current_context()["dag_run"].conf["needles"]
+        found: dict[str, Any] = reality(needles)
+        found["configuration"] = {
+            f"{section}.{option}": conf.get(section, option, fallback=None)
+            for section, option in (("core", "fernet_key"), ("database", "sql_alchemy_conn"), ("api_auth", "jwt_secret"))
+        }
+        return found
+
+    @task
+    def too_much_memory() -> None:
+        kept = []
+        while True:
+            kept.append(os.urandom(16 * 1024 * 1024))
+
+    probe()
+    too_much_memory()
+
+
+chosen()
+probed()

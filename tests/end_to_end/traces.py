@@ -1,0 +1,87 @@
+"""What a container could leave behind: in the daemon, on the host, in the state directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.conftest import Daemon
+
+
+def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, list[str]]:
+    """Everything there is now, by kind; all lists are empty when nothing is left."""
+    directory = str(daemon.directory)
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
+    return {
+        **(_docker(daemon) if daemon.kind == "docker" else _containerd(daemon)),
+        "mounts": sorted(mounts),
+        "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{cgroup_parent}/*") if path.is_dir())
+        + sorted(str(path) for path in Path(f"/sys/fs/cgroup/{cgroup_parent}").glob("*") if path.is_dir()),
+        "shims": _shims(directory),
+        "fifos": [str(path) for path in Path(directory).rglob("*fifo*") if stat.S_ISFIFO(path.lstat().st_mode)],
+        "state directory": sorted(
+            f"{parent.name}/{entry.name}"
+            for parent in (state_dir / "workloads", state_dir / "containers")
+            if parent.is_dir()
+            for entry in parent.iterdir()
+        ),
+        "sockets and fifos": _special_files(state_dir),
+    }
+
+
+def of_containers(found: dict[str, list[str]], ids: set[str]) -> dict[str, list[str]]:
+    """Those traces that bear one of these ids: what others are running now does not count."""
+    return {kind: left for kind, entries in found.items() if (left := [e for e in entries if any(i in e for i in ids)])}
+
+
+def _containerd(daemon: Daemon) -> dict[str, list[str]]:
+    snapshots = daemon.run("ctr", "snapshots", "list").stdout.splitlines()[1:]
+    return {
+        "containers": daemon.run("ctr", "containers", "list", "--quiet").stdout.split(),
+        "tasks": daemon.run("ctr", "tasks", "list", "--quiet").stdout.split(),
+        "leases": daemon.run("ctr", "leases", "list", "--quiet").stdout.split(),
+        "snapshots": sorted(line.split()[0] for line in snapshots if not line.rstrip().endswith("Committed")),
+    }
+
+
+def _docker(daemon: Daemon) -> dict[str, list[str]]:
+    listed = daemon.run("docker", "ps", "--all", "--no-trunc", "--format", "{{.Names}} {{.ID}}").stdout
+    return {
+        "containers": listed.splitlines(),
+        "volumes": daemon.run("docker", "volume", "ls", "--quiet").stdout.split(),
+    }
+
+
+def _shims(directory: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            command = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdecimal() else ""
+            if "containerd-shim" in command and directory in command:
+                found.append(command.replace("\0", " ").strip())
+    return sorted(found)
+
+
+def _special_files(directory: Path) -> list[str]:
+    found = []
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                mode = Path(parent, name).lstat().st_mode
+                if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+                    found.append(str(Path(parent, name)))
+    return sorted(found)
+
+
+def running_commands() -> list[str]:
+    """The command line of every process of the host."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal():
+                found.append((entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip())
+    return found
