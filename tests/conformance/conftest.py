@@ -6,6 +6,7 @@ After every test it is checked, not assumed, that nothing of ours is left: in th
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -19,20 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conformance.archives import derived
 
 from airflow_isolation.container_spec import ContainerSpec
 from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime.connect import connect
-from tests.conformance.archives import derived
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from airflow_isolation.runtime.interface import ContainerRuntime, ExitStatus
     from tests.conftest import Daemon, ImageArchive, StartDaemon
 
+    from airflow_isolation.runtime.interface import ContainerRuntime, ExitStatus
+
 BACKENDS = ("docker", "containerd-1.6", "containerd-1.7", "containerd-2.1")
-NAMESPACE = "airflow"
+# One of this session's own: containers of another session on this host are not in it, nor their cgroups below its name.
+NAMESPACE = f"conformance-{os.getpid()}"
 SETTLE_SECONDS = 15
 IMAGE = "localhost/airflow-isolation/conformance:1"
 # Docker makes it with the first container on the host's network, and keeps it for those that follow.
@@ -145,6 +148,14 @@ def provide_image(kind: str, daemon: Daemon, archive: Path) -> None:
         runtime.import_image(archive)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cgroup_parents() -> Iterator[None]:
+    """The session's own parent of all containers' cgroups goes with it."""
+    yield
+    for parent in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}"):
+        parent.rmdir()
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -224,7 +235,7 @@ def _traces(kind: str, daemon: Daemon) -> dict[str, Any]:
             for line in _lines("/proc/self/mountinfo")
             if directory in (point := line.split()[4]) and not point.endswith(DOCKER_HOST_NETWORK)
         ),
-        "cgroups": _cgroups(kind),
+        "cgroups": _cgroups(_cgroup_parent(kind, daemon)),
         "shims": _shims(directory),
         "threads": sorted(thread.name for thread in threading.enumerate() if _is_ours(thread.name)),
         "sockets to the daemon": sum(target.startswith("socket:") for target in _descriptors()),
@@ -245,20 +256,25 @@ def _docker_traces(daemon: Daemon) -> dict[str, Any]:
 
 
 def _containerd_traces(daemon: Daemon) -> dict[str, Any]:
-    snapshots = daemon.run("ctr", "snapshots", "list").stdout.splitlines()[1:]
+    snapshots = daemon.run("ctr", "--namespace", NAMESPACE, "snapshots", "list").stdout.splitlines()[1:]
     return {
-        "containers": daemon.run("ctr", "containers", "list", "--quiet").stdout.split(),
-        "tasks": daemon.run("ctr", "tasks", "list", "--quiet").stdout.split(),
-        "leases": daemon.run("ctr", "leases", "list", "--quiet").stdout.split(),
+        "containers": daemon.run("ctr", "--namespace", NAMESPACE, "containers", "list", "--quiet").stdout.split(),
+        "tasks": daemon.run("ctr", "--namespace", NAMESPACE, "tasks", "list", "--quiet").stdout.split(),
+        "leases": daemon.run("ctr", "--namespace", NAMESPACE, "leases", "list", "--quiet").stdout.split(),
         "snapshots": sorted(line.split()[0] for line in snapshots if not line.rstrip().endswith("Committed")),
     }
 
 
-def _cgroups(kind: str) -> list[str]:
-    """Below our parent there is one directory a container, in each hierarchy. Docker names them by ids of its own."""
-    parents = ("docker", "airflow-isolation-*") if kind == "docker" else (NAMESPACE,)
-    found = (path for parent in parents for path in Path("/sys/fs/cgroup").glob(f"*/{parent}/*") if path.is_dir())
-    return sorted(map(str, found))
+def _cgroups(parent: str) -> list[str]:
+    """Below the parent there is one directory a container, in each hierarchy."""
+    return sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{parent}/*") if path.is_dir())
+
+
+def _cgroup_parent(kind: str, daemon: Daemon) -> str:
+    if kind == "containerd":
+        return NAMESPACE
+    # As hack/daemon names it.
+    return "airflow-isolation-" + hashlib.sha256(str(daemon.directory).encode()).hexdigest()[:12]
 
 
 def _shims(directory: str) -> list[str]:

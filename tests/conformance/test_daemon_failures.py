@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from airflow_isolation.runtime.interface import ContainerRuntime
     from tests.conformance.conftest import Host
+
+    from airflow_isolation.runtime.interface import ContainerRuntime
 
 # The docker SDK forgets a socket whose connect failed, until Python collects it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conformance.archives import derived, truncated, without
+from tests.conformance.conftest import IMAGE
 
 from airflow_isolation.errors import ImageInvalid, ImageNotFound, ImagePullFailed, IsolationError
 from airflow_isolation.runtime.interface import Progress, PullPolicy
-from tests.conformance.archives import derived, truncated, without
-from tests.conformance.conftest import IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conformance.conftest import NAMESPACE
 
 from airflow_isolation.container_spec import MIB, Mount, Resources
 from airflow_isolation.errors import (
@@ -29,8 +30,9 @@ from airflow_isolation.runtime.interface import ContainerState
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from airflow_isolation.runtime.interface import ContainerRuntime
     from tests.conformance.conftest import Host
+
+    from airflow_isolation.runtime.interface import ContainerRuntime
 
 IGNORE_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 
@@ -44,7 +46,7 @@ def wait_for_output(host: Host, id: str, text: bytes) -> None:
 
 def test_info_names_the_daemon(host: Host) -> None:
     info = host.runtime.info()
-    assert (info.backend, info.namespace) == (host.backend.partition("-")[0], "airflow")
+    assert (info.backend, info.namespace) == (host.backend.partition("-")[0], NAMESPACE)
     assert info.socket_path == str(host.daemon.socket)
     assert info.version.startswith(host.backend.partition("-")[2] or "20.")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conformance.conftest import PROBE
 
 from airflow_isolation.container_spec import MIB, Mount, Resources
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.runtime.interface import ContainerState
-from tests.conformance.conftest import PROBE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -122,7 +122,7 @@ def test_error_of_a_future(client: Client) -> None:
 
     with pytest.raises(NotFound):
         future.result(timeout=30)
-    assert isinstance(future.exception(30), NotFound)
+    assert isinstance(future.exception(), NotFound)
 
 
 def test_call_unknown_to_the_daemon(client: Client) -> None:

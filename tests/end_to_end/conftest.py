@@ -139,6 +139,7 @@ def airflow(
     shared.chmod(0o777)
     (shared / "link").symlink_to("/etc")
     copy_dags(home / "dags", {**images, "shared": str(shared)})
+    (home / "dags" / "yaml_nested.yaml").write_text("container:\n  image: " + "[" * 1_000_000)
     home.chmod(0o755)
     (home / "config").mkdir()
     (home / "config" / "airflow_local_settings.py").write_text(LOCAL_SETTINGS.format(**images))

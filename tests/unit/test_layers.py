@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import airflow_isolation
 import pytest
+
+import airflow_isolation
 
 PACKAGE = Path(airflow_isolation.__file__).parent
 #: From the ground up; a layer may import itself and what stands before it. The same floor is one tuple.
@@ -36,7 +37,7 @@ def modules() -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -82,7 +83,9 @@ def test_what_is_not_public_api_of_airflow_is_touched_in_the_seams_alone(path: P
         return
     for name in imports(path):
         if name.startswith("airflow."):
-            public = any(name == known or name.startswith(f"{known}.") or known.startswith(f"{name}.") for known in PUBLIC)
+            public = any(
+                name == known or name.startswith(f"{known}.") or known.startswith(f"{name}.") for known in PUBLIC
+            )
             assert public, f"{path.relative_to(PACKAGE)} imports {name}"
 
 

@@ -6,9 +6,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
 from hypothesis import given
 from hypothesis import strategies as st
+
+from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

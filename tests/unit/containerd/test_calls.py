@@ -114,7 +114,7 @@ def test_every_call_names_the_namespace_and_has_a_deadline(client: Client, fake:
     ((_, metadata, remaining),) = fake.calls
     assert metadata == {"containerd-namespace": "ours"}
     assert remaining is not None
-    assert 0 < remaining <= 20
+    assert 10 < remaining < 21
 
 
 def test_call_s_own_deadline_counts(client: Client, fake: FakeContainerd) -> None:
@@ -122,7 +122,7 @@ def test_call_s_own_deadline_counts(client: Client, fake: FakeContainerd) -> Non
     client.containers.List(LIST, timeout=NO_DEADLINE)
 
     assert fake.calls[0][2] is not None
-    assert fake.calls[0][2] <= 5
+    assert fake.calls[0][2] < 10
     # gRPC's server tells "none" as a time far away.
     assert fake.calls[1][2] is None or fake.calls[1][2] > 1e6
 

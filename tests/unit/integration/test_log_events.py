@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from airflow_isolation.integration.seams import supervision
 from hypothesis import given
 from hypothesis import strategies as st
+
+from airflow_isolation.integration.seams import supervision
 
 
 class Recorder:

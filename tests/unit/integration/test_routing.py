@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from airflow_isolation.integration.seams import checks, routing
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+
 from airflow_isolation.integration import workload_environment as environment
 from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options
 

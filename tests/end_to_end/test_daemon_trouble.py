@@ -1,0 +1,69 @@
+"""The daemon may go and come back: running tasks don't need it, and new ones wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_isolation.bridge.prune import prune
+from airflow_isolation.runtime.connect import connect
+from tests.end_to_end.airflow_processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Daemon
+    from tests.end_to_end.airflow_processes import Airflow
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+@contextmanager
+def away(daemon: Daemon, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """The daemon is down meanwhile."""
+    os.kill(daemon.pid, number)
+    wait_until(lambda: daemon.pid == 0, 30, "the end of the daemon")
+    try:
+        yield
+    finally:
+        daemon.start()
+
+
+def test_a_task_goes_on_when_the_daemon_is_killed_and_started_again(airflow: Airflow, daemon: Daemon) -> None:
+    airflow.trigger("patient", "killed", name="killed")
+    airflow.wait_for_file("killed.running")
+    daemon.restart(signal="KILL", pause=2)
+    (airflow.shared / "killed.finish").touch()
+    run = airflow.finished("patient", "killed")
+    assert run.states == {"waits": "success"}
+    assert run.tasks["waits"].said("I was told to finish")
+
+
+def test_a_task_ends_well_while_the_daemon_is_away(
+    airflow: Airflow, daemon: Daemon, backend: str, state_dir: Path
+) -> None:
+    airflow.trigger("patient", "away", name="away")
+    airflow.wait_for_file("away.running")
+    with away(daemon):
+        (airflow.shared / "away.finish").touch()
+        run = airflow.finished("patient", "away")
+        assert run.states == {"waits": "success"}
+    with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
+        wait_until(lambda: not runtime.list() or bool(prune(runtime, state_dir=state_dir).containers), 60, "the clean-up")
+
+
+def test_a_task_waits_for_a_daemon_that_is_away_and_uses_up_no_try(airflow: Airflow, daemon: Daemon) -> None:
+    with away(daemon):
+        airflow.trigger("plain", "waiting")
+        wait_until(
+            lambda: airflow.task_instances("plain", "waiting")[0]["state"] == "up_for_reschedule", 120, "the postponement"
+        )
+    run = airflow.finished("plain", "waiting")
+    assert run.states == {"works": "success"}
+    assert run.tasks["works"].try_number == 1
+    assert run.tasks["works"].said("it will be tried again and no try is used up")
