@@ -83,11 +83,12 @@ suitable_python() {
     suits /usr/bin/python3 || fail "Debian's python3 is not one of 3.10 to 3.13; put one of them on PATH"
 }
 
+# The file behind all links: whatever name or virtual environment leads to it, it is the same interpreter.
 suits() {
     "$1" -c 'if True:
-        import sys, venv, ensurepip
-        print(sys.executable)
-        sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+        import os, sys, venv, ensurepip
+        assert (3, 10) <= sys.version_info[:2] <= (3, 13)
+        print(os.path.realpath(sys.executable))' 2>/dev/null
 }
 
 # made_in_place NAME COMMAND…: as cached, for what can't be renamed: the directory counts when it holds `complete`.

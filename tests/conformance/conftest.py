@@ -289,9 +289,9 @@ def _shims(directory: str) -> list[str]:
 
 def _descriptors() -> list[str]:
     found = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{entry}"))
+            found.append(str(entry.readlink()))
     return found
 
 

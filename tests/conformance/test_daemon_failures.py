@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conformance.conftest import Host
 
@@ -45,7 +45,7 @@ def runtime_at(kind: str, socket_path: Path, state_dir: Path) -> Iterator[Contai
 
 def test_no_socket_is_said_with_its_path_and_what_to_do(kind: str, state_dir: Path) -> None:
     with runtime_at(kind, state_dir / "absent.sock", state_dir) as runtime:
-        with pytest.raises(RuntimeUnreachable, match="there is no socket .*absent.sock") as caught:
+        with pytest.raises(RuntimeUnreachable, match=r"there is no socket .*absent\.sock") as caught:
             runtime.info()
         assert "socket_path" in caught.value.hint
         for ask in (runtime.get, runtime.start, runtime.wait, runtime.kill, runtime.remove, runtime.output):
@@ -79,18 +79,22 @@ def test_a_listener_that_never_answers_does_not_hold_us(kind: str, state_dir: Pa
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(place))
         silent.listen(8)
-        with runtime_at(kind, place, state_dir) as runtime, pytest.raises(RuntimeUnreachable, match="silent.sock"):
+        with runtime_at(kind, place, state_dir) as runtime, pytest.raises(RuntimeUnreachable, match=r"silent\.sock"):
             runtime.info()
     place.unlink()
 
 
+# What is imported is imported as root: the interpreter may lie where nobody else may enter.
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
 from airflow_isolation.errors import RuntimeUnreachable
 from airflow_isolation.runtime.connect import connect
-with connect(sys.argv[1], socket_path=sys.argv[2], state_dir=Path("/tmp")) as runtime:
+backend, socket_path, state_dir = sys.argv[1:]
+with connect(backend, socket_path=socket_path, state_dir=Path(state_dir)) as runtime:
+    runtime.info()
+    runtime.close()
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
     try:
         runtime.info()
     except RuntimeUnreachable as error:
@@ -100,7 +104,7 @@ with connect(sys.argv[1], socket_path=sys.argv[2], state_dir=Path("/tmp")) as ru
 
 def test_who_may_not_use_the_socket_is_told_of_the_group(host: Host) -> None:
     said = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, host.backend.partition("-")[0], str(host.daemon.socket)],
+        [sys.executable, "-c", AS_NOBODY, host.backend.partition("-")[0], str(host.daemon.socket), str(host.state_dir)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -196,7 +200,8 @@ def test_a_hanging_daemon_holds_nobody(fragile_host: Host) -> None:
     impatient.close()
     # What the daemon did of it after all is removed as any other.
     host.runtime.remove("test-hanging")
-    assert host.runtime.get(id).state is ContainerState.RUNNING
+    # The kill that got no answer may have been done.
+    assert host.runtime.get(id).state in (ContainerState.RUNNING, ContainerState.STOPPED)
 
 
 def test_a_shim_that_dies_ends_the_wait_and_leaves_nothing(fragile_host: Host) -> None:
@@ -210,8 +215,7 @@ def test_a_shim_that_dies_ends_the_wait_and_leaves_nothing(fragile_host: Host) -
 
 
 def _parent_of(pid: int) -> str:
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        return file.read().rpartition(")")[2].split()[1]
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
 
 
 def test_without_the_docker_sdk_its_extra_is_named(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:

@@ -196,7 +196,7 @@ def test_what_the_registry_does_not_know_is_not_found(host: Host, pushed: str) -
 
 @pytest.mark.parametrize("backend", ["containerd-1.6"])
 def test_an_old_containerd_refuses_a_pull_by_name(host: Host, pushed: str) -> None:
-    with pytest.raises(ImagePullFailed, match="1.6"):
+    with pytest.raises(ImagePullFailed, match=r"1\.6"):
         host.runtime.ensure_image(pushed, timeout=60)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,8 +28,6 @@ from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conformance.conftest import Host
 
     from airflow_isolation.runtime.interface import ContainerRuntime
@@ -93,8 +91,8 @@ def test_create_gives_what_get_gives(host: Host) -> None:
 def test_start_gives_the_pid_on_the_host(host: Host) -> None:
     id = host.create("sleep", "600")
     pid = host.runtime.start(id)
-    assert os.path.exists(f"/proc/{pid}/stat")
-    assert os.stat(f"/proc/{pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
+    assert Path(f"/proc/{pid}/stat").exists()
+    assert Path(f"/proc/{pid}/ns/pid").stat().st_ino != Path("/proc/self/ns/pid").stat().st_ino
     running = host.runtime.get(id)
     assert (running.state, running.pid) == (ContainerState.RUNNING, pid)
 
@@ -159,10 +157,10 @@ def test_a_wait_may_be_closed_before_the_end_and_twice(host: Host) -> None:
 def test_a_hundred_waits_leave_no_thread_and_no_descriptor(host: Host) -> None:
     id = host.start("sleep", "600")
     host.runtime.wait(id).close()
-    before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    before = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
     for _ in range(100):
         host.runtime.wait(id).close()
-    after = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    after = (threading.active_count(), len(list(Path("/proc/self/fd").iterdir())))
     assert after <= before
 
 
@@ -245,19 +243,19 @@ def test_a_signal_to_everyone_reaches_grandchildren(host: Host) -> None:
 def test_the_end_of_the_first_process_is_the_end_of_all(host: Host) -> None:
     id = host.start("bash", "-c", "setsid sleep 4711 & setsid sleep 4711 & sleep 600")
     pid = host.runtime.get(id).pid
-    inside = os.stat(f"/proc/{pid}/ns/pid").st_ino
+    inside = Path(f"/proc/{pid}/ns/pid").stat().st_ino
     with host.runtime.wait(id) as pending:
         host.runtime.kill(id)
         pending.result(20)
     deadline = time.monotonic() + 10
-    while any(_pid_namespace(entry) == inside for entry in os.listdir("/proc") if entry.isdecimal()):
+    while any(_pid_namespace(entry.name) == inside for entry in Path("/proc").glob("[0-9]*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def _pid_namespace(pid: str) -> int:
     try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
     except OSError:
         return 0
 
@@ -439,12 +437,13 @@ def test_what_is_no_program_is_said_in_words_and_leaves_nothing(host: Host, argv
 def test_a_program_of_another_machine_ends_with_the_kernels_words(host: Host) -> None:
     # Some releases of runc find out when the container is started, some when it is running.
     try:
-        status, output = host.run("/usr/local/bin/not-a-program")
+        status, said = host.run("/usr/local/bin/not-a-program")
     except ContainerFailed as error:
-        assert "another processor" in error.hint
+        code, said = 1, str(error)
     else:
-        assert status.code != 0
-        assert "exec format error" in output
+        code = status.code
+    assert code != 0
+    assert "exec format error" in said
 
 
 def test_an_image_that_is_not_there_is_not_found(host: Host) -> None:

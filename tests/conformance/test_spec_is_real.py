@@ -146,12 +146,12 @@ def test_a_hostname_works_on_the_hosts_network_too(host: Host) -> None:
 def test_network_none_has_loopback_only(host: Host) -> None:
     seen = probed(host, network="none")
     assert seen["network_interfaces"] == ["lo"]
-    assert seen["namespaces"]["net"] != os.stat("/proc/self/ns/net").st_ino
+    assert seen["namespaces"]["net"] != Path("/proc/self/ns/net").stat().st_ino
 
 
 def test_network_host_is_the_hosts(host: Host) -> None:
     seen = probed(host, network="host")
-    assert seen["namespaces"]["net"] == os.stat("/proc/self/ns/net").st_ino
+    assert seen["namespaces"]["net"] == Path("/proc/self/ns/net").stat().st_ino
     assert seen["etc"]["resolv.conf"] is not None
 
 
@@ -165,7 +165,7 @@ def test_a_network_that_can_not_be_had_is_refused_by_name(host: Host, network: s
 def test_every_other_namespace_is_its_own(host: Host) -> None:
     seen = probed(host, network="host")["namespaces"]
     for kind in ("pid", "ipc", "uts", "mnt", "cgroup"):
-        assert seen[kind] != os.stat(f"/proc/self/ns/{kind}").st_ino, kind
+        assert seen[kind] != Path(f"/proc/self/ns/{kind}").stat().st_ino, kind
 
 
 def test_only_its_own_processes_are_seen(host: Host) -> None:
@@ -176,7 +176,7 @@ def test_only_its_own_processes_are_seen(host: Host) -> None:
 
 def test_there_are_no_capabilities(host: Host) -> None:
     seen = probed(host)["capabilities"]
-    assert {name: seen[name] for name in CAPABILITY_SETS} == dict.fromkeys(CAPABILITY_SETS, [])
+    assert {name: seen[name] for name in CAPABILITY_SETS} == {name: [] for name in CAPABILITY_SETS}
 
 
 def test_capabilities_are_those_asked_for(host: Host) -> None:
@@ -307,7 +307,7 @@ def test_a_symbolic_link_is_no_source(host: Host, directory: Path) -> None:
 
 @pytest.mark.parametrize("target", ["/", "/proc/x", "/dev", "relative", "/data/../etc"])
 def test_a_target_that_can_not_be_is_refused(host: Host, directory: Path, target: str) -> None:
-    with pytest.raises(SpecRefused, match="target|mounted over"):
+    with pytest.raises(SpecRefused, match=r"target|mounted over"):
         host.create(mounts=(Mount(source=str(directory), target=target),))
 
 

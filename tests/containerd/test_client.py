@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.containerd.conftest import CONTAINERD_VERSIONS, NAMESPACE
+from tests.containerd.conftest import CONTAINERD_VERSIONS, NAMESPACE, leftovers
+from tests.containerd.image_archives import tar, write_oci
 
-from airflow_isolation.containerd import payload
+from airflow_isolation.containerd import images, payload
 from airflow_isolation.containerd.api import (
     containers_pb2,
     content_pb2,
@@ -24,6 +26,7 @@ from airflow_isolation.containerd.api import (
     snapshots_pb2,
     tasks_pb2,
 )
+from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.errors import (
     AlreadyExists,
@@ -41,7 +44,11 @@ from airflow_isolation.containerd.errors import (
 from airflow_isolation.containerd.events import subscribe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Daemon, StartDaemon
+
+    from airflow_isolation.containerd.progress import Progress
 
 pytestmark = pytest.mark.root
 
@@ -388,3 +395,23 @@ def test_frozen_daemon_costs_the_deadline_and_no_more(mortal: Daemon) -> None:
                 waiting.result(timeout=10)
         finally:
             os.kill(frozen, signal.SIGCONT)
+
+
+def test_daemon_that_dies_during_an_import_leaves_only_a_lease_that_expires(mortal: Daemon, tmp_path: Path) -> None:
+    layer = tar({"big": random.Random(1).randbytes(4 << 20)})
+
+    def die(step: Progress) -> None:
+        if step.event == "importing" and step.done > 1 << 20 and mortal.pid:
+            kill(mortal)
+
+    with Client(mortal.socket, namespace=NAMESPACE, retry_for=1) as client:
+        with pytest.raises(Unavailable):
+            import_archive(client, write_oci(tmp_path / "a.tar", layers=(layer,)), progress=die)
+        mortal.start()
+        (lease,) = client.leases.List(leases_pb2.ListRequest()).leases
+        assert "containerd.io/gc.expire" in lease.labels
+        client.leases.Delete(leases_pb2.DeleteRequest(id=lease.id, sync=True))
+        assert leftovers(client) == {}
+
+        (image,) = import_archive(client, tmp_path / "a.tar")
+        images.remove(client, image.name)

@@ -184,6 +184,19 @@ def test_broken_docker_config_is_named(
         pull(pulling, f"{private_registry_with_password.address}/team/guarded:1", lock_directory=locks)
 
 
+def test_hosts_toml_says_where_a_registry_is(
+    pulling: Client, private_registry: Daemon, digest: str, tmp_path: Path, locks: Path
+) -> None:
+    hosts = tmp_path / "certs.d" / "registry.invalid"
+    hosts.mkdir(parents=True)
+    (hosts / "hosts.toml").write_text(f'server = "http://{private_registry.address}"\n')
+
+    image = pull(pulling, "registry.invalid/pulled:1", lock_directory=locks, host_directory=str(tmp_path / "certs.d"))
+
+    assert (image.name, image.digest) == ("registry.invalid/pulled:1", digest)
+    images.remove(pulling, image.name)
+
+
 def test_unknown_image(pulling: Client, private_registry: Daemon, locks: Path) -> None:
     with pytest.raises(PullNotFound, match=f"{private_registry.address} does not know .*absent:1"):
         pull(pulling, f"{private_registry.address}/absent:1", lock_directory=locks)

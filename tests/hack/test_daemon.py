@@ -113,6 +113,16 @@ def test_stop_leaves_nothing(
     hack("daemon", "stop", str(daemon.directory))
 
 
+@pytest.mark.parametrize("daemon", ["docker"], indirect=True)
+def test_stop_removes_the_bridges_of_a_killed_dockerd(daemon: Daemon) -> None:
+    network = daemon.run("docker", "network", "create", "mine").stdout.strip()
+    bridge = Path("/sys/class/net", f"br-{network[:12]}")
+    assert bridge.exists()
+    os.kill(daemon.pid, signal.SIGKILL)
+    hack("daemon", "stop", str(daemon.directory))
+    assert not bridge.exists()
+
+
 @pytest.mark.parametrize("daemon", BACKENDS, indirect=True)
 def test_a_container_outlives_a_killed_daemon_that_starts_again(
     daemon: Daemon, image_archive: ImageArchive, image_name: ImageName

@@ -111,7 +111,10 @@ class Headers(EveryKindOfCall):
 
 
 class Calls(EveryKindOfCall):
-    """Deadline, retries and errors. ``timeout`` and ``retry_for`` in seconds."""
+    """Deadline, retries and errors. ``timeout`` and ``retry_for`` in seconds.
+
+    A future is asked once: whoever holds it asks again.
+    """
 
     def __init__(self, *, address: Path, timeout: float, retry_for: float) -> None:
         self._address = address

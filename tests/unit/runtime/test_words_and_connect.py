@@ -1,0 +1,57 @@
+"""Small pure parts: hints, the choice of a backend, reasons why a socket can't be used."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_isolation.errors import SettingError
+from airflow_isolation.runtime.connect import connect
+from airflow_isolation.runtime.reachability import unreachable
+from airflow_isolation.runtime.words import start_hint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_missing_program_names_image_and_setting() -> None:
+    hint = start_hint('exec: "python3": executable file not found in $PATH', image="sales:1", program="python3")
+    assert "sales:1" in hint
+    assert "python" in hint
+
+
+def test_a_program_of_another_machine_is_told_as_such() -> None:
+    assert "another processor" in start_hint("exec format error", image="sales:1", program="python3")
+
+
+def test_other_reasons_get_no_hint() -> None:
+    assert start_hint("no space left on device", image="sales:1", program="python3") == ""
+
+
+@pytest.mark.parametrize("backend", ["podman", "", "Docker"])
+def test_an_unknown_backend_names_the_known_ones(backend: str) -> None:
+    with pytest.raises(SettingError, match="containerd, docker"):
+        connect(backend)
+
+
+def test_empty_settings_are_the_backends_defaults(tmp_path: Path) -> None:
+    with connect("containerd", socket_path="", namespace="", snapshotter="", state_dir=tmp_path) as runtime:
+        assert vars(runtime)["_socket_path"] == "/run/containerd/containerd.sock"
+        assert vars(runtime)["_snapshotter"] == "overlayfs"
+
+
+def test_docker_takes_no_notice_of_containerds_settings(tmp_path: Path) -> None:
+    connect("docker", snapshotter="native", hosts_dir="/x", state_dir=tmp_path).close()
+
+
+def test_reasons_are_told_apart(tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    assert "there is no socket" in str(unreachable("containerd", str(place), ""))
+    assert "not a socket" in str(unreachable("containerd", str(tmp_path), ""))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        assert "nothing listens" in str(unreachable("containerd", str(place), ""))
+        listener.listen(1)
+        assert "deadline" in str(unreachable("containerd", str(place), "deadline exceeded"))
