@@ -198,8 +198,13 @@ def state_dir() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="ai-state-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
-    containers, accounts = directory / "containers", directory / "accounts"
-    left = [path for path in directory.rglob("*") if path not in (containers, accounts) and path.parent != accounts]
+    # What is kept on purpose: answers about images that hold for ever, and the locks of pulls.
+    kept = {directory / name for name in ("accounts", "pulls")}
+    left = [
+        path
+        for path in directory.rglob("*")
+        if path not in {*kept, directory / "containers"} and path.parent not in kept
+    ]
     shutil.rmtree(directory)
     assert left == []
 

@@ -23,11 +23,13 @@ import json, os, sys
 from pathlib import Path
 from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
 from airflow_isolation.errors import IsolationError
+from airflow_isolation.oci import load_profile
 from airflow_isolation.runtime.connect import connect
 backend, socket_path, state_dir, namespace, image, uid, gid = sys.argv[1:]
 runtime = connect(backend, socket_path=socket_path, namespace=namespace, state_dir=Path(state_dir))
 runtime.info()
 runtime.close()
+load_profile("default")
 os.setgroups([int(gid)]); os.setgid(int(uid)); os.setuid(int(uid))
 said = {}
 for user in ("1000:1000", "worker"):

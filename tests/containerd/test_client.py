@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,8 +45,6 @@ from airflow_isolation.containerd.errors import (
 from airflow_isolation.containerd.events import subscribe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Daemon, StartDaemon
 
     from airflow_isolation.containerd.progress import Progress
@@ -385,6 +384,9 @@ def test_frozen_daemon_costs_the_deadline_and_no_more(mortal: Daemon) -> None:
         assert frozen > 0
         os.kill(frozen, signal.SIGSTOP)
         try:
+            # A stop reaches one thread after the other.
+            while not all(") T " in stat.read_text() for stat in Path(f"/proc/{frozen}/task").glob("*/stat")):
+                time.sleep(0.01)
             with pytest.raises(DeadlineExceeded, match=r"Containers\.List"):
                 client.containers.List(containers_pb2.ListContainersRequest())
             waiting = client.tasks.Wait.future(tasks_pb2.WaitRequest(container_id="any"), timeout=NO_DEADLINE)

@@ -212,6 +212,12 @@ def test_silent_registry_costs_no_more_than_the_timeout(pulling: Client, locks: 
         pull(pulling, f"{registry.address}/any:1", lock_directory=locks, timeout=2)
 
 
+def test_lock_that_can_not_be_made_is_named(pulling: Client, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PullFailed, match=r"its lock .* can't be made: Not a directory"):
+        pull(pulling, "127.0.0.1:1/any:1", lock_directory=tmp_path / "file" / "locks")
+
+
 def test_image_for_another_processor(pulling: Client, private_registry: Daemon, tmp_path: Path, locks: Path) -> None:
     push(write_oci(tmp_path / "a.tar", architecture=OTHER), private_registry, "other-processor", "1")
     with pytest.raises(WrongPlatform):

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -274,27 +276,35 @@ def running_airflow(
     options: Mapping[str, str],
     components: Sequence[str] = COMPONENTS,
     user: Sequence[str] = (),
+    edge: bool = False,
 ) -> Iterator[Airflow]:
     """``airflow db migrate``, then each component; all of them are gone when the block ends.
 
     :param options: environment variables; nothing of ours is inherited.
     :param user: a command that runs the rest of its command line as somebody else.
+    :param edge: the API server also serves edge workers.
     """
     port = free_port()
+    # Images are imported meanwhile, and a disk that is busy with them lets SQLite wait for fsync until others give up.
+    memory = Path("/dev/shm")
+    database = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir=memory if memory.is_dir() else home))
+    os.chown(database, home.stat().st_uid, home.stat().st_gid)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "AIRFLOW_HOME": str(home),
         **QUICK,
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/metadata-of-the-test.db",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}/metadata-of-the-test.db",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        **({"AIRFLOW__EDGE__API_URL": f"http://127.0.0.1:{port}/edge_worker/v1/rpcapi"} if edge else {}),
         **options,
     }
     airflow = Airflow(backend, home, environment, shared, user=user)
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, database)
         migration = airflow.run("db", "migrate")
         assert migration.returncode == 0, migration.stderr
         stack.callback(airflow.stop)

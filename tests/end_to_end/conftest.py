@@ -49,6 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on(*backends): where a test runs; containerd and docker when not given")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The first test of a backend waits for images, a daemon, and a whole Airflow.
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test runs on both backends unless ``@on(...)`` says otherwise."""
     if "backend" in metafunc.fixturenames:

@@ -1,7 +1,8 @@
 """Remove what dead workers left: containers whose owner is gone, and directories that nobody holds.
 
 A living owner is never robbed: a container is judged by its owner label (host, pid, start time), a directory by
-the lock that its worker holds on it for as long as it lives.
+the lock that its worker holds on it for as long as it lives. What a living owner could not remove himself, because the
+daemon was away, he has noted with ``abandon``.
 """
 
 from __future__ import annotations
@@ -54,29 +55,54 @@ def held(directory: Path) -> Iterator[None]:
 def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) -> Pruned:
     """Remove the left-overs of this host's dead workers. What can't be removed is logged, and left for the next time."""
     containers = []
+    abandoned = _notes(runtime, state_dir)
     for container in runtime.list():
         owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
-        if owner is None or not owner.is_gone():
+        if container.id not in abandoned and (owner is None or not owner.is_gone()):
             continue
         if not dry_run:
             try:
                 runtime.remove(container.id)
             except ContainerRuntimeError as error:
                 log.warning("A left-over container could not be removed", container=container.id, error=str(error))
+                abandoned.pop(container.id, None)
                 continue
             log.info("Removed a left-over container", container=container.id, owner=str(owner))
         containers.append(container)
+    if not dry_run:
+        for note in abandoned.values():
+            note.unlink(missing_ok=True)
     return Pruned(tuple(containers), tuple(_abandoned(state_dir / "workloads", dry_run=dry_run)))
 
 
+def abandon(runtime: ContainerRuntime, id: str, *, state_dir: Path) -> None:
+    """Have the next ``prune`` remove a container of ours, although we live: the daemon did not do it."""
+    notes = _notes_directory(runtime, state_dir)
+    notes.mkdir(parents=True, exist_ok=True)
+    (notes / id).touch()
+
+
+def _notes(runtime: ContainerRuntime, state_dir: Path) -> dict[str, Path]:
+    """The containers that were abandoned, by id."""
+    try:
+        return {note.name: note for note in _notes_directory(runtime, state_dir).iterdir()}
+    except FileNotFoundError:
+        return {}
+
+
+def _notes_directory(runtime: ContainerRuntime, state_dir: Path) -> Path:
+    # Two backends may share a state directory, and a daemon that is away can't be asked who it is.
+    return state_dir / "abandoned" / type(runtime).__name__
+
+
 def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float = 600.0) -> None:
-    """Prune if nobody on this host has for ``every`` seconds. Trouble is logged: it is nobody's task's fault."""
+    """Prune if nobody on this host has for ``every`` seconds, or if a container was abandoned. Trouble is logged: it is nobody's task's fault."""
     stamp = state_dir / "pruned"
     try:
         due = time.time() - stamp.stat().st_mtime >= every
     except FileNotFoundError:
         due = True
-    if not due:
+    if not due and not _notes(runtime, state_dir):
         return
     try:
         with stamp.open("ab") as lock:

@@ -26,9 +26,15 @@ import structlog
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
-from airflow_isolation.bridge.prune import held
+from airflow_isolation.bridge.prune import abandon, held
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerFailed, ImageInvalid, IsolationError, RuntimeUnreachable
+from airflow_isolation.errors import (
+    ContainerFailed,
+    ContainerRuntimeError,
+    ImageInvalid,
+    IsolationError,
+    RuntimeUnreachable,
+)
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
@@ -193,7 +199,7 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
 
         container = runtime.create(what.id, _with_agent(what, directory))
         # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
-        undo.callback(runtime.remove, what.id)
+        undo.callback(_remove, runtime, what.id, state_dir)
         pending_exit = runtime.wait(what.id)
         undo.callback(pending_exit.close)
         pid = runtime.start(what.id)
@@ -234,6 +240,15 @@ def _prepare(state_dir: Path) -> None:
             f"The worker can't make its state directory {state_dir}: {error}",
             hint="Set [container_runtime] state_dir to a place where the worker's user may write",
         ) from error
+
+
+def _remove(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
+    """Never raises: the workload's end is known by now, and must not be hidden behind trouble with what is left of it."""
+    try:
+        runtime.remove(id)
+    except ContainerRuntimeError as error:
+        log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
+        abandon(runtime, id, state_dir=state_dir)
 
 
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:

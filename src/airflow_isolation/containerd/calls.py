@@ -142,7 +142,8 @@ class Calls(EveryKindOfCall):
             if stream:
                 # The first message is fetched here, where the question can still be asked again.
                 return OpenCall(answer, name, fetch_first=name in IDEMPOTENT, repair=self._say_why)
-            if not answer.done():
+            # What a blocking call comes back with is done and no iterator; a future of grpcio's always is one.
+            if hasattr(answer, "__next__"):
                 return OpenCall(answer, name, repair=self._say_why)
             error = answer.exception()
             if error is not None:
@@ -226,7 +227,8 @@ class OpenCall:
             return self._call.result(timeout)
         except grpc.FutureTimeoutError as error:
             raise TimeoutError(f"{self._name}: no answer within {timeout} s") from error
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+        except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
+            # ValueError: the channel was closed between our look and the call.
             raise self._translated(error) from error
 
     def exception(self, timeout: float | None = None) -> ContainerdError | None:

@@ -134,9 +134,15 @@ class LastPull:
 @contextmanager
 def _turn(directory: Path, key: str, name: str, end: float) -> Iterator[LastPull]:
     """Wait until nobody else pulls the same. The kernel gives a dead process's turn to the next."""
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"pull-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PullFailed(
+            f"{name} can't be pulled: its lock {path} can't be made: {error.strerror}",
+            hint="Choose a directory that this user may write to",
+        ) from error
     try:
         while True:
             try:

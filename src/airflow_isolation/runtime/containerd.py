@@ -123,7 +123,7 @@ class ContainerdRuntime(ContainerRuntime):
     ----------
     state_dir:
         ``containers/<id>`` below it holds a container's output and files for its /etc, ``accounts`` what is known of
-        images' users. Made when it is missing.
+        images' users, ``pulls`` the locks of pulls. Made when it is missing.
     snapshotter:
         holds the images and the containers' file systems.
     runtime_binary:
@@ -182,13 +182,14 @@ class ContainerdRuntime(ContainerRuntime):
         if policy is PullPolicy.IF_NOT_PRESENT:
             with suppress(ImageNotFound):
                 return self._unpacked(reference)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
+        locks = self._state_dir / "pulls"
+        locks.mkdir(parents=True, exist_ok=True)
         with self._translated(f"pull {reference}", missing=ImageNotFound, failed=ImagePullFailed):
             client = self._connected()
             image = pull(
                 client,
                 reference,
-                lock_directory=self._state_dir,
+                lock_directory=locks,
                 always=policy is PullPolicy.ALWAYS,
                 snapshotter=self._snapshotter,
                 host_directory=self._hosts_dir,

@@ -107,7 +107,7 @@ _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class DockerRuntime(ContainerRuntime):
     """The containers of one ``namespace`` in the dockerd at ``socket_path``.
 
-    ``state_dir`` holds the locks of pulls under way, and is made when it is missing. ``timeout``, in seconds, is for
+    ``state_dir`` holds, in ``pulls``, the locks of pulls under way, and is made when it is missing. ``timeout``, in seconds, is for
     every call that has no limit of its own.
 
     :raises ContainerRuntimeError: the docker SDK is not installed.
@@ -152,8 +152,9 @@ class DockerRuntime(ContainerRuntime):
         if policy is PullPolicy.IF_NOT_PRESENT:
             with contextlib.suppress(ImageNotFound):
                 return self._checked(reference)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        pull_once(self._state_dir, reference, lambda left: self._pull(reference, progress, left), timeout=timeout)
+        locks = self._state_dir / "pulls"
+        locks.mkdir(parents=True, exist_ok=True)
+        pull_once(locks, reference, lambda left: self._pull(reference, progress, left), timeout=timeout)
         return self._checked(reference)
 
     def import_image(
@@ -283,6 +284,8 @@ class DockerRuntime(ContainerRuntime):
         except ContainerNotFound:
             return
         self._remove(container["Id"], time.monotonic() + self._timeout)
+        if container["Config"]["Image"] != container["Image"]:
+            self._remove_nameless_image(container["Image"])
 
     def get(self, id: str) -> Container:
         check_identifier(id)
@@ -523,6 +526,13 @@ class DockerRuntime(ContainerRuntime):
             return
         except IsolationError as error:
             logger.warning("What is left of the container %s will have to be pruned: %s", id, error)
+
+    def _remove_nameless_image(self, id: str) -> None:
+        """``remove_image`` could only take the name while a container used the content: the last one takes the rest."""
+        with contextlib.suppress(IsolationError), self._reached("remove an image without a name") as api:
+            image = api.inspect_image(id)
+            if not image["RepoTags"] and not image["RepoDigests"]:
+                api.remove_image(id)
 
     def _remove_quietly(self, name: str) -> None:
         try:

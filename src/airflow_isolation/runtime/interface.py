@@ -118,7 +118,8 @@ class PendingExit(ABC):
 
     @abstractmethod
     def result(self, timeout: float | None = None) -> ExitStatus:
-        """The exit status; may be called many times.
+        """The exit status; may be called many times. Code 255 also when nobody knows it: the shim died, or the container
+        ended and was taken away while the daemon was down.
 
         :raises TimeoutError: not within ``timeout`` seconds; the wait goes on.
         """
@@ -198,7 +199,7 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def start(self, id: str) -> int:
-        """Let the first process run; gives its pid in the host's pid namespace.
+        """Let the first process run; gives its pid in the host's pid namespace, or 0 when it has ended already.
 
         :raises ContainerNotFound: no such container.
         :raises ContainerFailed: no such program in the image, exec format error, started before, and the like.
@@ -218,7 +219,10 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
-        """Our containers that carry all of ``labels``, oldest first."""
+        """Our containers that carry all of ``labels``, oldest first.
+
+        Docker's list has no pids and no times of the end: ``get`` has them.
+        """
 
     @abstractmethod
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:

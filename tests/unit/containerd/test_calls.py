@@ -170,6 +170,25 @@ def test_patience_ends(fake: FakeContainerd, directory: Path) -> None:
     assert names(fake) == ["List"]
 
 
+def test_future_that_has_failed_already_is_a_future_all_the_same(client: Client, fake: FakeContainerd) -> None:
+    for _ in range(50):
+        fake.script = [grpc.StatusCode.NOT_FOUND]
+        future = client.containers.List.future(LIST)
+        with pytest.raises(NotFound):
+            future.result(timeout=10)
+        assert isinstance(future.exception(), NotFound)
+
+
+def test_future_gives_its_answer_and_calls_back(client: Client, fake: FakeContainerd) -> None:
+    called = threading.Event()
+    future = client.containers.List.future(LIST)
+    future.add_done_callback(lambda _: called.set())
+    assert len(future.result(timeout=10).containers) == 1
+    assert future.exception() is None
+    assert called.wait(10)
+    assert names(fake) == ["List"]
+
+
 def test_hanging_call_ends_at_its_deadline(client: Client, fake: FakeContainerd) -> None:
     fake.hang.clear()
     with pytest.raises(DeadlineExceeded, match=r"Containers\.List"):

@@ -97,7 +97,8 @@ def _bundle_paths() -> list[Path]:
     from airflow.dag_processing.bundles.local import LocalDagBundle
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
-    bundles = DagBundlesManager().get_all_dag_bundles()
+    manager = DagBundlesManager()  # type: ignore[no-untyped-call]
+    bundles = manager.get_all_dag_bundles()
     return [Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)]
 
 

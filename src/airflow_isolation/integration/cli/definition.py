@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from airflow.cli.cli_config import (
     ARG_DAG_ID,
@@ -17,41 +17,51 @@ from airflow.cli.cli_config import (
     positive_int,
 )
 
+
+def _argument(*flags: str, **keywords: Any) -> Arg:
+    return Arg(flags, **keywords)  # type: ignore[no-untyped-call]
+
+
 _EXIT_CODES: Final = "Exit code: 0 done, 1 failed, 2 wrong usage."
 _TEST_EXIT_CODES: Final = "Exit code: 0 the task succeeded, 1 it did not or could not be started, 2 wrong usage."
 
-_BACKEND = Arg(
-    ("--backend",),
+_BACKEND = _argument(
+    "--backend",
     help="Ask this daemon (default: what task_execution_runtime and scheduler_dag_parsing_runtime name,\n"
     "or else every daemon that is found)",
     choices=("containerd", "docker"),
 )
-_CONTAINERD = Arg(("--containerd",), help="The same as --backend containerd", action="store_true")
-_DOCKER = Arg(("--docker",), help="The same as --backend docker", action="store_true")
+_CONTAINERD = _argument("--containerd", help="The same as --backend containerd", action="store_true")
+_DOCKER = _argument("--docker", help="The same as --backend docker", action="store_true")
 _BACKENDS: Final = (_BACKEND, _CONTAINERD, _DOCKER)
 
-_ID = Arg(("id",), help="The container's id, or as much of its beginning as no other has", metavar="ID")
-_TASK_ID = Arg(("-t", "--task-id"), help="The id of the task")
-_RUN_ID = Arg(("-r", "--run-id"), help="The id of the DAG run")
-_PURPOSE = Arg(("--purpose",), help="Only containers of tasks, or of DAG parsing", choices=("task", "parse"))
-_ALL = Arg(("-a", "--all"), help="Those that have ended, too", action="store_true")
-_TAIL = Arg(
-    ("-n", "--tail"), help="Only the last N lines", metavar="N", type=positive_int(allow_zero=True), default=None
+_ID = _argument("id", help="The container's id, or as much of its beginning as no other has", metavar="ID")
+_TASK_ID = _argument("-t", "--task-id", help="The id of the task")
+_RUN_ID = _argument("-r", "--run-id", help="The id of the DAG run")
+_PURPOSE = _argument("--purpose", help="Only containers of tasks, or of DAG parsing", choices=("task", "parse"))
+_ALL = _argument("-a", "--all", help="Those that have ended, too", action="store_true")
+_TAIL = _argument(
+    "-n",
+    "--tail",
+    help="Only the last N lines",
+    metavar="N",
+    type=positive_int(allow_zero=True),  # type: ignore[no-untyped-call]
+    default=None,
 )
-_SIGNAL = Arg(("-s", "--signal"), help="Name or number of the signal (default: TERM)", default="TERM")
-_DRY_RUN = Arg(("-n", "--dry-run"), help="Say what would be removed, and remove nothing", action="store_true")
-_DAG_FILE = Arg(("-f", "--dag-file"), help="The DAG file, by its path here or in its bundle", metavar="FILE")
-_CONFIG_PURPOSE = Arg(
-    ("--purpose",), help="For a task, or for DAG parsing (default: task)", choices=("task", "parse"), default="task"
+_SIGNAL = _argument("-s", "--signal", help="Name or number of the signal (default: TERM)", default="TERM")
+_DRY_RUN = _argument("-n", "--dry-run", help="Say what would be removed, and remove nothing", action="store_true")
+_DAG_FILE = _argument("-f", "--dag-file", help="The DAG file, by its path here or in its bundle", metavar="FILE")
+_CONFIG_PURPOSE = _argument(
+    "--purpose", help="For a task, or for DAG parsing (default: task)", choices=("task", "parse"), default="task"
 )
-_ARCHIVE = Arg(("archive",), help="An image archive (OCI layout, or docker save), as a tar file", metavar="FILE")
-_NAME = Arg(("--name",), help="The image's name, instead of the one in the archive", metavar="REF", default="")
-_REFERENCE = Arg(("reference",), help="The image's name", metavar="REF")
-_WHEN = Arg(
-    ("logical_date_or_run_id",), nargs="?", help="The logical date of the DAG run, or the id of an existing run"
+_ARCHIVE = _argument("archive", help="An image archive (OCI layout, or docker save), as a tar file", metavar="FILE")
+_NAME = _argument("--name", help="The image's name, instead of the one in the archive", metavar="REF", default="")
+_REFERENCE = _argument("reference", help="The image's name", metavar="REF")
+_WHEN = _argument(
+    "logical_date_or_run_id", nargs="?", help="The logical date of the DAG run, or the id of an existing run"
 )
-_TEST_RUN_ID = Arg(("-r", "--run-id"), help="The id of an existing DAG run, in which the task is then run again")
-_MAP_INDEX = Arg(("--map-index",), help="Mapped task index (default: -1, not mapped)", type=int, default=-1)
+_TEST_RUN_ID = _argument("-r", "--run-id", help="The id of an existing DAG run, in which the task is then run again")
+_MAP_INDEX = _argument("--map-index", help="Mapped task index (default: -1, not mapped)", type=int, default=-1)
 
 _PACKAGE: Final = "airflow_isolation.integration.cli"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from airflow_isolation.errors import ImageInvalid
 from airflow_isolation.integration.cli import formats
 from airflow_isolation.integration.cli.backends import ask_each, choose, choose_one
-from airflow_isolation.integration.cli.outcome import OK, command, say
+from airflow_isolation.integration.cli.outcome import OK, command, say, write_line
 from airflow_isolation.integration.cli.output import Column, print_rows
 from airflow_isolation.integration.connection import connect
 
@@ -57,12 +57,12 @@ def import_image(arguments: Namespace) -> int:
     if not archive.is_file():
         what = "is not a file" if archive.exists() else "does not exist"
         raise ImageInvalid(
-            f"{archive} {what}", hint="Name an image archive as `docker save` or hack/build-image writes it"
+            f"{archive} {what}", hint="Name an image archive, as `docker save` writes it"
         )
     with connect(connection) as runtime, shown_progress() as progress:
         images = runtime.import_image(archive.absolute(), reference=arguments.name, progress=progress)
     for image in images:
-        print(f"{image.reference} {image.digest}")
+        write_line(f"{image.reference} {image.digest}")
     return OK
 
 
@@ -72,7 +72,7 @@ def remove_image(arguments: Namespace) -> int:
     connection = choose_one(arguments)
     with connect(connection) as runtime:
         runtime.remove_image(arguments.reference)
-    print(f"Removed {arguments.reference} from {connection.backend}.")
+    write_line(f"Removed {arguments.reference} from {connection.backend}.")
     return OK
 
 

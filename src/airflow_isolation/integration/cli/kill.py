@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from airflow_isolation.integration.cli.backends import choose, find
-from airflow_isolation.integration.cli.outcome import OK, UsageError, command
+from airflow_isolation.integration.cli.outcome import OK, UsageError, command, write_line
 from airflow_isolation.integration.connection import connect
 from airflow_isolation.runtime.interface import ContainerState
 
@@ -20,11 +20,11 @@ def kill_container(arguments: Namespace) -> int:
     number = parse_signal(arguments.signal)
     found = find(choose(arguments), arguments.id)
     if found.container.state is ContainerState.STOPPED:
-        print(f"The container {found.container.id} has ended already.")
+        write_line(f"The container {found.container.id} has ended already.")
         return OK
     with connect(found.connection) as runtime:
         runtime.kill(found.container.id, number, everyone=number is signal.SIGKILL)
-    print(f"Sent {number.name} to the container {found.container.id}.")
+    write_line(f"Sent {number.name} to the container {found.container.id}.")
     return OK
 
 

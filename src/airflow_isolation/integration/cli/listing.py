@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ENDED: Final = frozenset({ContainerState.STOPPED, ContainerState.UNKNOWN})
 
+_COUNTED: Final = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
+
 _STATE_STYLES: Final = {"running": "green", "created": "cyan", "paused": "yellow", "stopped": "dim", "unknown": "red"}
 
 COLUMNS: Final = (
@@ -45,7 +47,8 @@ def list_containers(arguments: Namespace) -> int:
 
     def rows(connection: ConnectionSettings, runtime: ContainerRuntime) -> list[Row]:
         containers = [container for container in runtime.list(wanted) if arguments.all or container.state not in _ENDED]
-        stats = runtime.stats([container.id for container in containers if container.state not in _ENDED])
+        # Each counter costs the daemon a question to the container's shim; one that has not started has used nothing.
+        stats = runtime.stats([container.id for container in containers if container.state in _COUNTED])
         now = datetime.now(timezone.utc)
         return [row(connection.backend, each, stats.get(each.id, Stats()), now) for each in containers]
 

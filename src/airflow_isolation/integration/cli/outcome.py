@@ -48,7 +48,12 @@ def command(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]
     return run
 
 
+def write_line(line: str) -> None:
+    """A command's output."""
+    print(line)  # noqa: T201 - this is what a command is for
+
+
 def say(sentence: str) -> None:
     """What is for people and not part of a command's output."""
     sys.stdout.flush()
-    print(sentence, file=sys.stderr)
+    print(sentence, file=sys.stderr)  # noqa: T201 - as above

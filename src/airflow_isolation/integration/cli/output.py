@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from airflow_isolation.integration.cli.formats import printable
-from airflow_isolation.integration.cli.outcome import say
+from airflow_isolation.integration.cli.outcome import say, write_line
 
 Row = Mapping[str, Any]
 
@@ -36,9 +36,9 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, *, n
     :param nothing: what to say when there are no rows, to people on stderr.
     """
     if output == "json":
-        print(json.dumps([dict(row) for row in rows], indent=2))
+        write_line(json.dumps([dict(row) for row in rows], indent=2))
     elif output == "yaml":
-        print(_yaml([dict(row) for row in rows]))
+        write_line(_yaml([dict(row) for row in rows]))
     elif not rows:
         say(nothing)
     else:
@@ -48,9 +48,9 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, *, n
 def print_record(record: Row, output: str) -> None:
     """Print one thing: names and values below each other, or a document for programs."""
     if output == "json":
-        print(json.dumps(dict(record), indent=2))
+        write_line(json.dumps(dict(record), indent=2))
     elif output == "yaml":
-        print(_yaml(dict(record)))
+        write_line(_yaml(dict(record)))
     else:
         columns = (Column("key"), Column("value"))
         rows = [{"key": key, "value": value} for key, value in flat(record)]
@@ -94,7 +94,7 @@ def _print_aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: boo
     if console.is_terminal:
         console.print(Text("\n").join(lines))
     else:
-        print("\n".join(line.plain for line in lines))
+        write_line("\n".join(line.plain for line in lines))
 
 
 def _cell(value: Any, column: Column) -> str:

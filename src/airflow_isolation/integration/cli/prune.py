@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.integration.cli.backends import ask_each, choose
-from airflow_isolation.integration.cli.outcome import FAILED, command, say
+from airflow_isolation.integration.cli.outcome import FAILED, command, say, write_line
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -31,7 +31,7 @@ def prune_leftovers(arguments: Namespace) -> int:
 
     seen, code = ask_each(choice, look)
     if not _names(seen):
-        print("Nothing is left over from dead workers.")
+        write_line("Nothing is left over from dead workers.")
         return code
     if arguments.dry_run:
         _print("would be removed", _names(seen))
@@ -62,4 +62,4 @@ def _names(answers: Iterable[Pruned]) -> list[str]:
 
 def _print(what: str, names: Iterable[str]) -> None:
     for name in names:
-        print(f"{what}: {name}")
+        write_line(f"{what}: {name}")

@@ -36,7 +36,7 @@ def prepared(
     """
     checks.check_names(checks.AD_HOC_RUN)
     from airflow.cli.commands import task_command
-    from airflow.exceptions import AirflowException
+    from airflow.sdk.exceptions import AirflowException
 
     dag = _known_dag(dag_id, task_id)
     try:
@@ -79,7 +79,7 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
         instance.set_state(TaskInstanceState.QUEUED)
         workload = ExecuteTask.make(instance)
         result = coordinator.execute_task(
-            what=workload.ti,
+            what=workload.ti,  # type: ignore[arg-type]  # as LocalExecutor gives it, with executor_config
             dag_rel_path=workload.dag_rel_path,
             bundle_info=workload.bundle_info,
             client=client,
@@ -88,7 +88,7 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
         )
         instance.refresh_from_db()
         if result.final_state != TaskInstanceState.DEFERRED:
-            return str(result.final_state)
+            return str(getattr(result.final_state, "value", result.final_state))
         _wait_for_trigger(instance)
 
 

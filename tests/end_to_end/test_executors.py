@@ -1,0 +1,85 @@
+"""Every executor, on a worker that is an ordinary user whose group may use the daemon's socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.end_to_end.airflow_processes import copy_dags, running_airflow, wait_until
+from tests.end_to_end.conftest import assert_nothing_left, options_for, provide_images
+from tests.end_to_end.ordinary_user import as_ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import ImageArchive, StartDaemon
+    from tests.end_to_end.airflow_processes import Run
+
+UID, GID = 12345, 12346
+CGROUP_PARENT = "ai-e2e-executors"
+EXECUTORS = ("LocalExecutor", "CeleryExecutor", "EdgeExecutor")
+
+
+@pytest.fixture(scope="module")
+def carried(
+    start_containerd: StartDaemon, images: dict[str, str], image_archive: ImageArchive
+) -> Iterator[Run]:
+    """The run of the one DAG, by an Airflow that never was root."""
+    daemon = start_containerd(group=GID)
+    directory = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir="/var/tmp"))
+    home, shared, state_dir = (directory / name for name in ("home", "shared", "state"))
+    try:
+        provide_images("containerd", daemon, directory, image_archive)
+        copy_dags(home / "dags", images, Path(__file__).parent / "dags_of_executors")
+        for path in (shared, state_dir):
+            path.mkdir()
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, UID, GID)
+        directory.chmod(0o755)
+        options = {
+            **options_for("containerd", daemon, state_dir, images["main"]),
+            "AIRFLOW__CONTAINER_RUNTIME__RUN_AS_USER": "50000:0",
+            "AIRFLOW__CONTAINER_RUNTIME__CGROUP_PARENT": CGROUP_PARENT,
+            "AIRFLOW__CORE__EXECUTOR": ",".join(EXECUTORS),
+            # Celery's broker can be a database, which needs no server.
+            "AIRFLOW__CELERY__BROKER_URL": f"sqla+sqlite:///{home}/broker.db",
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+sqlite:///{home}/results.db",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "1",
+            "AIRFLOW__EDGE__API_ENABLED": "True",
+            "AIRFLOW__EDGE__JOB_POLL_INTERVAL": "1",
+            "AIRFLOW__EDGE__HEARTBEAT_INTERVAL": "2",
+        }
+        user = as_ordinary_user(UID, GID)
+        with running_airflow("containerd", home, shared=shared, options=options, user=user, edge=True) as airflow:
+            airflow.start("celery-worker", "celery", "worker", "--skip-serve-logs")
+            airflow.start("edge-worker", "edge", "worker", "--concurrency", "1")
+            known = lambda: airflow.client.get("/api/v2/dags/carried").is_success  # noqa: E731
+            wait_until(known, 120, "the DAG")
+            airflow.trigger("carried")
+            yield airflow.finished("carried")
+        assert_nothing_left(daemon, state_dir, CGROUP_PARENT)
+    finally:
+        for path in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}"):
+            path.rmdir()
+        if not os.environ.get("AIRFLOW_ISOLATION_KEEP"):
+            shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_executor_config_reaches_the_container(carried: Run, executor: str) -> None:
+    assert carried.tasks[executor].state == "success", carried.tasks[executor].text
+    assert carried.xcoms[f"{executor}.return_value"] == [executor, executor.lower(), 50000]
+
+
+def test_a_user_by_name_is_refused_in_words(carried: Run) -> None:
+    """Names stand in the image's /etc/passwd, and only root can mount an image to read it."""
+    task = carried.tasks["named_user"]
+    assert task.state == "failed"
+    assert not task.said("user code ran")
+    assert "airflow" in task.text
+    assert "root" in task.text
