@@ -156,6 +156,10 @@ class Airflow:
             if _session(pid) in sessions:
                 _kill(pid)
 
+    def assert_alive(self) -> None:
+        for name, process in self.processes.items():
+            assert process.poll() is None, f"airflow {name} ended: {self.output(name)[-3000:]}"
+
     def output(self, name: str) -> str:
         """What a component printed."""
         return (self.home / f"{name}.out").read_text(errors="replace")
@@ -183,6 +187,7 @@ class Airflow:
         self.triggered.add((dag_id, run_id))
 
     def run_state(self, dag_id: str, run_id: str = "once") -> str:
+        self.assert_alive()
         return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def task_instances(self, dag_id: str, run_id: str = "once") -> list[dict[str, Any]]:
@@ -316,10 +321,11 @@ def running_airflow(
 
 
 def _answers(airflow: Airflow) -> bool:
-    for name, process in airflow.processes.items():
-        assert process.poll() is None, f"airflow {name} ended: {airflow.output(name)[-3000:]}"
+    airflow.assert_alive()
     try:
-        return bool(airflow.client.get("/api/v2/version").is_success)
+        # The first request for the execution API has it built, seconds of CPU time during which the API server answers
+        # nobody and whoever is in the middle of a transaction keeps SQLite locked: better now than with the first task.
+        return bool(airflow.client.get("/execution/health", timeout=START_SECONDS).is_success)
     except httpx.HTTPError:
         return False
 

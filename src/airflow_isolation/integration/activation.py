@@ -6,6 +6,7 @@ is not as we know it, stops the component: user code never runs outside a contai
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def _run_tasks_in_containers(backend: Backend) -> None:
             container_coordinator()
         except IsolationError as error:
             raise SystemExit(str(error)) from error
-        from airflow_isolation.integration.connection import import_backend
-
-        import_backend(backend)
+        importlib.import_module(f"airflow_isolation.runtime.{backend}")
 
     def route(coordinators: ModuleType) -> None:
         routing.route_every_queue(coordinators, container_coordinator)

@@ -1,33 +1,23 @@
-"""From settings to a connected runtime."""
+"""From settings to a runtime."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from airflow_isolation.runtime import connect as runtimes
 
 if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import ContainerRuntime
-    from airflow_isolation.settings.effective import Backend, ConnectionSettings
-
-
-def import_backend(backend: Backend) -> None:
-    """Import the client library of a backend, which takes a moment, and of the other nothing."""
-    importlib.import_module(f"airflow_isolation.runtime.{backend}")
+    from airflow_isolation.settings.effective import ConnectionSettings
 
 
 def connect(settings: ConnectionSettings) -> ContainerRuntime:
-    """A runtime on the daemon that the settings name; the caller closes it. It connects at its first call."""
-    # A client library is imported only by the backend that needs it.
-    if settings.backend == "docker":
-        from airflow_isolation.runtime.docker import DockerRuntime
-
-        return DockerRuntime(settings.socket_path, settings.namespace, settings.state_dir)
-    from airflow_isolation.runtime.containerd import ContainerdRuntime
-
-    return ContainerdRuntime(
-        settings.socket_path,
-        settings.namespace,
-        settings.state_dir,
+    """The runtime that the settings name; the caller closes it. It connects with its first call."""
+    return runtimes.connect(
+        settings.backend,
+        socket_path=settings.socket_path,
+        namespace=settings.namespace,
+        state_dir=settings.state_dir,
         snapshotter=settings.snapshotter,
         runtime_binary=settings.runtime_binary,
         hosts_dir=settings.hosts_dir,
