@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections import defaultdict
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -78,27 +79,28 @@ def run(options: argparse.Namespace, directory: Path, undo: ExitStack) -> Report
 
     coordinators = {OURS: ContainerCoordinator(backend=options.backend), STOCK: _PythonCoordinator()}
     held: dict[str, list[float]] = {name: [] for name in coordinators}
-    removals = undo.enter_context(_timed_removals())
+    stages: dict[str, list[float]] = defaultdict(list)
     for turn in range(WARM_UP + options.number):
         for name, coordinator in coordinators.items():
             step(f"Task {turn + 1} of {WARM_UP + options.number}, {name}")
-            seconds = slot_held(coordinator)
-            if turn >= WARM_UP:
-                held[name].append(seconds)
+            parts = slot_held(coordinator)
+            if turn < WARM_UP:
+                continue
+            held[name].append(sum(parts.values()))
+            for part, seconds in parts.items():
+                if name == OURS:
+                    stages[part].append(seconds)
     step("")
     ours, stock = spread(held)
-    removal = tuple(removals[WARM_UP:])
-    ending = tuple(whole - part for whole, part in zip(ours.seconds, removal, strict=True))
-    stages = spread({"until the process has ended": ending, "removal of the container": removal}, part_of=OURS)
     return Report(
         benchmark="slot",
-        series=(ours, *stages, stock),
+        series=(ours, *spread(stages, part_of=OURS), stock),
         versions={options.backend: daemon.version, "airflow": version("apache-airflow")},
     )
 
 
-def slot_held(coordinator: Any) -> float:
-    """Run one task; the seconds from its last message to the coordinator's return."""
+def slot_held(coordinator: Any) -> dict[str, float]:
+    """Run one task; the seconds from its last message to the coordinator's return, in parts."""
     import structlog
     from airflow.executors.workloads.base import BundleInfo
     from airflow.sdk.api.datamodels._generated import TaskInstance
@@ -107,42 +109,49 @@ def slot_held(coordinator: Any) -> float:
     client = MagicMock(name="the API server's client")
     client.task_instances.start.return_value = _context()
     client.task_instances.succeed.side_effect = lambda *_, **__: succeeded.append(time.monotonic())
-    outcome = coordinator.execute_task(
-        what=TaskInstance(
-            id=uuid.uuid4(),
-            dag_version_id=uuid.uuid4(),
-            dag_id="bench",
-            task_id="nothing",
-            run_id="bench",
-            try_number=1,
-        ),
-        dag_rel_path="bench.py",
-        bundle_info=BundleInfo(name="dags-folder", version=None),
-        client=client,
-        logger=structlog.get_logger("bench"),
-        subprocess_logs_to_stdout=False,
-    )
-    released = time.monotonic()
+    with _removal() as removal:
+        outcome = coordinator.execute_task(
+            what=TaskInstance(
+                id=uuid.uuid4(),
+                dag_version_id=uuid.uuid4(),
+                dag_id="bench",
+                task_id="nothing",
+                run_id="bench",
+                try_number=1,
+            ),
+            dag_rel_path="bench.py",
+            bundle_info=BundleInfo(name="dags-folder", version=None),
+            client=client,
+            logger=structlog.get_logger("bench"),
+            subprocess_logs_to_stdout=False,
+        )
+        released = time.monotonic()
     if not succeeded:
         raise RuntimeError(f"The task did not succeed but ended as {outcome.final_state}, {outcome.exit_code}")
-    return released - succeeded[-1]
+    began, ended = removal or (released, released)
+    return {
+        "until its process has ended": began - succeeded[-1],
+        "removal of the container": ended - began,
+        "clean-up of left-overs, closing": released - ended,
+    }
 
 
 @contextmanager
-def _timed_removals() -> Iterator[list[float]]:
-    """The seconds of each ``Workload.close``: what of the time is the release of the container."""
+def _removal() -> Iterator[list[float]]:
+    """When the first ``Workload.close`` began and ended; later ones have nothing left to do."""
     from airflow_isolation.bridge.workload import Workload
 
-    taken: list[float] = []
+    moments: list[float] = []
     close = Workload.close
 
     def timed(workload: Workload) -> None:
         began = time.monotonic()
         close(workload)
-        taken.append(time.monotonic() - began)
+        if not moments:
+            moments.extend((began, time.monotonic()))
 
     with patch.object(Workload, "close", timed):
-        yield taken
+        yield moments
 
 
 def _context() -> Any:

@@ -26,7 +26,8 @@ DAGS = Path(__file__).parent / "dags"
 PROBE = Path(__file__).parent.parent / "probe" / "probe.py"
 FERNET_KEY = "ZmVybmV0LWtleS1mZXJuZXQta2V5LWZlcm5ldC1rZXk="
 JWT_SECRET = "end-to-end-jwt-secret-that-no-container-may-see-0123456789abcdef0123456789"
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+COMPONENTS = ("api-server", "dag-processor", "triggerer --skip-serve-logs")
+SCHEDULER = "scheduler --skip-serve-logs"
 FINAL_RUN_STATES = {"success", "failed"}
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -111,11 +112,12 @@ class Airflow:
     def command(self, *arguments: str) -> list[str]:
         return [*self.user, sys.executable, "-m", "airflow", *arguments]
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start one component; its output goes to a file of that name."""
+    def start(self, component: str) -> None:
+        """Start one component; its output goes to a file of its first word's name."""
+        name, *arguments = component.split()
         with (self.home / f"{name}.out").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                self.command(*(arguments or (name,))),
+                self.command(name, *arguments),
                 env=dict(self.environment),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -170,14 +172,18 @@ class Airflow:
     def client(self) -> httpx.Client:
         if self._client is None:
             base = f"http://127.0.0.1:{self.environment['AIRFLOW__API__PORT']}"
-            client = httpx.Client(base_url=base, timeout=30, trust_env=False)
+            client = httpx.Client(base_url=base, timeout=60, trust_env=False)
             token = client.get("/auth/token").raise_for_status().json()["access_token"]
             client.headers["Authorization"] = f"Bearer {token}"
             self._client = client
         return self._client
 
     def call(self, method: str, path: str, **keywords: Any) -> Any:
-        answer = self.client.request(method, f"/api/v2{path}", **keywords)
+        for _ in range(5):
+            answer = self.client.request(method, f"/api/v2{path}", **keywords)
+            # SQLite has one writer, and those who wait for it give up after some seconds.
+            if answer.status_code != 500 or "Database error" not in answer.text:
+                break
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:2000]}"
         return answer.json() if answer.content else None
 
@@ -279,11 +285,12 @@ def running_airflow(
     *,
     shared: Path,
     options: Mapping[str, str],
-    components: Sequence[str] = COMPONENTS,
     user: Sequence[str] = (),
     edge: bool = False,
 ) -> Iterator[Airflow]:
-    """``airflow db migrate``, then each component; all of them are gone when the block ends.
+    """``airflow db migrate``, then each component but the scheduler; all of them are gone when the block ends.
+
+    ``airflow.start(SCHEDULER)`` is the caller's: runs that are triggered before don't fight with it for SQLite.
 
     :param options: environment variables; nothing of ours is inherited.
     :param user: a command that runs the rest of its command line as somebody else.
@@ -313,9 +320,8 @@ def running_airflow(
         migration = airflow.run("db", "migrate")
         assert migration.returncode == 0, migration.stderr
         stack.callback(airflow.stop)
-        arguments = {"scheduler": ("--skip-serve-logs",), "triggerer": ("--skip-serve-logs",)}
-        for component in components:
-            airflow.start(component, component, *arguments.get(component, ()))
+        for component in COMPONENTS:
+            airflow.start(component)
         wait_until(lambda: _answers(airflow), START_SECONDS, "the API server")
         yield airflow
 

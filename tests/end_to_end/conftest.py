@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_isolation.runtime.connect import connect
-from tests.end_to_end.airflow_processes import Airflow, Run, copy_dags, running_airflow, wait_until
+from tests.end_to_end.airflow_processes import SCHEDULER, Airflow, Run, copy_dags, running_airflow, wait_until
 from tests.end_to_end.traces import of_containers, traces
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def cgroup_parent(backend: str) -> Iterator[str]:
     name = f"ai-e2e-{secrets.token_hex(4)}"
     yield name
     for directory in [Path("/sys/fs/cgroup", name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             directory.rmdir()
 
 
@@ -161,6 +161,7 @@ def airflow(
     with running_airflow(backend, home, shared=shared, options=options) as airflow:
         fill_database(airflow)
         trigger_selected(airflow, request.session)
+        airflow.start(SCHEDULER)
         yield airflow
         airflow.wait_until_quiet()
     if daemon is not None:

@@ -9,7 +9,7 @@ from airflow_isolation.errors import SettingError
 from airflow_isolation.integration.cli.backends import choose, named_backend
 from airflow_isolation.integration.cli.outcome import OK, UsageError, command, say
 from airflow_isolation.integration.cli.output import Column, print_rows
-from airflow_isolation.integration.seams.configuration import sounds_sensitive
+from airflow_isolation.integration.seams.configuration import local_bundle_paths, sounds_sensitive
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.hook import image_hook
 from airflow_isolation.settings.resolve import dag_parsing_backend, resolve, task_execution_backend
@@ -83,23 +83,13 @@ def _place(arguments: Namespace) -> DagPlace:
     if not arguments.dag_file:
         return DagPlace()
     file = Path(arguments.dag_file)
-    bundles = _bundle_paths()
+    bundles = local_bundle_paths()
     for candidate in (file.absolute(), *(bundle / file for bundle in bundles)):
         if candidate.is_file():
             inside = [bundle for bundle in bundles if candidate.is_relative_to(bundle)]
             return DagPlace(candidate, inside[0] if inside else None)
     looked = ", ".join(map(str, (Path.cwd(), *bundles)))
     raise UsageError(f"There is no DAG file {file}, seen from {looked}", hint="Give its path")
-
-
-def _bundle_paths() -> list[Path]:
-    """Where the bundles lie that need no fetching; a file in another one is given by its path."""
-    from airflow.dag_processing.bundles.local import LocalDagBundle
-    from airflow.dag_processing.bundles.manager import DagBundlesManager
-
-    manager = DagBundlesManager()  # type: ignore[no-untyped-call]
-    bundles = manager.get_all_dag_bundles()
-    return [Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)]
 
 
 def _masked(row: Row) -> str:

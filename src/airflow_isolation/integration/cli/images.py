@@ -56,9 +56,7 @@ def import_image(arguments: Namespace) -> int:
     connection = choose_one(arguments)
     if not archive.is_file():
         what = "is not a file" if archive.exists() else "does not exist"
-        raise ImageInvalid(
-            f"{archive} {what}", hint="Name an image archive, as `docker save` writes it"
-        )
+        raise ImageInvalid(f"{archive} {what}", hint="Name an image archive, as `docker save` writes it")
     with connect(connection) as runtime, shown_progress() as progress:
         images = runtime.import_image(archive.absolute(), reference=arguments.name, progress=progress)
     for image in images:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 #: Names that ``conf.as_dict`` gives to its sources; the others are defaults of Airflow and its providers.
@@ -49,6 +49,16 @@ def sounds_sensitive(option: str) -> bool:
     from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
 
     return bool(should_hide_value_for_key(option))  # type: ignore[no-untyped-call]
+
+
+def local_bundle_paths() -> list[Path]:
+    """Where the bundles lie that need no fetching; a file in another one is given by its path."""
+    from airflow.dag_processing.bundles.local import LocalDagBundle
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+
+    manager = DagBundlesManager()  # type: ignore[no-untyped-call]
+    bundles = manager.get_all_dag_bundles()
+    return [Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)]
 
 
 class BundleNotReady(IsolationError):
