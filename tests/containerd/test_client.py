@@ -392,7 +392,7 @@ def test_frozen_daemon_costs_the_deadline_and_no_more(mortal: Daemon) -> None:
             waiting = client.tasks.Wait.future(tasks_pb2.WaitRequest(container_id="any"), timeout=NO_DEADLINE)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.1)
-            waiting.cancel()  # type: ignore[no-untyped-call]
+            waiting.cancel()
             with pytest.raises(Cancelled):
                 waiting.result(timeout=10)
         finally:

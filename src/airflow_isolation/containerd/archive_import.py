@@ -147,7 +147,7 @@ def _transfer(leased: Leased, archive: Archive, snapshotter: str, progress: Repo
             # Ended by the daemon: the transfer itself says why, or that it had seen enough.
             pass
         except BaseException:
-            transfer.cancel()  # type: ignore[no-untyped-call]
+            transfer.cancel()
             raise
         try:
             transfer.result()

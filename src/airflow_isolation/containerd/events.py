@@ -70,7 +70,7 @@ class Subscription:
 
     def close(self) -> None:
         """May be called twice."""
-        self._call.cancel()  # type: ignore[no-untyped-call]
+        self._call.cancel()
 
     def __enter__(self) -> Self:
         return self

@@ -247,7 +247,7 @@ def _transfer(
                 raise answering.failure from error
             raise explained(error, reference, answering.asked) from error
         finally:
-            transfer.cancel()  # type: ignore[no-untyped-call]
+            transfer.cancel()
             for stream in (authorization, reports):
                 stream.cancel()
             answering.join()

@@ -44,7 +44,7 @@ class Stream:
         self._outgoing.put(None)
 
     def cancel(self) -> None:
-        self._call.cancel()  # type: ignore[no-untyped-call]
+        self._call.cancel()
 
     def __iter__(self) -> Iterator[AnyMessage]:
         return self._answers

@@ -512,7 +512,7 @@ class _TaskExit(ExitQuestion):
             client.containers.Get(containers_pb2.GetContainerRequest(id=self._id))
             self._call = client.tasks.Wait.future(tasks_pb2.WaitRequest(container_id=self._id), timeout=NO_DEADLINE)
         if self._cancelled.is_set():
-            self._call.cancel()  # type: ignore[no-untyped-call]
+            self._call.cancel()
 
     def answer(self) -> ExitStatus:
         if self._call is None:

@@ -26,10 +26,12 @@ def segfault() -> None:
 
 @dag(schedule=None)
 def grandchildren() -> None:
-    # The numbers make these processes findable on the host; `sleep` reads them as seconds.
+    # The numbers make these processes findable on the host; `sleep` reads them as seconds. They must not hold the pipe
+    # that BashOperator reads to its end.
     BashOperator(
         task_id="leaves_processes",
-        bash_command="setsid sleep 86411 & nohup sleep 86412 & (setsid sh -c 'sleep 86413 & sleep 86413' &) ; echo left",
+        bash_command="exec 3>&1 >/dev/null 2>&1; setsid sleep 86411 3>&- & nohup sleep 86412 3>&- & "
+        "(setsid sh -c 'sleep 86413 & sleep 86413' 3>&- &); echo left >&3",
     )
 
     @task

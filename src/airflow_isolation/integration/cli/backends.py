@@ -14,7 +14,7 @@ from airflow_isolation.settings.resolve import dag_parsing_backend, resolve_conn
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from airflow_isolation.runtime.interface import Container, ContainerRuntime
     from airflow_isolation.settings.airflow_configuration import Configuration
@@ -123,18 +123,22 @@ def find(choice: Choice, prefix: str) -> Found:
 
     :raises ContainerNotFound: there is none.
     :raises ContainerAmbiguous: there are several.
+    :raises IsolationError: no daemon answers.
     """
+    answers, _ = ask_each(choice, lambda connection, runtime: [Found(connection, each) for each in runtime.list()])
+    return only_match([found for answer in answers for found in answer], prefix)
+
+
+def only_match(containers: Sequence[Found], prefix: str) -> Found:
+    """As ``find``, among ``containers``. A whole id is never ambiguous."""
     if not prefix:
         raise UsageError("The container's id is empty")
-    answers, code = ask_each(choice, lambda connection, runtime: [Found(connection, each) for each in runtime.list()])
-    everything = [found for answer in answers for found in answer]
-    matches = [found for found in everything if found.container.id == prefix] or [
-        found for found in everything if found.container.id.startswith(prefix)
+    matches = [found for found in containers if found.container.id == prefix] or [
+        found for found in containers if found.container.id.startswith(prefix)
     ]
     if not matches:
-        where = "" if code == OK else " on the daemons that answered"
         raise ContainerNotFound(
-            f"There is no container whose id is, or begins with, {prefix!r}{where}",
+            f"There is no container whose id is, or begins with, {prefix!r}",
             hint="`airflow containers list --all` shows those that there are",
         )
     if len(matches) > 1:

@@ -9,11 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.integration.cli.backends import choose_one
+from airflow_isolation.integration.cli.images import shown_progress
 from airflow_isolation.integration.cli.outcome import FAILED, OK, UsageError, command, say
 from airflow_isolation.integration.connection import connect
+from airflow_isolation.integration.seams import ad_hoc_run, stored_dags
+from airflow_isolation.settings.airflow_configuration import airflow_configuration
+from airflow_isolation.settings.hook import image_hook
+from airflow_isolation.settings.resolve import resolve
 
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    from airflow_isolation.settings.effective import ConnectionSettings
 
 _SUCCESS: Final = frozenset({"success", "skipped"})
 
@@ -24,12 +31,10 @@ def test_task(arguments: Namespace) -> int:
     if arguments.run_id and arguments.logical_date_or_run_id:
         raise UsageError("A run is named twice", hint="Give a logical date or --run-id, not both")
     connection = choose_one(arguments)
-    with connect(connection) as runtime:
-        # The coordinator takes an unreachable daemon for passing trouble; here somebody waits for the reason.
-        runtime.info()
+    ad_hoc_run.make_known(arguments.dag_id, arguments.task_id)
+    _have_image(connection, arguments.dag_id, arguments.task_id)
 
     from airflow_isolation.integration.coordinator import ContainerCoordinator
-    from airflow_isolation.integration.seams import ad_hoc_run
 
     coordinator = ContainerCoordinator(backend=connection.backend)
     with ad_hoc_run.prepared(
@@ -44,3 +49,23 @@ def test_task(arguments: Namespace) -> int:
         return OK
     say(f"The task {arguments.task_id} of the DAG {arguments.dag_id} ended as {state}.")
     return FAILED
+
+
+def _have_image(connection: ConnectionSettings, dag_id: str, task_id: str) -> None:
+    """What a worker would put off until later, a daemon or a registry out of reach, is an error while somebody waits."""
+    stored = stored_dags.locate(dag_id, task_id)
+    settings = resolve(
+        "task",
+        connection.backend,
+        configuration=airflow_configuration(),
+        dag_file=stored.bundle_path / stored.relative_path,
+        bundle_path=stored.bundle_path,
+        dag_id=dag_id,
+        task_id=task_id,
+        executor_config=stored.executor_config,
+        hook=image_hook(),
+    )
+    with connect(settings.connection) as runtime, shown_progress() as progress:
+        runtime.ensure_image(
+            settings.image, settings.image_pull_policy, progress=progress, timeout=settings.image_pull_timeout
+        )

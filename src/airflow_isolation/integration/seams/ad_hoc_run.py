@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from airflow.models.taskinstance import TaskInstance
     from airflow.sdk.execution_time.coordinator import BaseCoordinator
-    from airflow.serialization.definitions.dag import SerializedDAG
 
 #: States in which somebody else is about to run the task, or does.
 _BUSY = frozenset({"queued", "running", "restarting", "deferred"})
@@ -38,7 +37,7 @@ def prepared(
     from airflow.cli.commands import task_command
     from airflow.sdk.exceptions import AirflowException
 
-    dag = _known_dag(dag_id, task_id)
+    dag = stored_dags.dag_with_task(dag_id, task_id)
     try:
         instance, made = task_command._get_ti(  # noqa: SLF001 - what `airflow tasks test` does; there is no public way
             dag.get_task(task_id),
@@ -92,12 +91,16 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
         _wait_for_trigger(instance)
 
 
-def _known_dag(dag_id: str, task_id: str) -> SerializedDAG:
-    """From the database; a DAG that is not there is parsed here only if that is where DAG files are parsed."""
+def make_known(dag_id: str, task_id: str) -> None:
+    """Have the DAG in the database. One that is not there is parsed here only if that is where DAG files are parsed.
+
+    :raises DagNotStored: there is no such DAG or task.
+    :raises DatabaseUnusable: the metadata database can't be asked.
+    """
     from airflow.utils.cli import get_bagged_dag
 
     try:
-        return stored_dags.dag_with_task(dag_id, task_id)
+        stored_dags.dag_with_task(dag_id, task_id)
     except stored_dags.DagNotStored as error:
         if dag_parsing_backend(airflow_configuration()) is not None:
             raise
@@ -105,7 +108,7 @@ def _known_dag(dag_id: str, task_id: str) -> SerializedDAG:
             get_bagged_dag(None, dag_id)  # stores what it finds
         except Exception:  # noqa: BLE001 - that it is not there either is no better answer
             raise error from None
-    return stored_dags.dag_with_task(dag_id, task_id)
+        stored_dags.dag_with_task(dag_id, task_id)
 
 
 def _hide_from_scheduler(instance: TaskInstance) -> None:

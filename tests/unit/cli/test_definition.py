@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+from airflow.cli.cli_config import ActionCommand, GroupCommand
+
+from airflow_isolation.integration.cli.definition import get_containers_cli_commands
+
+
+def commands(group: GroupCommand, path: str = "") -> dict[str, ActionCommand]:
+    found: dict[str, ActionCommand] = {}
+    for command in group.subcommands:
+        name = f"{path}{command.name}"
+        found.update(commands(command, f"{name} ") if isinstance(command, GroupCommand) else {name: command})
+    return found
+
+
+def test_the_group_has_these_commands() -> None:
+    (group,) = get_containers_cli_commands()
+    assert group.name == "containers"
+    assert set(commands(group)) == {
+        *("list", "inspect", "logs", "kill", "prune", "config", "test"),
+        *("images list", "images import", "images remove"),
+    }
+
+
+def test_every_command_says_its_exit_codes() -> None:
+    (group,) = get_containers_cli_commands()
+    assert all("Exit code" in (command.epilog or "") for command in commands(group).values())
+
+
+def test_every_command_exists() -> None:
+    (group,) = get_containers_cli_commands()
+    for command in commands(group).values():
+        function: Any = command.func
+        (path,) = (cell.cell_contents for cell in function.__closure__ if isinstance(cell.cell_contents, str))
+        module, _, name = path.rpartition(".")
+        __import__(module)
+        assert callable(getattr(sys.modules[module], name))
+
+
+def test_the_parser_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; import airflow.cli.cli_config; before = set(sys.modules);"
+        "import airflow_isolation.integration.cli.definition;"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert set(done.stdout.split()) <= {
+        "airflow_isolation",
+        "airflow_isolation.integration",
+        "airflow_isolation.integration.cli",
+        "airflow_isolation.integration.cli.definition",
+    }

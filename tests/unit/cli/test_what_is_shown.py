@@ -1,0 +1,85 @@
+"""From a container to what programs get of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from airflow_isolation.integration.cli.inspection import record
+from airflow_isolation.integration.cli.listing import row
+from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.interface import Container, ContainerState, ExitStatus, RuntimeInfo, Stats
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
+def test_a_tasks_row_has_seconds_bytes_and_numbers() -> None:
+    container = Container(
+        id="task-1",
+        state=ContainerState.RUNNING,
+        image="sales:1",
+        created_at=NOW - timedelta(seconds=90),
+        labels={
+            labels.PURPOSE: "task",
+            labels.DAG_ID: "sales",
+            labels.RUN_ID: "manual",
+            labels.TASK_ID: "load",
+            labels.MAP_INDEX: "3",
+            labels.TRY_NUMBER: "2",
+        },
+    )
+    assert row("docker", container, Stats(cpu_seconds=1.23456, memory=1024), NOW) == {
+        "backend": "docker",
+        "container": "task-1",
+        "purpose": "task",
+        "dag": "sales",
+        "run": "manual",
+        "task": "load",
+        "map_index": 3,
+        "try": 2,
+        "image": "sales:1",
+        "state": "running",
+        "age": 90.0,
+        "cpu": 1.235,
+        "memory": 1024,
+    }
+
+
+def test_a_parses_row_names_its_file_and_lacks_the_rest() -> None:
+    container = Container(
+        id="parse-1",
+        state=ContainerState.CREATED,
+        image="sales:1",
+        labels={labels.PURPOSE: "parse", labels.DAG_FILE: "sales.py"},
+    )
+    shown = row("containerd", container, Stats(), NOW)
+    assert (shown["dag"], shown["task"], shown["try"], shown["age"], shown["cpu"]) == (
+        "sales.py",
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def test_labels_that_are_not_numbers_are_no_reason_to_fail() -> None:
+    container = Container(
+        id="x", state=ContainerState.UNKNOWN, image="", labels={labels.MAP_INDEX: "three", labels.TRY_NUMBER: ""}
+    )
+    shown = row("containerd", container, Stats(), NOW)
+    assert (shown["map_index"], shown["try"]) == (None, None)
+
+
+def test_an_inspected_container_tells_how_it_ended_and_whose_it_is() -> None:
+    container = Container(
+        id="task-1",
+        state=ContainerState.STOPPED,
+        image="sales:1",
+        created_at=NOW,
+        exit_status=ExitStatus(code=137, exited_at=NOW),
+        labels={labels.OWNER: "12:345@elsewhere", "team": "sales"},
+    )
+    info = RuntimeInfo(backend="containerd", version="2.1", socket_path="/socket", namespace="airflow")
+    shown = record(info, container, Stats())
+    assert (shown["exit_code"], shown["exited_at"], shown["pid"]) == (137, "2026-01-02T03:04:05+00:00", None)
+    assert shown["owner"] == {"host": "elsewhere", "pid": 12, "gone": False}
+    assert shown["labels"]["team"] == "sales"
