@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -187,6 +187,11 @@ class Airflow:
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:2000]}"
         return answer.json() if answer.content else None
 
+    def wait_for_dag(self, dag_id: str, timeout: float = 120) -> None:
+        """Until the DAG has been parsed."""
+        known = lambda: bool(self.client.get(f"/api/v2/dags/{dag_id}").is_success)  # noqa: E731
+        wait_until(known, timeout, f"the DAG {dag_id}; import errors: {self.call('GET', '/importErrors')}")
+
     def trigger(self, dag_id: str, run_id: str = "once", **conf: Any) -> None:
         """Begin a run."""
         self.call("POST", f"/dags/{dag_id}/dagRuns", json={"dag_run_id": run_id, "logical_date": None, "conf": conf})
@@ -348,7 +353,5 @@ def _session(pid: int) -> int:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

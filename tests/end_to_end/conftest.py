@@ -18,15 +18,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.end_to_end.airflow_processes import SCHEDULER, Airflow, Run, copy_dags, running_airflow
+from tests.end_to_end.secrets_of_airflow import secrets_of
+from tests.end_to_end.traces import of_containers, traces
 
 from airflow_isolation.runtime.connect import connect
-from tests.end_to_end.airflow_processes import SCHEDULER, Airflow, Run, copy_dags, running_airflow, wait_until
-from tests.end_to_end.traces import of_containers, traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 KINDS = ("main", "extra", "no-python", "no-airflow", "other-minor")
 SETTLE_SECONDS = 15
 BACKENDS = ("containerd", "docker")
-LOCAL_SETTINGS = '''
+LOCAL_SETTINGS = """
 def get_docker_runtime_image(image):
     if image == "breaks/the-hook:1":
         raise LookupError("the hook knows no such image")
     return "{extra}" if image == "wanted/by-the-hook:1" else image
-'''
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -130,6 +131,7 @@ def options_for(backend: str, daemon: Daemon | None, state_dir: Path, image: str
 
 @pytest.fixture(scope="session")
 def airflow(
+    *,
     backend: str,
     daemon: Daemon | None,
     place: Path,
@@ -187,15 +189,10 @@ def fill_database(airflow: Airflow) -> None:
 
 def trigger_selected(airflow: Airflow, session: pytest.Session) -> None:
     """Begin the runs that the selected tests ask for, all at once: a container's start-up is CPU time, not waiting."""
-    wanted = []
-    for item in session.items:
-        marker = item.get_closest_marker("dag")
-        here = getattr(item, "callspec", None) is not None and item.callspec.params.get("backend") == airflow.backend  # type: ignore[attr-defined]
-        if marker and here and marker.args[0] not in wanted:
-            wanted.append(marker.args[0])
-    for dag_id in wanted:
-        known = lambda dag_id=dag_id: airflow.client.get(f"/api/v2/dags/{dag_id}").is_success  # type: ignore[misc]  # noqa: E731
-        wait_until(known, 120, f"the DAG {dag_id}: {airflow.call('GET', '/importErrors')}")
+    asked = ((item.get_closest_marker("dag"), getattr(item, "callspec", None)) for item in session.items)
+    here = (marker for marker, case in asked if marker and case and case.params.get("backend") == airflow.backend)
+    for dag_id in dict.fromkeys(marker.args[0] for marker in here):
+        airflow.wait_for_dag(dag_id)
         airflow.trigger(dag_id, **(CONF[dag_id](airflow) if dag_id in CONF else {}))
 
 
@@ -203,20 +200,6 @@ def trigger_selected(airflow: Airflow, session: pytest.Session) -> None:
 CONF: dict[str, Callable[[Airflow], dict[str, Any]]] = {
     "probed": lambda airflow: {"needles": secrets_of(airflow)},
 }
-
-
-def secrets_of(airflow: Airflow) -> list[str]:
-    """What no container may see."""
-    return [
-        airflow.environment["AIRFLOW__CORE__FERNET_KEY"],
-        airflow.environment["AIRFLOW__API_AUTH__JWT_SECRET"],
-        airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"],
-        "metadata-of-the-test",
-        "secret-of-the-worker",
-        "AIRFLOW_CONN_",
-        "AIRFLOW_VAR_",
-        "eyJhbGciOi",  # how every JWT begins
-    ]
 
 
 @pytest.fixture
@@ -238,23 +221,25 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "airflow" not in request.fixturenames or request.getfixturevalue("daemon") is None:
         yield
         return
-    host = [request.getfixturevalue(name) for name in ("daemon", "state_dir", "cgroup_parent")]
+    host: dict[str, Any] = {name: request.getfixturevalue(name) for name in ("daemon", "state_dir", "cgroup_parent")}
     airflow: Airflow = request.getfixturevalue("airflow")
     run: Run | None = request.getfixturevalue("run") if "run" in request.fixturenames else None
     yield
     if run is not None:
-        assert_nothing_left(*host, ids=set(run.containers))
+        assert_nothing_left(**host, ids=set(run.containers))
     if "quiet" in request.fixturenames:
         airflow.wait_until_quiet()
-        assert_nothing_left(*host)
+        assert_nothing_left(**host)
 
 
-def assert_nothing_left(daemon: Daemon, state_dir: Path, cgroup_parent: str, ids: set[str] | None = None) -> None:
+def assert_nothing_left(daemon: Daemon, state_dir: Path, cgroup_parent: str, *, ids: set[str] | None = None) -> None:
     """Nothing of these containers, or nothing at all, within a short while."""
 
     def left() -> dict[str, list[str]]:
         found = traces(daemon, state_dir, cgroup_parent)
-        return {kind: entries for kind, entries in found.items() if entries} if ids is None else of_containers(found, ids)
+        return (
+            {kind: entries for kind, entries in found.items() if entries} if ids is None else of_containers(found, ids)
+        )
 
     deadline = time.monotonic() + SETTLE_SECONDS
     while (after := left()) and time.monotonic() < deadline:

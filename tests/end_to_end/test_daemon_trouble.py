@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.end_to_end.airflow_processes import wait_until
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.runtime.connect import connect
-from tests.end_to_end.airflow_processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,14 +54,18 @@ def test_a_task_ends_well_while_the_daemon_is_away(
         run = airflow.finished("patient", "away")
         assert run.states == {"waits": "success"}
     with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
-        wait_until(lambda: not runtime.list() or bool(prune(runtime, state_dir=state_dir).containers), 60, "the clean-up")
+        wait_until(
+            lambda: not runtime.list() or bool(prune(runtime, state_dir=state_dir).containers), 60, "the clean-up"
+        )
 
 
 def test_a_task_waits_for_a_daemon_that_is_away_and_uses_up_no_try(airflow: Airflow, daemon: Daemon) -> None:
     with away(daemon):
         airflow.trigger("plain", "waiting")
         wait_until(
-            lambda: airflow.task_instances("plain", "waiting")[0]["state"] == "up_for_reschedule", 120, "the postponement"
+            lambda: airflow.task_instances("plain", "waiting")[0]["state"] == "up_for_reschedule",
+            120,
+            "the postponement",
         )
     run = airflow.finished("plain", "waiting")
     assert run.states == {"works": "success"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.end_to_end.airflow_processes import wait_until
 from tests.end_to_end.traces import running_commands
 
@@ -24,8 +23,11 @@ def test_a_segfault_ends_the_task(run: Run) -> None:
 def test_grandchildren_end_with_their_task(run: Run) -> None:
     assert run.states == {"leaves_processes": "success", "daemonizes": "success"}
     assert run.tasks["leaves_processes"].said("left")
-    left = lambda: [command for command in running_commands() if command.startswith("sleep 8641")]  # noqa: E731
-    wait_until(lambda: not left(), 15, f"the end of {left()}")
+    wait_until(
+        lambda: not any(command.startswith("sleep 8641") for command in running_commands()),
+        15,
+        "the end of the grandchildren",
+    )
 
 
 def test_marked_as_failed_a_task_is_killed_and_its_on_kill_runs_in_the_container(airflow: Airflow) -> None:

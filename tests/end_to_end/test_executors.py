@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-from tests.end_to_end.airflow_processes import SCHEDULER, copy_dags, running_airflow, wait_until
+from tests.end_to_end.airflow_processes import SCHEDULER, copy_dags, running_airflow
 from tests.end_to_end.conftest import assert_nothing_left, options_for, provide_images
 from tests.end_to_end.ordinary_user import as_ordinary_user
 
@@ -27,9 +26,7 @@ EXECUTORS = ("LocalExecutor", "CeleryExecutor", "EdgeExecutor")
 
 
 @pytest.fixture(scope="module")
-def carried(
-    start_containerd: StartDaemon, images: dict[str, str], image_archive: ImageArchive
-) -> Iterator[Run]:
+def carried(start_containerd: StartDaemon, images: dict[str, str], image_archive: ImageArchive) -> Iterator[Run]:
     """The run of the one DAG, by an Airflow that never was root."""
     daemon = start_containerd(group=GID)
     directory = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir="/var/tmp"))
@@ -44,6 +41,7 @@ def carried(
         directory.chmod(0o755)
         options = {
             **options_for("containerd", daemon, state_dir, images["main"]),
+            "USER": "worker",  # the uid has no name, and Airflow wants one
             "AIRFLOW__CONTAINER_RUNTIME__RUN_AS_USER": "50000:0",
             "AIRFLOW__CONTAINER_RUNTIME__CGROUP_PARENT": CGROUP_PARENT,
             "AIRFLOW__CORE__EXECUTOR": ",".join(EXECUTORS),
@@ -60,8 +58,7 @@ def carried(
             airflow.start(SCHEDULER)
             airflow.start("celery worker --skip-serve-logs")
             airflow.start("edge worker --concurrency 1")
-            known = lambda: airflow.client.get("/api/v2/dags/carried").is_success  # noqa: E731
-            wait_until(known, 120, "the DAG")
+            airflow.wait_for_dag("carried")
             airflow.trigger("carried")
             yield airflow.finished("carried")
         assert_nothing_left(daemon, state_dir, CGROUP_PARENT)

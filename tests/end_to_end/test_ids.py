@@ -30,4 +30,4 @@ def test_a_task_runs_whatever_its_ids_are(airflow: Airflow, dag_id: str, task_id
 
 def test_airflow_itself_refuses_a_slash(airflow: Airflow) -> None:
     body = {"dag_run_id": "a/b", "logical_date": None}
-    assert airflow.client.post("/api/v2/dags/exchange/dagRuns", json=body).status_code == 422
+    assert airflow.client.post("/api/v2/dags/exchange/dagRuns", json=body).status_code == 400

@@ -63,7 +63,7 @@ def test_skipping_and_branching(run: Run) -> None:
 @pytest.mark.dag("deferral")
 def test_a_deferred_task_goes_on_after_its_trigger(run: Run) -> None:
     assert run.states == {"waits": "success"}
-    assert run.xcoms == {"waits.return_value": ["kept over the wait", "DateTime"]}
+    assert run.xcoms == {"waits.return_value": ["kept over the wait", "datetime"]}
 
 
 @pytest.mark.dag("abrupt")
@@ -75,7 +75,9 @@ def test_ends_without_python_are_failures(run: Run) -> None:
 @pytest.mark.dag("abrupt")
 def test_an_exit_code_is_in_the_log(run: Run) -> None:
     log = run.tasks["exits"].events
-    assert any(e["event"] == "Process exited abnormally" and e.get("exit_code") == 3 for e in log), run.tasks["exits"].text
+    assert any(e["event"] == "Process exited abnormally" and e.get("exit_code") == 3 for e in log), run.tasks[
+        "exits"
+    ].text
 
 
 @pytest.mark.dag("abrupt")

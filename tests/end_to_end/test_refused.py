@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from tests.end_to_end.airflow_processes import Airflow, Run, Task
 
 WORDS = {
-    "absent_image": ("localhost/nobody/has-this:1", "never"),
-    "no_python": ("test-no-python", "Python 3.10 or newer"),
+    "absent_image": ("localhost/nobody/has-this:1", "not found"),
+    "no_python": ("test-no-python", "python3"),
     "no_airflow": ("test-no-airflow", "has no Airflow"),
     "other_minor": ("has Airflow 3.2.0, this worker has 3.3.2",),
     "no_such_interpreter": ("/opt/none/bin/python",),
     "not_an_interpreter": ("ended with exit code 0 before the agent spoke",),
-    "mute_interpreter": ("before the agent spoke",),
+    "mute_interpreter": ("did not report within 3 seconds", "agent.py"),
     "missing_source": ("missing",),
     "symlink_source": ("link",),
     "forbidden_source": ("mounting /etc is not allowed",),
@@ -62,9 +62,7 @@ def test_every_refusal_is_looked_at(run: Run) -> None:
     assert run.tasks.keys() == WORDS.keys()
 
 
-@pytest.mark.parametrize(
-    "dag_id", [pytest.param(dag_id, marks=pytest.mark.dag(dag_id)) for dag_id in YAML_WORDS]
-)
+@pytest.mark.parametrize("dag_id", [pytest.param(dag_id, marks=pytest.mark.dag(dag_id)) for dag_id in YAML_WORDS])
 def test_a_mistake_in_the_yaml_is_named_by_file_line_and_key(run: Run, dag_id: str) -> None:
     said = refusal(run.tasks["never"])
     assert f"{dag_id}.yaml" in said

@@ -7,20 +7,21 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.end_to_end.airflow_processes import wait_until
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 from airflow_isolation.runtime.interface import ContainerState
-from tests.end_to_end.airflow_processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from airflow_isolation.runtime.interface import ContainerRuntime
     from tests.conftest import Daemon
     from tests.end_to_end.airflow_processes import Airflow
+
+    from airflow_isolation.runtime.interface import ContainerRuntime
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

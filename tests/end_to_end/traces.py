@@ -22,14 +22,18 @@ def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, lis
         "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{cgroup_parent}/*") if path.is_dir())
         + sorted(str(path) for path in Path(f"/sys/fs/cgroup/{cgroup_parent}").glob("*") if path.is_dir()),
         "shims": _shims(directory),
-        "fifos": [str(path) for path in Path(directory).rglob("*fifo*") if stat.S_ISFIFO(path.lstat().st_mode)],
         "state directory": sorted(
             f"{parent.name}/{entry.name}"
             for parent in (state_dir / "workloads", state_dir / "containers")
             if parent.is_dir()
             for entry in parent.iterdir()
         ),
-        "sockets and fifos": _special_files(state_dir),
+        "sockets and fifos": [
+            path
+            for place in (state_dir, daemon.directory / "state", daemon.directory / "exec")
+            for path in _special_files(place)
+            if daemon.kind != "docker" or place == state_dir
+        ],
     }
 
 

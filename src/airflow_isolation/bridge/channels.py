@@ -81,7 +81,8 @@ class LineReader:
         self._buffer += chunk
         start = 0
         while (end := self._buffer.find(b"\n", max(start, self._searched))) >= 0:
-            self._deliver(bytes(self._buffer[start:end]))
+            for piece in range(start, max(end, start + 1), self._limit):
+                self._deliver(bytes(self._buffer[piece : min(piece + self._limit, end)]))
             start = end + 1
         del self._buffer[:start]
         while len(self._buffer) > self._limit:

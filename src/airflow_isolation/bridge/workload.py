@@ -18,7 +18,7 @@ import signal
 import socket
 import stat
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,9 @@ log = structlog.get_logger(logger_name="airflow_isolation.workload")
 
 #: How long the runtime may take to report an end that the agent's silence announces, in seconds.
 EXIT_REPORT_TIMEOUT = 20.0
+
+#: How long an agent that has said its last word may take to end, in seconds.
+AGENT_END_TIMEOUT = 1.0
 
 #: Airflow's supervisor names the signal in its message, and calls a SIGKILL a probable OOM, if the exit code has a
 #: name: psutil's negative signals have one, and so have these.
@@ -116,6 +119,7 @@ class Workload:
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Workload {self.container.id} pid={self.container.pid} exit_code={self._exit_code}>"
@@ -177,6 +181,11 @@ class Workload:
 
     def close(self) -> None:
         """May be called twice."""
+        if self._exit_code is not None and not self._closed:
+            # The agent is ending: a container that has ended is removed at once, one that has not is killed first.
+            with suppress(TimeoutError, IsolationError):
+                self.pending_exit.result(timeout=AGENT_END_TIMEOUT)
+        self._closed = True
         self._resources.close()
 
 

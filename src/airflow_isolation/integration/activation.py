@@ -23,22 +23,26 @@ def activate() -> None:
     from airflow import __version__ as airflow_version
     from airflow.configuration import conf
 
-    if not (conf.get("core", "task_execution_runtime", fallback="") or "").strip():
+    flags = ("task_execution_runtime", "scheduler_dag_parsing_runtime")
+    if not any((conf.get("core", flag, fallback="") or "").strip() for flag in flags):
         return
 
     from airflow_isolation.errors import IsolationError
     from airflow_isolation.integration.seams.checks import check_version
     from airflow_isolation.settings.airflow_configuration import airflow_configuration
-    from airflow_isolation.settings.resolve import task_execution_backend
+    from airflow_isolation.settings.resolve import dag_parsing_backend, task_execution_backend
 
     try:
         check_version(airflow_version)
-        backend = task_execution_backend(airflow_configuration())
+        configuration = airflow_configuration()
+        task_backend, parse_backend = task_execution_backend(configuration), dag_parsing_backend(configuration)
     except IsolationError as error:
         # SystemExit, because callers of entry points tend to log an Exception and go on.
         raise SystemExit(str(error)) from error
-    if backend is not None:
-        _run_tasks_in_containers(backend)
+    if task_backend is not None:
+        _run_tasks_in_containers(task_backend)
+    if parse_backend is not None:
+        _refuse_to_parse()
 
 
 def _run_tasks_in_containers(backend: Backend) -> None:
@@ -67,6 +71,21 @@ def _run_tasks_in_containers(backend: Backend) -> None:
     for command in routing.PARENTS_OF_WORKERS:
         wrapt.register_post_import_hook(prepare, command)
     wrapt.register_post_import_hook(routing.carry_executor_config, "airflow.executors.workloads.task")
+
+
+def _refuse_to_parse() -> None:
+    """Who asks for DAG files to be parsed in containers must not get them parsed on the host in silence."""
+    import wrapt
+
+    from airflow_isolation.integration.seams import routing
+
+    def stop(_: ModuleType) -> None:
+        raise SystemExit(
+            "[core] scheduler_dag_parsing_runtime is set, but this release of airflow-isolation runs tasks in "
+            "containers, not yet DAG parsing. Unset it to have DAG files parsed by stock Airflow, on this host"
+        )
+
+    wrapt.register_post_import_hook(stop, routing.DAG_PROCESSOR)
 
 
 activate()

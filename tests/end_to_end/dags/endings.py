@@ -49,11 +49,16 @@ def grandchildren() -> None:
     daemonizes()
 
 
+def given_name(context: Any) -> str:
+    """What the test calls this run; the files by which they talk begin with it."""
+    return str(context["dag_run"].conf["name"])
+
+
 class Killable(BaseOperator):
     """Says through the shared volume that it runs, and that its on_kill was called."""
 
     def execute(self, context: Any) -> None:
-        self.name = context["dag_run"].conf["name"]
+        self.name = given_name(context)
         (SHARED / f"{self.name}.running").write_text(str(os.getpid()))
         time.sleep(600)
 
@@ -73,7 +78,7 @@ def patient() -> None:
 
     @task
     def waits() -> str:
-        name = get_current_context()["dag_run"].conf["name"]
+        name = given_name(get_current_context())
         (SHARED / f"{name}.running").write_text("")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
@@ -94,7 +99,7 @@ def heeds_nothing() -> None:
     def ignores() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        name = get_current_context()["dag_run"].conf["name"]
+        name = given_name(get_current_context())
         (SHARED / f"{name}.running").write_text("")
         time.sleep(600)
 

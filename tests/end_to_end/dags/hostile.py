@@ -68,7 +68,7 @@ def strange_logs() -> None:
 
     @task
     def strange_events() -> str:
-        structlog.get_logger("strange").info("with a target", target="mine", msg="also mine", self="me")
+        structlog.get_logger("strange").info("with a target", target="mine", level="also mine")
         for line in (
             b'{"event": "without a level"}',
             b'{"event": "with a strange level", "level": "shouting"}',

@@ -50,15 +50,18 @@ def chosen() -> None:
 def probed() -> None:
     @task
     def probe() -> dict[str, Any]:
-        from probe import reality
-
         from airflow.sdk.configuration import conf
+        from probe import reality  # type: ignore[import-not-found]  # copied into the bundle by the tests
 
-        needles = get_current_context()["dag_run"].conf["needles"]
-        found: dict[str, Any] = reality(needles)
+        context: Any = get_current_context()
+        found: dict[str, Any] = reality(context["dag_run"].conf["needles"])
         found["configuration"] = {
             f"{section}.{option}": conf.get(section, option, fallback=None)
-            for section, option in (("core", "fernet_key"), ("database", "sql_alchemy_conn"), ("api_auth", "jwt_secret"))
+            for section, option in (
+                ("core", "fernet_key"),
+                ("database", "sql_alchemy_conn"),
+                ("api_auth", "jwt_secret"),
+            )
         }
         return found
 

@@ -102,7 +102,7 @@ def test_a_whole_id_means_itself_although_another_begins_with_it() -> None:
 
 
 def test_an_unknown_id_is_told_with_what_to_do() -> None:
-    with pytest.raises(ContainerNotFound, match="'nope'.*list --all"):
+    with pytest.raises(ContainerNotFound, match=r"'nope'.*list --all"):
         backends.only_match(CONTAINERS, "nope")
 
 

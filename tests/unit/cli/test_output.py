@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -8,7 +9,10 @@ import yaml
 from airflow_isolation.integration.cli.formats import size
 from airflow_isolation.integration.cli.output import Column, print_record, print_rows
 
-ROWS = [{"name": "short", "bytes": 2048, "hidden": True}, {"name": "売上", "bytes": None, "hidden": False}]
+ROWS: list[dict[str, Any]] = [
+    {"name": "short", "bytes": 2048, "hidden": True},
+    {"name": "売上", "bytes": None, "hidden": False},
+]
 COLUMNS = (Column("name"), Column("bytes", size))
 
 
