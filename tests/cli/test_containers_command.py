@@ -14,8 +14,8 @@ from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from tests.conftest import ImageArchive, ImageName
     from tests.cli.conftest import Airflow, MakeContainer
+    from tests.conftest import ImageArchive, ImageName
 
     from airflow_isolation.runtime.containerd import ContainerdRuntime
 

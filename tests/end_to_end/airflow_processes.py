@@ -30,7 +30,7 @@ COMPONENTS = ("api-server", "dag-processor", "triggerer --skip-serve-logs")
 SCHEDULER = "scheduler --skip-serve-logs"
 FINAL_RUN_STATES = {"success", "failed"}
 START_SECONDS = 120.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 10.0
 
 #: Quick answers rather than low load; nothing here changes what a task does.
 QUICK = {

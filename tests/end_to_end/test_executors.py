@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UID, GID = 12345, 12346
 CGROUP_PARENT = "ai-e2e-executors"
+EDGE_EXECUTOR = "airflow.providers.edge3.executors.EdgeExecutor"
 EXECUTORS = ("LocalExecutor", "CeleryExecutor", "EdgeExecutor")
 
 
@@ -44,13 +45,15 @@ def carried(start_containerd: StartDaemon, images: dict[str, str], image_archive
             "USER": "worker",  # the uid has no name, and Airflow wants one
             "AIRFLOW__CONTAINER_RUNTIME__RUN_AS_USER": "50000:0",
             "AIRFLOW__CONTAINER_RUNTIME__CGROUP_PARENT": CGROUP_PARENT,
-            "AIRFLOW__CORE__EXECUTOR": ",".join(EXECUTORS),
+            "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,CeleryExecutor,EdgeExecutor:{EDGE_EXECUTOR}",
             # Celery's broker can be a database, which needs no server.
             "AIRFLOW__CELERY__BROKER_URL": f"sqla+sqlite:///{home}/broker.db",
             "AIRFLOW__CELERY__RESULT_BACKEND": f"db+sqlite:///{home}/results.db",
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": "1",
             "AIRFLOW__EDGE__API_ENABLED": "True",
             "AIRFLOW__EDGE__JOB_POLL_INTERVAL": "1",
+            # Worker and server share the log folder here: what is pushed would be appended to what it was read from.
+            "AIRFLOW__EDGE__PUSH_LOGS": "False",
             "AIRFLOW__EDGE__HEARTBEAT_INTERVAL": "2",
         }
         user = as_ordinary_user(UID, GID)

@@ -29,6 +29,8 @@ PRIVATE_OPTIONS: Final = frozenset(
         ("core", "task_execution_runtime"),
         ("core", "scheduler_dag_parsing_runtime"),
         ("core", "execution_api_server_url"),
+        # The edge worker names a function of its own provider, which the image need not have.
+        ("core", "hostname_callable"),
         ("dag_processor", "dag_bundle_config_list"),
         ("dag_processor", "dag_bundle_storage_path"),
         ("logging", "remote_logging"),
