@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -221,3 +223,15 @@ def image_name() -> ImageName:
         return hack("build-image", f"--kind={kind}", "--print-name").strip()
 
     return name
+
+
+def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP, and see every thread of it stopped: the signal alone is only a promise."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        states = [task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if set(states) == {"T"}:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"The process {pid} does not stop")

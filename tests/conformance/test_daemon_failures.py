@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import freeze
 
 from airflow_isolation.errors import ContainerNotFound, ContainerRuntimeError, RuntimeUnreachable
 from airflow_isolation.runtime.connect import connect
@@ -183,7 +184,7 @@ def test_a_hanging_daemon_holds_nobody(fragile_host: Host) -> None:
     impatient = host.connect(timeout=2.0)
     pending = impatient.wait(id)
     daemon = host.daemon.pid
-    os.kill(daemon, signal.SIGSTOP)
+    freeze(daemon)
     try:
         for ask in (impatient.get, impatient.output, impatient.start):
             with pytest.raises(RuntimeUnreachable, match=str(host.daemon.socket)):

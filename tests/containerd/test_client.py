@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conftest import freeze
 from tests.containerd.conftest import CONTAINERD_VERSIONS, NAMESPACE, leftovers
 from tests.containerd.image_archives import tar, write_oci
 
@@ -382,7 +383,7 @@ def test_frozen_daemon_costs_the_deadline_and_no_more(mortal: Daemon) -> None:
         client.containers.List(containers_pb2.ListContainersRequest())
         frozen = mortal.pid
         assert frozen > 0
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(frozen)
         try:
             # A stop reaches one thread after the other.
             while not all(") T " in stat.read_text() for stat in Path(f"/proc/{frozen}/task").glob("*/stat")):

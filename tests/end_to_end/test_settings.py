@@ -46,6 +46,11 @@ def test_without_a_network_there_is_loopback_and_airflow_works(run: Run) -> None
     assert surroundings(run, "plain")["interfaces"] == ["lo"]
 
 
+@pytest.mark.dag("chosen")
+def test_the_memory_limit_is_in_force_and_seen_from_inside(run: Run) -> None:
+    assert surroundings(run, "plain")["memory_limit"] == 512 * 1024 * 1024
+
+
 @pytest.fixture
 def reality(run: Run) -> dict[str, Any]:
     return surroundings(run, "probe")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
+
+#: cgroup v2, and v1.
+MEMORY_LIMIT = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def surroundings() -> dict[str, Any]:
@@ -17,6 +21,7 @@ def surroundings() -> dict[str, Any]:
         "from": os.environ.get("FROM", ""),
         "interfaces": sorted(name for _, name in socket.if_nameindex()),
         "hostname": socket.gethostname(),
+        "memory_limit": next((int(file.read_text()) for file in MEMORY_LIMIT if file.exists()), None),
     }
 
 
