@@ -83,7 +83,7 @@ from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
