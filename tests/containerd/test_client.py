@@ -280,6 +280,8 @@ def test_ordinary_user_with_the_group_may(start_containerd: StartDaemon) -> None
     program = f"""
 import os
 from airflow_isolation.containerd.client import Client
+with Client({str(daemon.socket)!r}) as client:
+    client.server_version  # imports what is imported late; root's files can't be read below
 os.setgroups([12345]); os.setgid(65534); os.setuid(65534)
 with Client({str(daemon.socket)!r}) as client:
     print(client.server_version)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.end_to_end.airflow_processes import Airflow, Run, Task
 
 WORDS = {
-    "absent_image": ("localhost/nobody/has-this:1", "not found"),
+    "absent_image": ("could not use the image localhost/nobody/has-this:1", "image_pull_policy"),
     "no_python": ("test-no-python", "python3"),
     "no_airflow": ("test-no-airflow", "has no Airflow"),
     "other_minor": ("has Airflow 3.2.0, this worker has 3.3.2",),
@@ -78,18 +78,17 @@ def test_an_unknown_value_of_the_flag_stops_every_component(airflow: Airflow) ->
     assert "containerd" in done.stderr
 
 
-def without_scheduler(airflow: Airflow, run_id: str, **environment: str) -> tuple[str, str]:
+def without_scheduler(airflow: Airflow, date: str, **environment: str) -> tuple[str, str]:
     """State and log of the one task of a DAG under `airflow dags test --use-executor`, with another configuration."""
     dag_id = "plain"
     done = airflow.run(
-        "dags", "test", dag_id, run_id, "--use-executor", AIRFLOW__WORKERS__MISSING_DAG_RETRIES="0", **environment
+        "dags", "test", dag_id, date, "--use-executor", AIRFLOW__WORKERS__MISSING_DAG_RETRIES="0", **environment
     )
-    (instance,) = [
-        instance
-        for run in airflow.call("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "-id"})["dag_runs"][:1]
-        for instance in airflow.task_instances(dag_id, run["dag_run_id"])
-    ]
-    log = airflow.log_file(dag_id, instance["dag_run_id"], instance["task_id"])
+    runs = airflow.call("GET", f"/dags/{dag_id}/dagRuns")["dag_runs"]
+    ids = [run["dag_run_id"] for run in runs if str(run["logical_date"]).startswith(date)]
+    assert len(ids) == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    (instance,) = airflow.task_instances(dag_id, ids[0])
+    log = airflow.log_file(dag_id, ids[0], instance["task_id"])
     return str(instance["state"]), log.read_text() if log.exists() else done.stdout + done.stderr
 
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, list[str]]:
     """Everything there is now, by kind; all lists are empty when nothing is left."""
     directory = str(daemon.directory)
+    own = f"{directory}/root"  # dockerd mounts its own data root
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
     return {
         **(_docker(daemon) if daemon.kind == "docker" else _containerd(daemon)),
-        "mounts": sorted(mounts),
+        "mounts": sorted(mount for mount in mounts if mount != own),
         "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{cgroup_parent}/*") if path.is_dir())
         + sorted(str(path) for path in Path(f"/sys/fs/cgroup/{cgroup_parent}").glob("*") if path.is_dir()),
         "shims": _shims(directory),
