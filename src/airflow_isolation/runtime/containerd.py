@@ -475,6 +475,13 @@ class ContainerdRuntime(ContainerRuntime):
         tasks = self._connected().tasks
         while True:
             try:
+                process = tasks.Get(tasks_pb2.GetRequest(container_id=id), timeout=_left(deadline)).process
+                if process.status != task_types_pb2.STOPPED:
+                    # Also what was never started: deleted alive, its shim waits ten seconds for its output to end.
+                    kill = tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL)
+                    with suppress(containerd.NotFound):  # it ended by itself since we looked
+                        tasks.Kill(kill, timeout=_left(deadline))
+                    tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
                 tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
                 return
             except containerd.NotFound:
@@ -482,18 +489,12 @@ class ContainerdRuntime(ContainerRuntime):
             except containerd.DeadlineExceeded:
                 raise
             except containerd.ContainerdError as error:
-                # It runs still (FailedPrecondition), or its shim died this moment and containerd is about to notice.
+                # Its shim died this moment and containerd is about to notice, or containerd restarts.
                 reason = error
             if _left(deadline) <= _PAUSE_SECONDS:
                 raise containerd.DeadlineExceeded(f"the container {id} does not end: {reason.detail}", call=reason.call)
-            try:
-                tasks.Kill(tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL), timeout=_left(deadline))
-                tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
-            except containerd.NotFound:
-                pass
-            except containerd.ContainerdError as error:
-                logger.debug("Ending the container %s: %s", id, error)
-                time.sleep(_PAUSE_SECONDS)
+            logger.debug("Ending the container %s: %s", id, reason)
+            time.sleep(_PAUSE_SECONDS)
 
 
 class _TaskExit(ExitQuestion):
