@@ -1,0 +1,138 @@
+"""Whose left-overs are removed, and whose never. A fake runtime, because owners die and daemons refuse at will here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_isolation.bridge.prune import abandon, held, prune, prune_when_due
+from airflow_isolation.errors import RuntimeUnreachable
+from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.interface import Container, ContainerState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class FakeRuntime:
+    """Holds containers, and says no to the removal of some."""
+
+    def __init__(self, *containers: Container, stubborn: str = "") -> None:
+        self.containers = {container.id: container for container in containers}
+        self.stubborn = stubborn
+
+    def list(self) -> tuple[Container, ...]:
+        return tuple(self.containers.values())
+
+    def remove(self, id: str) -> None:
+        if id == self.stubborn:
+            raise RuntimeUnreachable("no answer")
+        self.containers.pop(id, None)
+
+
+def container(id: str, owner: str) -> Container:
+    return Container(id=id, state=ContainerState.STOPPED, image="i", labels={labels.OWNER: owner})
+
+
+LIVING = labels.Owner.this_process()
+DEAD = replace(LIVING, started=LIVING.started + 1)  # the pid is in use again, by somebody else
+ELSEWHERE = replace(DEAD, host="another-host")
+
+
+def pruned(runtime: Any, state_dir: Path, **options: bool) -> list[str]:
+    return [one.id for one in prune(runtime, state_dir=state_dir, **options).containers]
+
+
+def test_only_containers_of_dead_owners_of_this_host_go(tmp_path: Path) -> None:
+    runtime = FakeRuntime(
+        container("dead", str(DEAD)),
+        container("living", str(LIVING)),
+        container("elsewhere", str(ELSEWHERE)),
+        container("nobody", "not an owner"),
+    )
+    assert pruned(runtime, tmp_path) == ["dead"]
+    assert sorted(runtime.containers) == ["elsewhere", "living", "nobody"]
+
+
+def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
+    runtime = FakeRuntime(container("dead", str(DEAD)))
+    assert pruned(runtime, tmp_path, dry_run=True) == ["dead"]
+    assert "dead" in runtime.containers
+
+
+def test_what_cannot_be_removed_is_left_for_the_next_time(tmp_path: Path) -> None:
+    runtime = FakeRuntime(container("a", str(DEAD)), container("b", str(DEAD)), stubborn="a")
+    assert pruned(runtime, tmp_path) == ["b"]
+    runtime.stubborn = ""
+    assert pruned(runtime, tmp_path) == ["a"]
+
+
+def test_a_living_owner_may_give_a_container_up(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime(container("given-up", str(LIVING)), container("kept", str(LIVING)), stubborn="given-up")
+    abandon(runtime, "given-up", state_dir=tmp_path)
+    assert pruned(runtime, tmp_path) == []
+    runtime.stubborn = ""
+    assert pruned(runtime, tmp_path) == ["given-up"]
+    assert list(runtime.containers) == ["kept"]
+    # The note is gone with it.
+    assert not list((tmp_path / "abandoned").glob("*/*"))
+
+
+def test_an_abandoned_container_makes_pruning_due_at_once(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime(container("given-up", str(LIVING)))
+    prune_when_due(runtime, state_dir=tmp_path)
+    abandon(runtime, "given-up", state_dir=tmp_path)
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert not runtime.containers
+
+
+def test_pruning_is_not_due_again_so_soon(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime()
+    prune_when_due(runtime, state_dir=tmp_path)
+    runtime.containers["dead"] = container("dead", str(DEAD))
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert "dead" in runtime.containers
+    prune_when_due(runtime, state_dir=tmp_path, every=0)
+    assert not runtime.containers
+
+
+def workload_directory(state_dir: Path, id: str, *, age: float) -> Path:
+    directory = state_dir / "workloads" / id
+    directory.mkdir(parents=True)
+    then = directory.stat().st_mtime - age
+    os.utime(directory, (then, then))
+    return directory
+
+
+def test_a_directory_goes_when_its_worker_was_killed(tmp_path: Path) -> None:
+    directory = workload_directory(tmp_path, "task-a", age=3600)
+    holder = (
+        f"import sys, time; from pathlib import Path; from airflow_isolation.bridge.prune import held\n"
+        f"with held(Path({str(directory)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == "held\n"
+        assert not prune(FakeRuntime(), state_dir=tmp_path).directories  # type: ignore[arg-type]
+        worker.kill()
+    assert prune(FakeRuntime(), state_dir=tmp_path).directories == (directory,)  # type: ignore[arg-type]
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(("age", "goes"), [(0, False), (3600, True)])
+def test_a_directory_that_was_made_this_moment_is_left_alone(tmp_path: Path, age: float, goes: bool) -> None:
+    directory = workload_directory(tmp_path, "task-a", age=age)
+    prune(FakeRuntime(), state_dir=tmp_path)  # type: ignore[arg-type]
+    assert directory.exists() is not goes
+
+
+def test_a_held_directory_is_let_go_afterwards(tmp_path: Path) -> None:
+    directory = workload_directory(tmp_path, "task-a", age=3600)
+    with held(directory):
+        assert not prune(FakeRuntime(), state_dir=tmp_path).directories  # type: ignore[arg-type]
+    assert prune(FakeRuntime(), state_dir=tmp_path).directories  # type: ignore[arg-type]
