@@ -182,10 +182,10 @@ def test_environment_directory_and_hostname(runc: Runc) -> None:
         architecture=runc.host.architecture,
         user="airflow",
         env={"PATH": "/opt/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "TEAM": "of the image"},
-        working_dir="/work/",
+        working_dir="/srv/job/",
     )
     reality = runc.probe(replace(SPEC, hostname="sales-1", env={"TEAM": "sales"}), image=image)
-    assert reality["cwd"] == "/work"
+    assert reality["cwd"] == "/srv/job"
     assert reality["hostname"] == "sales-1"
     assert reality["environ"] == {
         "PATH": "/opt/bin:/usr/bin:/bin",
