@@ -438,7 +438,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.CORE,),
         example="containerd",
         default_words="DAG files are parsed as stock Airflow parses them",
-        description="Where DAG files are parsed: empty, containerd or docker.",
+        description="Where DAG files are parsed: empty, containerd or docker. Not built yet: with a value set, the DAG processor refuses to start.",
     ),
 )
 

@@ -275,7 +275,7 @@ def put_off(client: Client, what: Any, *, pid: int) -> bool:
     """Have the scheduler start this try again later, because the infrastructure failed before any user code ran.
 
     Like a DAG file that is not there yet, at most ``[workers] missing_dag_retries`` times; no try is used up.
-    False when those are used up.
+    False when those are used up; the executor's report then fails the try.
     """
     context = client.task_instances.start(what.id, pid, datetime.now(tz=timezone.utc))
     if (context.task_reschedule_count or 0) >= conf.getint("workers", "missing_dag_retries", fallback=3):
@@ -284,13 +284,6 @@ def put_off(client: Client, what: Any, *, pid: int) -> bool:
     delay = timedelta(seconds=conf.getint("workers", "missing_dag_retry_delay", fallback=60))
     client.task_instances.reschedule(what.id, comms.RescheduleTask(reschedule_date=now + delay, end_date=now))
     return True
-
-
-def fail(client: Client, what: Any) -> None:
-    """Report a task as failed that ``put_off`` has already reported as started."""
-    client.task_instances.finish(
-        id=what.id, state="failed", when=datetime.now(tz=timezone.utc), rendered_map_index=None
-    )
 
 
 def upload_logs(client: Client, logger: FilteringBoundLogger, what: Any) -> None:
