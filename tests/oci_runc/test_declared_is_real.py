@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,11 @@ def test_sockets(default: dict[str, Any]) -> None:
 def test_system_calls_that_are_denied(default: dict[str, Any]) -> None:
     assert default["syscalls"].pop("clone3") == "ENOSYS"
     assert set(default["syscalls"].values()) == {"EPERM"}
+
+
+def test_an_architecture_without_a_filter_ends_the_process(default: dict[str, Any], runc: Runc) -> None:
+    assert default["x32"] in {f"died with {-signal.SIGSYS}", "absent"}
+    assert not runc.probe(replace(SPEC, seccomp="unconfined"))["x32"].startswith("died")
 
 
 def test_no_other_process_is_seen(default: dict[str, Any]) -> None:

@@ -220,6 +220,18 @@ def socketcall(family: int) -> str:
     return in_child(call)
 
 
+def x32_call() -> str:
+    """getpid as the x32 architecture numbers it; ``absent`` on other machines."""
+    if platform.machine() != "x86_64":
+        return "absent"
+
+    def call() -> str:
+        ctypes.set_errno(0)
+        return "ok" if LIBC.syscall(ctypes.c_long(0x40000000 + 39)) >= 0 else error_name(ctypes.get_errno())
+
+    return in_child(call)
+
+
 def unshare(flags: int) -> str:
     return in_child(lambda: error_name(0 if LIBC.unshare(flags) == 0 else ctypes.get_errno()))
 
@@ -379,6 +391,7 @@ def reality(needles: list[str]) -> dict[str, object]:
             "mount": mount_tmpfs(),
             "mknod block device": make_device(),
         },
+        "x32": x32_call(),
         "processes": processes(),
         "network_interfaces": sorted(name for _, name in socket.if_nameindex()),
         "etc": {name: file_text(f"/etc/{name}") for name in ("hostname", "hosts", "resolv.conf")},
