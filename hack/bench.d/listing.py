@@ -53,6 +53,9 @@ def run(options: argparse.Namespace, directory: Path, undo: ExitStack) -> Report
         step("")
         environment = {
             **os.environ,
+            # As an installed package is: compiled. The checkout is kept free of it.
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(directory / "compiled"),
             "AIRFLOW_HOME": str(directory / "airflow"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": options.backend,

@@ -249,7 +249,7 @@ def _traces(kind: str, daemon: Daemon) -> dict[str, Any]:
 
 
 def _is_ours(thread: str) -> bool:
-    return thread.startswith(("wait-", "docker-stats"))
+    return thread.startswith(("wait-", "output-", "docker-stats"))
 
 
 def _docker_traces(daemon: Daemon) -> dict[str, Any]:

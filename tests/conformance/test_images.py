@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.conformance.archives import derived, truncated, without
 from tests.conformance.conftest import IMAGE
+from tests.containerd.registries import push
 
 from airflow_isolation.errors import ImageInvalid, ImageNotFound, ImagePullFailed, IsolationError
 from airflow_isolation.runtime.interface import Progress, PullPolicy
@@ -193,6 +196,53 @@ def test_many_callers_make_one_pull(images_stay: Host, pushed: str, private_regi
 def test_what_the_registry_does_not_know_is_not_found(host: Host, pushed: str) -> None:
     with pytest.raises(ImageNotFound, match="small:absent"):
         host.runtime.ensure_image(f"{pushed.removesuffix(':1')}:absent", timeout=60)
+
+
+@pytest.fixture
+def guarded(image_archive: ImageArchive, private_registry_with_password: Daemon) -> str:
+    """A small image in the registry that wants a password; its name there."""
+    push(image_archive("no-python"), private_registry_with_password, "team/guarded", "1")
+    return f"{private_registry_with_password.address}/team/guarded:1"
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, directory: Path, registry: Daemon, password: str) -> None:
+    """What ``docker login`` writes, where the worker's user has it."""
+    login = base64.b64encode(f"{registry.user}:{password}".encode()).decode()
+    (directory / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(directory))
+
+
+@pytest.mark.parametrize("backend", PULLS)
+def test_a_pull_uses_the_password_of_the_docker_config(
+    images_stay: Host,
+    guarded: str,
+    private_registry_with_password: Daemon,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log_in(monkeypatch, tmp_path, private_registry_with_password, private_registry_with_password.password)
+    with images_stay.connect() as runtime:
+        assert runtime.ensure_image(guarded, timeout=60).reference == guarded
+        runtime.remove_image(guarded)
+
+
+@pytest.mark.parametrize("backend", PULLS)
+@pytest.mark.parametrize("password", ["", "wrong-secret"], ids=["without a password", "with a wrong one"])
+def test_a_registry_that_refuses_is_told_with_the_remedy_and_not_the_password(  # noqa: PLR0917
+    images_stay: Host,
+    guarded: str,
+    private_registry_with_password: Daemon,
+    password: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    if password:
+        log_in(monkeypatch, tmp_path, private_registry_with_password, password)
+    with images_stay.connect() as runtime, pytest.raises(ImagePullFailed, match="team/guarded") as caught:
+        runtime.ensure_image(guarded, timeout=60)
+    assert "docker login" in caught.value.hint
+    assert "wrong-secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", ["containerd-1.6"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conformance.conftest import NAMESPACE
+from tests.conformance.conftest import IMAGE, NAMESPACE
 
 from airflow_isolation.container_spec import MIB, Mount, Resources
 from airflow_isolation.errors import (
@@ -33,6 +36,23 @@ if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import ContainerRuntime
 
 IGNORE_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+# A worker that starts a container and dies.
+STARTS_ONE = """
+import json, os, sys
+from pathlib import Path
+from airflow_isolation.container_spec import ContainerSpec
+from airflow_isolation.oci import new_container_id
+from airflow_isolation.runtime.connect import connect
+
+kind, socket, namespace, state_dir, image, program = sys.argv[1:]
+runtime = connect(kind, socket_path=socket, namespace=namespace, state_dir=Path(state_dir))
+id = new_container_id("test")
+runtime.create(id, ContainerSpec(image=image, argv=("python3", "-c", program), network="none"))
+runtime.start(id)
+print(id, flush=True)
+os._exit(0)
+"""
 
 
 def wait_for_output(host: Host, id: str, text: bytes) -> None:
@@ -72,6 +92,49 @@ def test_output_is_limited_to_the_last_bytes(host: Host) -> None:
 
 def test_a_new_container_has_written_nothing(host: Host) -> None:
     assert host.runtime.output(host.create()) == b""
+
+
+def test_a_flood_of_output_is_bounded_on_disk_and_its_end_is_kept(host: Host) -> None:
+    flood = "import sys\nfor _ in range(100): sys.stdout.write('x' * 1048576)\nprint('the end')"
+    id = host.create("python3", "-c", flood)
+    with host.runtime.wait(id) as pending:
+        host.runtime.start(id)
+        largest = 0
+        while True:
+            with suppress(TimeoutError):
+                assert pending.result(0.05).code == 0
+                break
+            largest = max(largest, bytes_of_output(host, id))
+    # dockerd stops reading soon after the end, and may miss the last of such a flood.
+    wait_for_output(host, id, b"xxx" if host.backend == "docker" else b"xxxthe end\n")
+    assert max(largest, bytes_of_output(host, id)) <= 3 * MIB
+
+
+def bytes_of_output(host: Host, id: str) -> int:
+    """What a container's output takes on the disk, in the daemon's files or in ours."""
+    if host.backend != "docker":
+        return sum(path.stat().st_size for path in (host.state_dir / "containers" / id).iterdir())
+    whole = host.daemon.run("docker", "inspect", "--format", "{{.Id}}", id).stdout.strip()
+    logs = (host.daemon.directory / "root" / "containers" / whole / "local-logs").iterdir()
+    return sum(path.stat().st_size for path in logs)
+
+
+def test_the_output_of_a_container_can_be_read_by_another_process_while_it_runs(host: Host) -> None:
+    id = host.start("bash", "-c", "echo ready; exec sleep 600")
+    wait_for_output(host, id, b"ready")
+    with host.connect() as another:
+        assert another.output(id) == b"ready\n"
+
+
+def test_a_container_whose_worker_no_longer_reads_its_output_is_removed_all_the_same(host: Host) -> None:
+    flood = "while True: print('x' * 65536, flush=True)"
+    arguments = (host.backend.partition("-")[0], host.daemon.socket, NAMESPACE, host.state_dir, IMAGE, flood)
+    begun = subprocess.run(
+        [sys.executable, "-c", STARTS_ONE, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=60
+    )
+    id = begun.stdout.strip()
+    assert host.runtime.get(id).state is ContainerState.RUNNING
+    host.runtime.remove(id)
 
 
 def test_a_created_container_is_there_and_does_not_run(host: Host) -> None:
@@ -145,11 +208,12 @@ def test_many_may_wait_for_one_container(host: Host) -> None:
 
 def test_a_wait_may_be_closed_before_the_end_and_twice(host: Host) -> None:
     id = host.start("sleep", "600")
-    threads = threading.active_count()
     pending = host.runtime.wait(id)
+    assert f"wait-{id}" in {thread.name for thread in threading.enumerate()}
     pending.close()
     pending.close()
-    assert threading.active_count() == threads
+    # By name, because gRPC's own threads come and go as they like.
+    assert f"wait-{id}" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(ValueError, match="closed"):
         pending.fileno()
 

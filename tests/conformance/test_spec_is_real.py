@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +155,35 @@ def test_network_host_is_the_hosts(host: Host) -> None:
     seen = probed(host, network="host")
     assert seen["namespaces"]["net"] == Path("/proc/self/ns/net").stat().st_ino
     assert seen["etc"]["resolv.conf"] is not None
+
+
+@pytest.fixture
+def named_network(host: Host) -> Iterator[str]:
+    """A network of the daemon's own kind, a bridge, made by its administrator."""
+    name = f"sales-{secrets.token_hex(3)}"
+    host.daemon.run("docker", "network", "create", "--internal", name)
+    yield name
+    host.daemon.run("docker", "network", "rm", name)
+
+
+@pytest.mark.parametrize("backend", ["docker"])
+def test_containers_on_a_named_network_reach_each_other_and_nobody_else(host: Host, named_network: str) -> None:
+    server = "import socket; s = socket.create_server(('', 8000)); print('ready', flush=True); s.accept()[0].sendall(b'served')"
+    client = "import socket, sys; print(socket.create_connection((sys.argv[1], 8000), 20).recv(9).decode(), end='')"
+    serving = host.start("python3", "-c", server, network=named_network)
+    deadline = time.monotonic() + 20
+    while b"ready" not in host.runtime.output(serving):
+        assert time.monotonic() < deadline, host.runtime.output(serving)
+        time.sleep(0.05)
+    template = f'{{{{(index .NetworkSettings.Networks "{named_network}").IPAddress}}}}'
+    address = host.daemon.run("docker", "inspect", "--format", template, serving).stdout.strip()
+    status, said = host.run("python3", "-c", client, address, network=named_network)
+    assert (status.code, said) == (0, "served")
+    seen = probed(host, network=named_network)
+    assert seen["network_interfaces"] == ["eth0", "lo"]
+    assert host.run("python3", "-c", client, address, network="none")[0].code != 0
+    for id in host.made:
+        host.runtime.remove(id)
 
 
 @pytest.mark.parametrize("network", ["no-such-network", "container:x", "", "bridge\n"])

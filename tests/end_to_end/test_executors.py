@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 from tests.end_to_end.airflow_processes import SCHEDULER, copy_dags, running_airflow
 from tests.end_to_end.conftest import assert_nothing_left, options_for, provide_images
 from tests.end_to_end.ordinary_user import as_ordinary_user
+from tests.end_to_end.test_refused import without_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import ImageArchive, StartDaemon
-    from tests.end_to_end.airflow_processes import Run
+    from tests.end_to_end.airflow_processes import Airflow, Run
 
 UID, GID = 12345, 12346
 CGROUP_PARENT = "ai-e2e-executors"
@@ -27,14 +29,16 @@ EXECUTORS = ("LocalExecutor", "CeleryExecutor", "EdgeExecutor")
 
 
 @pytest.fixture(scope="module")
-def carried(start_containerd: StartDaemon, images: dict[str, str], image_archive: ImageArchive) -> Iterator[Run]:
-    """The run of the one DAG, by an Airflow that never was root."""
+def ordinary(start_containerd: StartDaemon, images: dict[str, str], image_archive: ImageArchive) -> Iterator[Airflow]:
+    """An Airflow that never was root."""
     daemon = start_containerd(group=GID)
     directory = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir="/var/tmp"))
     home, shared, state_dir = (directory / name for name in ("home", "shared", "state"))
     try:
         provide_images("containerd", daemon, directory, image_archive)
-        copy_dags(home / "dags", images, Path(__file__).parent / "dags_of_executors")
+        here = Path(__file__).parent
+        copy_dags(home / "dags", images, here / "dags_of_executors")
+        shutil.copy(here / "dags" / "plain.py", home / "dags")
         for path in (shared, state_dir):
             path.mkdir()
         for path in (directory, *directory.rglob("*")):
@@ -62,8 +66,7 @@ def carried(start_containerd: StartDaemon, images: dict[str, str], image_archive
             airflow.start("celery worker --skip-serve-logs")
             airflow.start("edge worker --concurrency 1")
             airflow.wait_for_dag("carried")
-            airflow.trigger("carried")
-            yield airflow.finished("carried")
+            yield airflow
         assert_nothing_left(daemon, state_dir, CGROUP_PARENT)
     finally:
         for path in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}"):
@@ -71,6 +74,13 @@ def carried(start_containerd: StartDaemon, images: dict[str, str], image_archive
                 path.rmdir()
         if not os.environ.get("AIRFLOW_ISOLATION_KEEP"):
             shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def carried(ordinary: Airflow) -> Run:
+    """The run of the one DAG."""
+    ordinary.trigger("carried")
+    return ordinary.finished("carried")
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -86,3 +96,22 @@ def test_a_user_by_name_is_refused_in_words(carried: Run) -> None:
     assert not task.said("user code ran")
     assert "airflow" in task.text
     assert "root" in task.text
+
+
+def test_a_user_outside_of_the_sockets_group_is_told_so_in_the_task_log(ordinary: Airflow) -> None:
+    """As containerd makes its socket when its configuration names no group: for root alone."""
+    path = ordinary.home.parent / "closed.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0o600)
+        state, log = without_scheduler(
+            ordinary,
+            "2026-01-01",
+            AIRFLOW__CORE__EXECUTOR="LocalExecutor",
+            AIRFLOW__CONTAINERD_RUNTIME__SOCKET_PATH=str(path),
+        )
+    assert state == "failed"
+    assert "The task could not be started in a container" in log
+    assert f"containerd can't be reached: this process may not use the socket {path}" in log
+    assert f"Run as root, or give uid {UID} access to {path} through a group" in log

@@ -9,7 +9,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.end_to_end.airflow_processes import Airflow
 
-LONG = 200
+# As long as Airflow's own log can be written: file names end at 255, "dag_id=", "task_id=" and "run_id=" included.
+LONGEST_DAG_ID, LONGEST_TASK_ID, LONGEST_RUN_ID = 248, 247, 248
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ LONG = 200
     [
         ("a__b--c..d_", "__x__.-y", "manual__2026-01-01T00:00:00+00:00"),
         ("größe_日本", "aufgabe_ß", "r~1:2.3__4"),
-        ("d" * LONG, "t" * LONG, "r" * LONG),
+        ("d" * LONGEST_DAG_ID, "t" * LONGEST_TASK_ID, "r" * LONGEST_RUN_ID),
     ],
     ids=["doubled separators", "unicode", "long"],
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -31,6 +28,7 @@ from airflow_isolation.containerd.layout import Platform
 from airflow_isolation.containerd.progress import Progress, Report, ignore
 from airflow_isolation.containerd.reference import Reference
 from airflow_isolation.containerd.stream import Stream
+from airflow_isolation.containerd.turn import turn
 from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, is_unpacked, link, unpack
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from airflow_isolation.containerd.client import Client, Leased
     from airflow_isolation.containerd.credentials import Credentials
     from airflow_isolation.containerd.images import Image
+    from airflow_isolation.containerd.turn import LastPull
 
 HOST_DIRECTORY = "/etc/containerd/certs.d"
 
@@ -83,7 +82,7 @@ def pull(
         )
     # The lock is per daemon too: two daemons may share a lock directory, but not an image store.
     key = f"{client.address} {client.namespace} {snapshotter} {name}"
-    with _turn(lock_directory, key, name, end) as last_pull:
+    with _our_turn(lock_directory, key, name, end) as last_pull:
         # Somebody else's pull that began after we asked is as good as ours, even when asked for always.
         if (not always or last_pull.began() >= asked) and (image := _ready(client, name, snapshotter)) is not None:
             progress(Progress(name, "pulled by another"))
@@ -110,55 +109,21 @@ def _ready(client: Client, name: str, snapshotter: str) -> Image | None:
         return None
 
 
-# --- one pull of an image at a time ------------------------------------------------------------------------------
-
-
-class LastPull:
-    """When the last pull of an image began, kept in the file that also is its lock."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def began(self) -> float:
-        """Seconds since the epoch; 0 for never."""
-        try:
-            return float(os.pread(self._descriptor, 64, 0))
-        except ValueError:
-            return 0.0
-
-    def record(self, began: float) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, repr(began).encode(), 0)
-
-
 @contextmanager
-def _turn(directory: Path, key: str, name: str, end: float) -> Iterator[LastPull]:
-    """Wait until nobody else pulls the same. The kernel gives a dead process's turn to the next."""
-    path = directory / f"pull-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise PullFailed(
-            f"{name} can't be pulled: its lock {path} can't be made: {error.strerror}",
-            hint="Choose a directory that this user may write to",
-        ) from error
-    try:
-        while True:
-            try:
-                # Of each open file its own, so threads of one process wait for each other too.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise PullFailed(
-                        f"somebody else has been pulling {name} all the time",
-                        hint="Allow more time, or look at its log",
-                    ) from None
-            time.sleep(0.1)
-        yield LastPull(descriptor)
-    finally:
-        os.close(descriptor)
+def _our_turn(directory: Path, key: str, name: str, end: float) -> Iterator[LastPull]:
+    with ExitStack() as stack:
+        try:
+            last_pull = stack.enter_context(turn(directory, key, end=end))
+        except TimeoutError as error:
+            raise PullFailed(
+                f"somebody else has been pulling {name} all the time", hint="Allow more time, or look at its log"
+            ) from error
+        except OSError as error:
+            raise PullFailed(
+                f"{name} can't be pulled: its lock {error.filename} can't be made: {error.strerror}",
+                hint="Choose a directory that this user may write to",
+            ) from error
+        yield last_pull
 
 
 # --- the transfer ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from datetime import timedelta, timezone
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -34,12 +34,10 @@ from airflow_isolation.containerd.api import (
     task_types_pb2,
     tasks_pb2,
 )
-from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
 from airflow_isolation.containerd.payload import SPEC, pack, pack_json
 from airflow_isolation.containerd.progress import ignore
-from airflow_isolation.containerd.pull import pull
 from airflow_isolation.containerd.unpack import is_unpacked, link, unpack
 from airflow_isolation.errors import (
     ContainerFailed,
@@ -78,6 +76,7 @@ from airflow_isolation.runtime.interface import (
     RuntimeInfo,
     Stats,
 )
+from airflow_isolation.runtime.kept_output import KeptOutput, output_file, release
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
@@ -105,7 +104,10 @@ _NETWORKS = ("host", "none")
 _UNDO_SECONDS = 20.0
 _REMOVE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+# What an ended container has written is read to its end within this, unless a child of it holds its stdout.
+_SETTLE_SECONDS = 1.0
 _METRICS_AT_ONCE = 25
+_LAYOUTS = 64
 _UNPACK_LEASE = timedelta(hours=1)
 
 _STATES = {
@@ -162,6 +164,10 @@ class ContainerdRuntime(ContainerRuntime):
         self._timeout = timeout
         self._connecting = threading.Lock()
         self._client: Client | None = None
+        # By digest of the image: what a digest names never changes.
+        self._layouts: dict[str, Layout] = {}
+        # Those that are being read by this process.
+        self._outputs: WeakValueDictionary[str, KeptOutput] = WeakValueDictionary()
 
     def info(self) -> RuntimeInfo:
         with self._translated("ask for its version", failed=RuntimeUnreachable):
@@ -183,14 +189,15 @@ class ContainerdRuntime(ContainerRuntime):
         if policy is PullPolicy.IF_NOT_PRESENT:
             with suppress(ImageNotFound):
                 return self._unpacked(reference)
-        locks = self._state_dir / "pulls"
-        locks.mkdir(parents=True, exist_ok=True)
+        # Here and in import_image, because `airflow containers list` has no need of them.
+        from airflow_isolation.containerd.pull import pull
+
         with self._translated(f"pull {reference}", missing=ImageNotFound, failed=ImagePullFailed):
             client = self._connected()
             image = pull(
                 client,
                 reference,
-                lock_directory=locks,
+                lock_directory=self._state_dir / "pulls",
                 always=policy is PullPolicy.ALWAYS,
                 snapshotter=self._snapshotter,
                 host_directory=self._hosts_dir,
@@ -202,6 +209,8 @@ class ContainerdRuntime(ContainerRuntime):
     def import_image(
         self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
     ) -> tuple[Image, ...]:
+        from airflow_isolation.containerd.archive_import import import_archive
+
         with self._translated(f"import {archive}", failed=ImageInvalid):
             client = self._connected()
             imported = import_archive(
@@ -225,7 +234,7 @@ class ContainerdRuntime(ContainerRuntime):
         for mount in spec.mounts:
             if mount.kind == "bind":
                 check_mount_source_on_disk(mount.source)
-        stored, layout = self._found(spec.image)
+        stored, layout = self._found(spec.image, seen_before=True)
         image = ImageConfig.parse(layout.config_json)
         account = self._account(spec, layout, image.user)
         files = self._files(id)
@@ -267,14 +276,18 @@ class ContainerdRuntime(ContainerRuntime):
                 rootfs = client.snapshots.Prepare(prepare).mounts
             files.mkdir(parents=True, mode=0o755)
             write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
-            output = f"file://{quote(str(self._output_file(id)))}"
+            output = KeptOutput(id, files)
+            undo.callback(output.close)
+            stdio = str(output.fifo)
             hint = partial(start_hint, image=spec.image, program=spec.argv[0])
             with self._translated(f"create the process of the container {id}", failed=ContainerFailed, hint=hint):
                 task = client.tasks.Create(
-                    tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=output, stderr=output)
+                    tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=stdio, stderr=stdio)
                 )
             _check_cgroup(task.pid, cgroups_path)
             undo.pop_all()
+        output.begin()
+        self._outputs[id] = output
         return _container(record, None, state=ContainerState.CREATED, pid=task.pid)
 
     def wait(self, id: str) -> PendingExit:
@@ -345,9 +358,12 @@ class ContainerdRuntime(ContainerRuntime):
         return {one: stats for one, stats in counted if stats is not None and stats.pids}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
-        self.get(id)
+        ended = self.get(id).state is ContainerState.STOPPED
+        kept = self._outputs.get(id)
+        if ended and kept is not None:
+            kept.settle(_SETTLE_SECONDS)
         try:
-            with self._output_file(id).open("rb") as file:
+            with output_file(self._files(id)).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
                 return file.read(limit)
         except FileNotFoundError:
@@ -385,8 +401,8 @@ class ContainerdRuntime(ContainerRuntime):
             runtime=self._runtime_binary or "runc",
         )
 
-    def _found(self, reference: str, *, hint: str = "") -> tuple[images.Image, Layout]:
-        """The image in the store, as it is on this host.
+    def _found(self, reference: str, *, hint: str = "", seen_before: bool = False) -> tuple[images.Image, Layout]:
+        """The image in the store, as it is on this host; with ``seen_before``, its documents may be those read before.
 
         :raises ImageNotFound: no image has that name.
         :raises ImageInvalid: for other platforms only, or it can't be read.
@@ -398,7 +414,13 @@ class ContainerdRuntime(ContainerRuntime):
             except containerd.NotFound as error:
                 error.hint = hint or error.hint
                 raise
-            return image, images.resolve(client, image)
+            layout = self._layouts.get(image.digest) if seen_before else None
+            if layout is None:
+                layout = images.resolve(client, image)
+                if len(self._layouts) >= _LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[image.digest] = layout
+            return image, layout
 
     def _account(self, spec: ContainerSpec, layout: Layout, image_user: str) -> Account:
         user = spec.user or image_user
@@ -438,9 +460,6 @@ class ContainerdRuntime(ContainerRuntime):
     def _files(self, id: str) -> Path:
         return self._state_dir / "containers" / id
 
-    def _output_file(self, id: str) -> Path:
-        return self._files(id) / "output"
-
     def _undo(self, record: containers_pb2.Container) -> None:
         """Undo a create that failed: only when the record under this id is the one that it made."""
         deadline = time.monotonic() + _UNDO_SECONDS
@@ -467,6 +486,7 @@ class ContainerdRuntime(ContainerRuntime):
             snapshots_pb2.RemoveSnapshotRequest(snapshotter=record.snapshotter, key=record.snapshot_key),
             deadline,
         )
+        release(self._files(record.id))
         shutil.rmtree(self._files(record.id), ignore_errors=True)
         _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from airflow_isolation.container_spec import NO_STRINGS
+from airflow_isolation.containerd.turn import turn
 from airflow_isolation.errors import (
     ContainerExists,
     ContainerFailed,
@@ -66,7 +67,6 @@ from airflow_isolation.runtime.interface import (
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
 from airflow_isolation.runtime.reachability import peer_pid, unreachable
-from airflow_isolation.runtime.shared_pull import pull_once
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     import docker
 
     from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.containerd.turn import LastPull
     from airflow_isolation.oci import Account, HostFacts
 
 logger = logging.getLogger(__name__)
@@ -152,9 +153,13 @@ class DockerRuntime(ContainerRuntime):
         if policy is PullPolicy.IF_NOT_PRESENT:
             with contextlib.suppress(ImageNotFound):
                 return self._checked(reference)
-        locks = self._state_dir / "pulls"
-        locks.mkdir(parents=True, exist_ok=True)
-        pull_once(locks, reference, lambda left: self._pull(reference, progress, left), timeout=timeout)
+        asked, end = time.time(), time.monotonic() + timeout
+        with self._our_turn(reference, end) as last_pull:
+            # Somebody else's pull that began after we asked is as good as ours, even when asked for always.
+            if last_pull.began() < asked and not (policy is PullPolicy.IF_NOT_PRESENT and self._has_image(reference)):
+                began = time.time()
+                self._pull(reference, progress, max(end - time.monotonic(), 1.0))
+                last_pull.record(began)
         return self._checked(reference)
 
     def import_image(
@@ -390,6 +395,32 @@ class DockerRuntime(ContainerRuntime):
 
     def _image(self, reference: str) -> Image:
         return _described(self._inspect_image(reference), reference)
+
+    @contextlib.contextmanager
+    def _our_turn(self, reference: str, end: float) -> Iterator[LastPull]:
+        with ExitStack() as stack:
+            try:
+                # Two daemons may share a state directory, but not their images.
+                key = f"{self._socket_path} {reference}"
+                last_pull = stack.enter_context(turn(self._state_dir / "pulls", key, end=end))
+            except TimeoutError as error:
+                raise ImagePullFailed(
+                    f"another process has been pulling {reference} for too long",
+                    hint="Look at the network and the registry",
+                ) from error
+            except OSError as error:
+                raise ImagePullFailed(
+                    f"could not pull {reference}: its lock {error.filename} can't be made: {error.strerror}",
+                    hint="Set state_dir to a directory that this user may write to",
+                ) from error
+            yield last_pull
+
+    def _has_image(self, reference: str) -> bool:
+        try:
+            self._inspect_image(reference)
+        except ImageNotFound:
+            return False
+        return True
 
     def _checked(self, reference: str, *, hint: str = "") -> Image:
         found = self._inspect_image(reference, hint=hint)
