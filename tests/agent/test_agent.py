@@ -196,9 +196,12 @@ def test_signals_reach_the_whole_group(running: RunningAgent) -> None:
         "import subprocess, signal;"
         "child = subprocess.Popen(['sh', '-c', 'trap \"echo child; exit\" TERM; echo ready; while :; do sleep 0.05; done']);"
         "signal.signal(signal.SIGTERM, lambda *_: (child.wait(), os._exit(5)));"
-        "signal.pause()"
+        "os.write(1, b'handled\\n');"
+        "[signal.pause() for _ in range(300)]"
     )
-    assert running.pairs[1][0].recv(100) == b"ready\n"
+    said = b""
+    while sorted(said.split()) != [b"handled", b"ready"]:
+        said += running.pairs[1][0].recv(100)
     assert connection.send_signal(signal.SIGTERM)
     assert running.read(1) == b"child\n"
     assert exited(connection) == 5
@@ -220,9 +223,9 @@ def test_grandchildren_and_orphans_are_gone_at_the_end(running: RunningAgent) ->
 
 def test_the_workload_does_not_outlive_its_worker(running: RunningAgent) -> None:
     connection = running.start(
-        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True));"
-        "print('up', flush=True); [time.sleep(1) for _ in range(300)]",
-        grace=0.2,
+        "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'asked\\n'));"
+        "os.write(1, b'up\\n'); [time.sleep(1) for _ in range(300)]",
+        grace=2.0,
     )
     assert running.pairs[1][0].recv(100) == b"up\n"
     connection.close()

@@ -10,6 +10,7 @@ import selectors
 import socket
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,14 +130,44 @@ class AgentConnection:
         :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
         """
         message = {"start": {"purpose": purpose, "environment": dict(environment), "grace": grace}}
+        self._hand_over(message, descriptors)
+
+    def serve(self, *, environment: Mapping[str, str], scratch: Sequence[str]) -> None:
+        """Have the agent import Airflow and wait for files to parse; ``scratch`` it wipes after each.
+
+        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        """
+        self._hand_over({"serve": {"environment": dict(environment), "scratch": list(scratch)}}, ())
+
+    def parse(
+        self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[socket.socket]
+    ) -> None:
+        """As ``start``, to an agent that serves. Never blocks."""
+        self._hand_over({"parse": {"environment": dict(environment), "modules": list(modules)}}, descriptors)
+
+    def _hand_over(self, message: dict[str, Any], descriptors: Sequence[socket.socket]) -> None:
         packet = json.dumps(message).encode()
         try:
-            socket.send_fds(self._socket, [packet], [descriptor.fileno() for descriptor in descriptors])
-        except OSError as error:
+            socket.send_fds(
+                self._socket, [packet], [descriptor.fileno() for descriptor in descriptors], socket.MSG_DONTWAIT
+            )
+        except (OSError, ValueError) as error:  # ValueError: our end has been closed, and has no number any more
             raise ContainerFailed(
                 f"The work, {len(packet)} bytes with its environment, could not be handed to the agent: {error}",
                 hint="Airflow's configuration and `environment` together must stay below 200 KB",
             ) from error
+
+    def news(self) -> dict[str, Any] | None:
+        """The next message, when the descriptor is readable; None when the agent is gone, or talks nonsense."""
+        try:
+            return self._receive()
+        except (OSError, ContainerFailed):
+            return None
+
+    def cut(self) -> None:
+        """Close both directions at once, from any thread: the agent takes it for the worker's death, ``news`` for the agent's."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def send_signal(self, number: signal.Signals) -> bool:
         """Have the agent pass a signal to the workload's process group; False when the agent is gone."""
@@ -151,16 +182,7 @@ class AgentConnection:
 
         None when the agent ended without a word: then the container's own exit tells.
         """
-        try:
-            said = self._receive()
-        except (OSError, ContainerFailed):
-            return None
-        match (said or {}).get("exited"):
-            case {"code": int(code)} if 0 <= code <= 255:
-                return code
-            case {"signal": int(number)} if 0 < number <= 64:
-                return -number
-        return None
+        return end_of(self.news() or {})
 
     def close(self) -> None:
         """The agent takes this for the worker's death, unless the workload has ended. May be called twice."""
@@ -177,6 +199,16 @@ class AgentConnection:
         if not isinstance(said, dict):
             raise ContainerFailed(f"The agent sent {type(said).__name__} where a message belongs")
         return said
+
+
+def end_of(message: Mapping[str, Any]) -> int | None:
+    """The exit code in an ``exited`` message, or minus the signal's number; None when it makes no sense."""
+    match message.get("exited"):
+        case {"code": int(code)} if 0 <= code <= 255:
+            return code
+        case {"signal": int(number)} if 0 < number <= 64:
+            return -number
+    return None
 
 
 def _peer_pid(peer: socket.socket) -> int:

@@ -142,13 +142,13 @@ class Workload:
         return self._exit_code
 
     def _ask_agent(self) -> int | None:
-        if not _readable(self.connection):
+        if not readable(self.connection):
             return None
         code = self.connection.exited()
         if code is None:
             self._silent_since = time.monotonic()
             return None
-        return _named(code)
+        return named(code)
 
     def _ask_runtime(self) -> int | None:
         try:
@@ -157,12 +157,12 @@ class Workload:
             if self._silent_since is None or time.monotonic() - self._silent_since < EXIT_REPORT_TIMEOUT:
                 return None
             log.warning("The runtime did not report the end of a container", container=self.container.id)
-            return _named(-signal.SIGKILL)
+            return named(-signal.SIGKILL)
         except IsolationError as error:
             log.warning("How a container ended can't be known", container=self.container.id, error=str(error))
             return UNKNOWN_EXIT
         # An agent that was killed itself had no word to say; its container ends as 128+n.
-        return _named(128 - code if 128 < code <= 128 + 64 else code)
+        return named(128 - code if 128 < code <= 128 + 64 else code)
 
     def send_signal(self, number: signal.Signals) -> None:
         """To the workload's process group, by way of the agent; SIGKILL goes to everyone in the container. Ended is success."""
@@ -189,6 +189,16 @@ class Workload:
         self._resources.close()
 
 
+@dataclass(frozen=True, slots=True)
+class RunningAgent:
+    """A started container whose agent has said hello."""
+
+    container: Container
+    hello: Hello
+    connection: AgentConnection
+    pending_exit: PendingExit
+
+
 def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workload:
     """Start a workload; when this fails nothing of it stays.
 
@@ -197,40 +207,50 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
     with ExitStack() as undo:
-        _prepare(state_dir)
-        directory = state_dir / "workloads" / what.id
-        directory.mkdir(mode=0o711)
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        undo.enter_context(held(directory))
-        shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
-        listener = AgentListener(directory)
-        undo.callback(listener.close)
-
-        container = runtime.create(what.id, _with_agent(what, directory))
-        # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
-        undo.callback(_remove, runtime, what.id, state_dir)
-        pending_exit = runtime.wait(what.id)
-        undo.callback(pending_exit.close)
-        pid = runtime.start(what.id)
-        try:
-            connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
-        except (EndedBeforeHello, TimeoutError) as error:
-            raise _silent_container(runtime, what, pending_exit, error) from error
-        undo.callback(connection.close)
-        _check_versions(hello, what)
-
-        channels = _hand_over(connection, what, undo)
-        log.debug("Workload started", container=what.id, pid=pid, image=what.image.digest)
+        started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
+        channels = _hand_over(started.connection, what, undo)
         return Workload(
-            container=replace(container, pid=pid),
+            container=started.container,
             image=what.image,
-            hello=hello,
-            connection=connection,
-            pending_exit=pending_exit,
+            hello=started.hello,
+            connection=started.connection,
+            pending_exit=started.pending_exit,
             runtime=runtime,
             channels=channels,
             resources=undo.pop_all(),
         )
+
+
+def start_agent(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack) -> RunningAgent:
+    """Start a container up to its agent's hello; ``undo`` gets what takes all of it away again.
+
+    Raises as ``launch`` does.
+    """
+    _prepare(state_dir)
+    directory = state_dir / "workloads" / what.id
+    directory.mkdir(mode=0o711)
+    undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    undo.enter_context(held(directory))
+    shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
+    listener = AgentListener(directory)
+    undo.callback(listener.close)
+
+    container = runtime.create(what.id, _with_agent(what, directory))
+    # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
+    undo.callback(_remove, runtime, what.id, state_dir)
+    pending_exit = runtime.wait(what.id)
+    undo.callback(pending_exit.close)
+    pid = runtime.start(what.id)
+    try:
+        connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
+    except (EndedBeforeHello, TimeoutError) as error:
+        raise _silent_container(runtime, what, pending_exit, error) from error
+    undo.callback(connection.close)
+    # Nobody else is awaited; user code that connects finds nobody.
+    listener.close()
+    _check_versions(hello, what)
+    log.debug("Container started", container=what.id, pid=pid, image=what.image.digest)
+    return RunningAgent(replace(container, pid=pid), hello, connection, pending_exit)
 
 
 def _prepare(state_dir: Path) -> None:
@@ -327,7 +347,8 @@ def _silent_container(
     )
 
 
-def _readable(connection: AgentConnection) -> bool:
+def readable(connection: AgentConnection) -> bool:
+    """Whether there is a message, or the agent is gone."""
     if connection.fileno() < 0:
         return False
     poll = select.poll()
@@ -335,5 +356,6 @@ def _readable(connection: AgentConnection) -> bool:
     return bool(poll.poll(0))
 
 
-def _named(code: int) -> int:
+def named(code: int) -> int:
+    """An exit code as the supervisor wants it: minus a signal's number becomes a ``NegativeSignal``."""
     return NegativeSignal(code) if code < 0 and -code in set(signal.Signals) else code
