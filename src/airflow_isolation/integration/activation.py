@@ -42,7 +42,7 @@ def activate() -> None:
     if task_backend is not None:
         _run_tasks_in_containers(task_backend)
     if parse_backend is not None:
-        _refuse_to_parse()
+        parse_in_containers(parse_backend)
 
 
 def _run_tasks_in_containers(backend: Backend) -> None:
@@ -73,19 +73,33 @@ def _run_tasks_in_containers(backend: Backend) -> None:
     wrapt.register_post_import_hook(routing.carry_executor_config, "airflow.executors.workloads.task")
 
 
-def _refuse_to_parse() -> None:
-    """Who asks for DAG files to be parsed in containers must not get them parsed on the host in silence."""
+def parse_in_containers(backend: Backend) -> None:
+    """Close every stock way to parse DAG files in this process, and open ours."""
     import wrapt
 
-    from airflow_isolation.integration.seams import routing
+    from airflow_isolation.integration.seams import stock_parsing
 
-    def stop(_: ModuleType) -> None:
-        raise SystemExit(
-            "[core] scheduler_dag_parsing_runtime is set, but this release of airflow-isolation runs tasks in "
-            "containers, not yet DAG parsing. Unset it to have DAG files parsed by stock Airflow, on this host"
-        )
+    def replace(command: ModuleType) -> None:
+        from airflow_isolation.errors import IsolationError
+        from airflow_isolation.integration.seams import checks
+        from airflow_isolation.settings.airflow_configuration import airflow_configuration
+        from airflow_isolation.settings.resolve import check_configuration, parse_pool_settings
 
-    wrapt.register_post_import_hook(stop, routing.DAG_PROCESSOR)
+        # A mistake of the administrator's must not become an import error of every DAG file, which unschedules them all.
+        try:
+            checks.check_names(checks.DAG_PROCESSING)
+            configuration = airflow_configuration()
+            check_configuration("parse", backend, configuration=configuration)
+            parse_pool_settings(configuration)
+            stock_parsing.replace_manager(command)
+        except IsolationError as error:
+            raise SystemExit(str(error)) from error
+        importlib.import_module(f"airflow_isolation.runtime.{backend}")
+
+    wrapt.register_post_import_hook(stock_parsing.refuse_stock_manager, stock_parsing.MANAGER)
+    wrapt.register_post_import_hook(stock_parsing.refuse_stock_process, stock_parsing.PROCESS)
+    wrapt.register_post_import_hook(replace, stock_parsing.COMMAND)
+    wrapt.register_post_import_hook(stock_parsing.refuse_commands, stock_parsing.DAG_COMMANDS)
 
 
 activate()

@@ -22,6 +22,7 @@ VERSION_ADDED: Final = "0.1.0"
 
 COMMON_SECTION: Final = "container_runtime"
 POLICY_SECTION: Final = "container_runtime_policy"
+PARSING_SECTION: Final = "scheduler_dag_parsing_container_runtime"
 LABELS_SUFFIX: Final = "_labels"
 ENVIRONMENT_SUFFIX: Final = "_environment"
 BACKENDS: Final[tuple[Backend, ...]] = ("containerd", "docker")
@@ -32,13 +33,15 @@ class Place(Enum):
     """Which sections of airflow.cfg a key may stand in; the value is the lowest of them.
 
     ``EVERYWHERE`` is every section of ``overriding_sections``. ``HOST`` is [container_runtime] alone, for what can't
-    differ between the containers of a host. ``DOCUMENT`` is none: DAG metadata and executor_config alone.
+    differ between the containers of a host. ``PARSING`` is for the DAG processor as a whole. ``DOCUMENT`` is none: DAG
+    metadata and executor_config alone.
     """
 
     EVERYWHERE = "[container_runtime] or a section that overrides it"
     HOST = "[container_runtime]"
     CONTAINERD = "[containerd_runtime]"
     DOCKER = "[docker_runtime]"
+    PARSING = "[scheduler_dag_parsing_container_runtime]"
     POLICY = "[container_runtime_policy]"
     CORE = "[core]"
     DOCUMENT = "DAG metadata"
@@ -273,6 +276,15 @@ KEYS: Final[tuple[Key, ...]] = (
         description="The interpreter in the image that has Airflow: a name on the image's PATH, or an absolute path.",
     ),
     Key(
+        name="parse_mode",
+        parse=formats.parse_parse_mode,
+        author=True,
+        default="fork",
+        example="fresh",
+        description="How DAG files are parsed: fork has one container import Airflow once and fork for each file, one "
+        "after the other; fresh starts a container for every parse, which takes seconds. Without meaning for tasks.",
+    ),
+    Key(
         name="cgroup_parent",
         parse=formats.parse_cgroup_parent,
         example="airflow",
@@ -353,6 +365,47 @@ KEYS: Final[tuple[Key, ...]] = (
         description="Where the host has its cgroups.",
     ),
     Key(
+        name="parse_containers",
+        parse=quantities.parse_count,
+        places=(Place.PARSING,),
+        default="8",
+        example="20",
+        description="How many parse containers there may be at a time, idle ones included; each holds Airflow in memory. "
+        "The least recently used one makes way.",
+    ),
+    Key(
+        name="parse_idle_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.PARSING,),
+        default="10m",
+        example="1h",
+        description="A parse container that has had nothing to do for so long is removed.",
+    ),
+    Key(
+        name="parse_max_age",
+        parse=quantities.parse_duration,
+        places=(Place.PARSING,),
+        default="1h",
+        example="24h",
+        description="A parse container that is older is replaced.",
+    ),
+    Key(
+        name="parse_max_forks",
+        parse=quantities.parse_count,
+        places=(Place.PARSING,),
+        default="1000",
+        example="100",
+        description="A parse container that has parsed so many files is replaced.",
+    ),
+    Key(
+        name="parse_max_memory",
+        parse=quantities.parse_memory,
+        places=(Place.PARSING,),
+        example="1Gi",
+        default_words="no bound",
+        description="A parse container that holds more memory between two files is replaced.",
+    ),
+    Key(
         name="allowed_images",
         parse=formats.parse_text,
         places=(Place.POLICY,),
@@ -425,6 +478,34 @@ KEYS: Final[tuple[Key, ...]] = (
         description="Containers may run as uid 0. Without it an image whose USER is root is refused.",
     ),
     Key(
+        name="parse_may_write",
+        parse=formats.parse_bool,
+        places=(Place.POLICY,),
+        default="False",
+        example="True",
+        description="DAG files may set and delete Variables while they are parsed. Callbacks always may.",
+    ),
+    Key(
+        name="allowed_connections",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="sales/*:sales_*, */reports.py:warehouse",
+        default_words="all connections, for all files",
+        description="Which connections a DAG file may read while it is parsed, as FILE:ID. Both are shell patterns; FILE "
+        "is the bundle's name and the path in it, and its * also stands for slashes. With one entry set, what no entry "
+        "allows is refused.",
+    ),
+    Key(
+        name="allowed_variables",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="sales/*:sales_*",
+        default_words="all Variables, for all files",
+        description="The same for Variables.",
+    ),
+    Key(
         name="task_execution_runtime",
         parse=formats.parse_text,
         places=(Place.CORE,),
@@ -438,7 +519,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.CORE,),
         example="containerd",
         default_words="DAG files are parsed as stock Airflow parses them",
-        description="Where DAG files are parsed: empty, containerd or docker. Not built yet: with a value set, the DAG processor refuses to start.",
+        description="Where DAG files are parsed: empty, containerd or docker.",
     ),
 )
 
@@ -488,6 +569,7 @@ def keys_of(section: str) -> tuple[Key, ...]:
         COMMON_SECTION: {Place.EVERYWHERE, Place.HOST},
         "containerd_runtime": {Place.EVERYWHERE, Place.CONTAINERD},
         "docker_runtime": {Place.EVERYWHERE, Place.DOCKER},
+        PARSING_SECTION: {Place.EVERYWHERE, Place.PARSING},
     }.get(section, {Place.EVERYWHERE})
     return tuple(key for key in KEYS if not places.isdisjoint(key.places))
 

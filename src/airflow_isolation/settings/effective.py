@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["containerd", "docker"]
 Purpose = Literal["task", "parse"]
+ParseMode = Literal["fork", "fresh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,16 @@ class Volume:
         return f"{self.source}:{self.target}:{'ro' if self.read_only else 'rw'}"
 
 
+class Grant(NamedTuple):
+    """Files that may read something: two shell patterns, of ``BUNDLE/PATH`` and of an id."""
+
+    file: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.id}"
+
+
 class Row(NamedTuple):
     """One effective setting, for people: the key, its value as text, and where it was written."""
 
@@ -83,6 +94,17 @@ class ConnectionSettings:
     runtime_binary: str = ""
     hosts_dir: str = ""
     rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsePoolSettings:
+    """What holds for the containers of a DAG processor together. Durations are seconds, sizes bytes; None is no bound."""
+
+    parse_containers: int
+    parse_idle_timeout: float
+    parse_max_age: float
+    parse_max_forks: int
+    parse_max_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +139,7 @@ class EffectiveSettings:
     stop_grace_period: float
     start_timeout: float
     python: str
+    parse_mode: ParseMode
     cgroup_parent: str
     origins: Mapping[str, Origin]
     rows: tuple[Row, ...]

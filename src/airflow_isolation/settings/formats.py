@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 from zoneinfo import ZoneInfo
 
 from airflow_isolation.runtime.interface import PullPolicy
-from airflow_isolation.settings.effective import Volume
+from airflow_isolation.settings.effective import Grant, ParseMode, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +83,22 @@ def parse_pull_policy(text: str) -> PullPolicy:
         raise ValueError(
             f"{text!r} is no pull policy; write {_one_of(policy.value for policy in PullPolicy)}"
         ) from None
+
+
+def parse_parse_mode(text: str) -> ParseMode:
+    """``fork`` or ``fresh``."""
+    for mode in get_args(ParseMode):
+        if text == mode:
+            return mode  # type: ignore[no-any-return]  # typeshed gives get_args no better type
+    raise ValueError(f"{text!r} is no way to parse; write {_one_of(get_args(ParseMode))}")
+
+
+def parse_grant(text: str) -> Grant:
+    """``FILE:ID``, two shell patterns."""
+    file, separator, id = parse_text(text).partition(":")
+    if not separator or not file.strip() or not id.strip():
+        raise ValueError(f"{text!r} does not say who may read what; write FILE:ID, such as sales/*:sales_*")
+    return Grant(file.strip(), id.strip())
 
 
 def parse_user(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from airflow_isolation.settings.declarations import POLICY_SECTION, keys_of
-from airflow_isolation.settings.effective import Volume
+from airflow_isolation.settings.effective import Grant, Volume
 from airflow_isolation.settings.formats import is_root, qualified_image
 from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
 from airflow_isolation.settings.quantities import format_bytes
@@ -33,6 +33,9 @@ class Policy:
     max_cpus: float | None = None
     max_memory: int | None = None
     max_pids: int | None = None
+    parse_may_write: bool = False
+    allowed_connections: tuple[Grant, ...] = ()
+    allowed_variables: tuple[Grant, ...] = ()
     allow_root: Assignment
 
     @classmethod
@@ -61,6 +64,14 @@ class Policy:
             raise image.origin.refusal(
                 f"the image {image.value} is not allowed", hint=_allowed("allowed_images", patterns)
             )
+
+    def may_read_connection(self, file: str, id: str) -> bool:
+        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a connection while it is parsed."""
+        return _granted(self.allowed_connections, file, id)
+
+    def may_read_variable(self, file: str, key: str) -> bool:
+        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a Variable while it is parsed."""
+        return _granted(self.allowed_variables, file, key)
 
     def _check_author(self, name: str, value: object, origin: Origin) -> None:
         if isinstance(value, Volume):
@@ -91,6 +102,10 @@ class Policy:
             return
         asked, most = (format_bytes(int(count)) if name == "memory" else str(count) for count in (value, bound))
         raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
+
+
+def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:
+    return not grants or any(fnmatchcase(file, grant.file) and fnmatchcase(id, grant.id) for grant in grants)
 
 
 def _allowed(key: str, allowed: tuple[str, ...]) -> str:

@@ -34,6 +34,7 @@ MAX_CPUS: Final = 8192
 MIN_PIDS: Final = 16
 # PID_MAX_LIMIT of 64-bit Linux.
 MAX_PIDS: Final = 4 * 1024 * 1024
+MAX_COUNT: Final = 1_000_000
 MAX_SECONDS: Final = 7 * 86400
 
 _POWER: Final = {letter: power for power, letter in enumerate(("", "k", "m", "g", "t", "p"))}
@@ -82,6 +83,14 @@ def parse_pids(text: str) -> int:
     number = _whole(text, "a number of processes such as 256")
     if not MIN_PIDS <= number <= MAX_PIDS:
         raise ValueError(f"{text!r} is not a usable limit for processes and threads; write {MIN_PIDS} to {MAX_PIDS}")
+    return number
+
+
+def parse_count(text: str) -> int:
+    """A number of things, at least 1."""
+    number = _whole(text, "a number such as 8")
+    if not 1 <= number <= MAX_COUNT:
+        raise ValueError(f"{text!r} is not a usable number; write 1 to {MAX_COUNT}")
     return number
 
 

@@ -24,11 +24,19 @@ from airflow_isolation.settings.declarations import (
     BACKENDS,
     COMMON_SECTION,
     KEYS,
+    PARSING_SECTION,
     Place,
     keys_of,
     overriding_sections,
 )
-from airflow_isolation.settings.effective import ConnectionSettings, EffectiveSettings, Origin, Row, Volume
+from airflow_isolation.settings.effective import (
+    ConnectionSettings,
+    EffectiveSettings,
+    Origin,
+    ParsePoolSettings,
+    Row,
+    Volume,
+)
 from airflow_isolation.settings.hook import ask_hook
 from airflow_isolation.settings.layers import (
     Assignment,
@@ -55,7 +63,9 @@ _UNSET: Final = Assignment("", Origin("default"))
 _WORKLOAD_KEYS: Final = tuple(
     key
     for key in KEYS
-    if not {Place.POLICY, Place.CORE, Place.CONTAINERD, Place.DOCKER, Place.HOST}.intersection(key.places)
+    if not {Place.POLICY, Place.CORE, Place.CONTAINERD, Place.DOCKER, Place.HOST, Place.PARSING}.intersection(
+        key.places
+    )
 )
 _WORKLOAD_DEFAULTS: Final = default_layer(_WORKLOAD_KEYS)
 _HOST_KEYS: Final = {
@@ -87,16 +97,7 @@ def resolve(
     :raises SettingError: a mistake, with source, line and key.
     :raises PolicyRefused: the policy forbids something.
     """
-    check_section_names(configuration)
-    policy = Policy.configured(configuration)
-    effective = dict(_WORKLOAD_DEFAULTS)
-    for section in overriding_sections(purpose, backend):
-        effective.update(section_layer(configuration, section))
-    connection = _connection(backend, effective)
-    if "volume_mount_yaml" in effective:
-        path, origin = effective["volume_mount_yaml"]
-        effective.update(volume_file_layer(Path(path), origin))
-    policy.check(effective)
+    effective, connection, policy = _configured(purpose, backend, configuration)
     for layer in _author_layers(
         policy,
         purpose,
@@ -112,6 +113,15 @@ def resolve(
     return _effective_settings(purpose, connection, effective, policy)
 
 
+def check_configuration(purpose: Purpose, backend: Backend, *, configuration: Configuration) -> None:
+    """Find what is wrong whatever the DAG; a component that asks at its start tells its administrator, not every author.
+
+    :raises SettingError: a mistake in a section that holds for this purpose and backend.
+    :raises PolicyRefused: root is configured, and not allowed.
+    """
+    _configured(purpose, backend, configuration)
+
+
 def resolve_connection(backend: Backend, *, configuration: Configuration) -> ConnectionSettings:
     """How to reach the daemon. Needs no image and no DAG.
 
@@ -121,6 +131,16 @@ def resolve_connection(backend: Backend, *, configuration: Configuration) -> Con
     layer = declared_layer(configuration, COMMON_SECTION)
     layer.update(declared_layer(configuration, f"{backend}_runtime"))
     return _connection(backend, layer)
+
+
+def parse_pool_settings(configuration: Configuration) -> ParsePoolSettings:
+    """How many parse containers there may be, and how long they live.
+
+    :raises SettingError: a mistake in [scheduler_dag_parsing_container_runtime].
+    """
+    keys = tuple(key for key in keys_of(PARSING_SECTION) if Place.PARSING in key.places)
+    layer = {**default_layer(keys), **declared_layer(configuration, PARSING_SECTION)}
+    return ParsePoolSettings(**{key.name: layer[key.name].value for key in keys if key.name in layer})
 
 
 def task_execution_backend(configuration: Configuration) -> Backend | None:
@@ -147,6 +167,23 @@ def default_state_dir() -> Path:
     if runtime_dir.is_absolute():
         return runtime_dir / "airflow-isolation"
     return Path(tempfile.gettempdir(), f"airflow-isolation-{os.geteuid()}")
+
+
+def _configured(
+    purpose: Purpose, backend: Backend, configuration: Configuration
+) -> tuple[Layer, ConnectionSettings, Policy]:
+    """What the administrator says, before any author."""
+    check_section_names(configuration)
+    policy = Policy.configured(configuration)
+    effective = dict(_WORKLOAD_DEFAULTS)
+    for section in overriding_sections(purpose, backend):
+        effective.update(section_layer(configuration, section))
+    connection = _connection(backend, effective)
+    if "volume_mount_yaml" in effective:
+        path, origin = effective["volume_mount_yaml"]
+        effective.update(volume_file_layer(Path(path), origin))
+    policy.check(effective)
+    return effective, connection, policy
 
 
 def _author_layers(
@@ -232,6 +269,7 @@ def _effective_settings(
         stop_grace_period=value("stop_grace_period"),
         start_timeout=value("start_timeout"),
         python=value("python"),
+        parse_mode=value("parse_mode"),
         cgroup_parent=value("cgroup_parent"),
         origins=MappingProxyType({name: found.origin for name, found in effective.items()}),
         rows=_rows(effective, policy, connection),

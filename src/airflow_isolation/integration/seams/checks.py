@@ -49,6 +49,64 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.dag_processing.bundles.manager": ("DagBundlesManager.get_bundle",),
 }
 
+DAG_PROCESSING: Final[Mapping[str, tuple[str, ...]]] = {
+    "airflow.dag_processing.manager": (
+        "DagFileInfo.absolute_path",
+        "DagFileInfo.normalized_file_path_for_stats",
+        "DagFileInfo.presence_key",
+        "DagFileProcessorManager._add_files_to_queue",
+        "DagFileProcessorManager._collect_results",
+        "DagFileProcessorManager._create_process",
+        "DagFileProcessorManager._exit_gracefully",
+        "DagFileProcessorManager._get_logger_for_dag_file",
+        "DagFileProcessorManager._get_team_name",
+        "DagFileProcessorManager._kill_timed_out_processors",
+        "DagFileProcessorManager._service_processor_sockets",
+        "DagFileProcessorManager._start_new_processes",
+        "DagFileProcessorManager.before_run",
+        "DagFileProcessorManager.client",
+        "DagFileProcessorManager.deactivate_stale_dags",
+        "DagFileProcessorManager.end",
+        "DagFileProcessorManager.handle_parsing_result",
+        "DagFileProcessorManager.max_runs_reached",
+        "DagFileProcessorManager.persist_parsing_result",
+        "DagFileProcessorManager.purge_removed_files_from_queue",
+        "DagFileProcessorManager.remove_orphaned_file_stats",
+        "DagFileProcessorManager.terminate",
+    ),
+    "airflow.dag_processing.processor": (
+        "DagFileParsingResult",
+        "DagFileProcessorProcess._get_target_loggers",
+        "DagFileProcessorProcess._handle_request",
+        "DagFileProcessorProcess._on_child_started",
+        "DagFileProcessorProcess.close",
+        "DagFileProcessorProcess.decoder",
+        "DagFileProcessorProcess.is_ready",
+        "DagFileProcessorProcess.start",
+        "_parse_file_entrypoint",
+    ),
+    "airflow.sdk.execution_time.supervisor": (
+        "ProcessTracker",
+        "WatchedSubprocess._check_subprocess_exit",
+        "WatchedSubprocess._on_socket_closed",
+        "WatchedSubprocess._register_pipe_readers",
+        "WatchedSubprocess.cleanup_sockets_after_kill",
+        "WatchedSubprocess.handle_requests",
+        "WatchedSubprocess.kill",
+        "WatchedSubprocess.send_msg",
+        "_fork_main",
+        "_log_to_target",
+    ),
+    "airflow.sdk.execution_time.comms": ("_RequestFrame", "ErrorResponse", "GetVariableKeys", "MaskSecret"),
+    "airflow.sdk.exceptions": ("ErrorType.PERMISSION_DENIED",),
+    "airflow.dag_processing.bundles.base": ("BundleVersionLock",),
+    "airflow.models.dag": ("DagModel.is_stale", "DagModel.has_import_errors", "DagModel.relative_fileloc"),
+    "airflow.models.dagwarning": ("DagWarningType",),
+    "airflow.models.db_callback_request": ("DbCallbackRequest",),
+    "airflow.models.errors": ("ParseImportError.filename",),
+    "airflow.serialization.serialized_objects": ("LazyDeserializedDAG",),
+}
+
 AD_HOC_RUN: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow._shared.module_loading": ("import_string",),
     "airflow._shared.logging": ("configure_logging",),
@@ -76,7 +134,7 @@ def check_version(version: str) -> None:
     if not version.startswith(f"{SUPPORTED_MINOR}."):
         raise AirflowNotSupported(
             f"airflow-isolation works with Airflow {SUPPORTED_MINOR}, this is {version}",
-            hint="Install the matching release, or unset [core] task_execution_runtime",
+            hint="Install the matching release, or unset [core] task_execution_runtime and scheduler_dag_parsing_runtime",
         )
 
 
@@ -113,5 +171,5 @@ def _check(module: ModuleType, names: tuple[str, ...]) -> None:
 def _missing(name: str) -> AirflowNotSupported:
     return AirflowNotSupported(
         f"This Airflow has no {name}, on which airflow-isolation depends",
-        hint="No task is run. Install the airflow-isolation release that is made for this Airflow",
+        hint="No user code is run. Install the airflow-isolation release that is made for this Airflow",
     )

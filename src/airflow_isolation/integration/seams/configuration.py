@@ -51,14 +51,14 @@ def sounds_sensitive(option: str) -> bool:
     return bool(should_hide_value_for_key(option))  # type: ignore[no-untyped-call]
 
 
-def local_bundle_paths() -> list[Path]:
-    """Where the bundles lie that need no fetching; a file in another one is given by its path."""
+def local_bundles() -> dict[str, Path]:
+    """Name → directory of the bundles that need no fetching; a file in another one is given by its path."""
     from airflow.dag_processing.bundles.local import LocalDagBundle
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     manager = DagBundlesManager()  # type: ignore[no-untyped-call]
     bundles = manager.get_all_dag_bundles()
-    return [Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)]
+    return {bundle.name: Path(bundle.path).absolute() for bundle in bundles if isinstance(bundle, LocalDagBundle)}
 
 
 class BundleNotReady(IsolationError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
@@ -27,11 +27,20 @@ def quiet() -> None:
 
 def task_logger() -> FilteringBoundLogger:
     """A task's log on stdout, secrets masked; of one task only, so that no line need say whose it is."""
+    return _logger("task", sys.stdout)
+
+
+def parse_logger() -> FilteringBoundLogger:
+    """What a DAG file logs and prints while it is parsed, on stderr, secrets masked."""
+    return _logger("processor", sys.stderr)
+
+
+def _logger(name: str, stream: TextIO) -> FilteringBoundLogger:
     from airflow.sdk.log import logging_processors
 
-    processors = logging_processors(json_output=False, colors=sys.stdout.isatty())
+    processors = logging_processors(json_output=False, colors=stream.isatty())
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stdout), processors=[_shorten, *processors], logger_name="task"
+        structlog.WriteLogger(stream), processors=[_shorten, *processors], logger_name=name
     ).bind()
     return logger
 

@@ -27,8 +27,6 @@ PARENTS_OF_WORKERS = (
     "airflow.providers.celery.cli.celery_command",
     "airflow.providers.edge3.cli.worker",
 )
-#: The command that parses DAG files; imported by nothing else.
-DAG_PROCESSOR = "airflow.cli.commands.dag_processor_command"
 #: The keys of ``executor_config`` that are ours.
 CONTAINER_KEYS = ("container", "containerd", "docker")
 

@@ -90,8 +90,8 @@ class WorkloadTracker(ProcessTracker):
         return code
 
 
-class _Wakeup:
-    """A descriptor for the supervisor's selector that the supervisor may not close."""
+class Wakeup:
+    """A descriptor for a supervisor's selector that the supervisor may not close."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -142,7 +142,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             self._register_pipe_readers(channels.stdout, channels.stderr, channels.requests, channels.logs, data={})
             for source in (workload.connection, workload.pending_exit):
                 self.selector.register(
-                    _Wakeup(source.fileno()), selectors.EVENT_READ, (lambda _: False, self.selector.unregister)
+                    Wakeup(source.fileno()), selectors.EVENT_READ, (lambda _: False, self.selector.unregister)
                 )
             self._on_child_started(
                 ti=what,
@@ -160,36 +160,15 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     ) -> None:
         del data  # what was said before the hand-over went to the container's own output
         self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
-        # The workload filters by level itself; these print whatever they are given.
-        loggers = tuple(
-            reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET)
-            for target in self._get_target_loggers()
-        )
         answers = self.handle_requests(log)
         next(answers)
-        decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
-        for channel, reader in (
-            (stdout, LineReader(partial(_log_text, loggers, "task.stdout", logging.INFO))),
-            (stderr, LineReader(partial(_log_text, loggers, "task.stderr", logging.ERROR))),
-            (logs, LineReader(partial(_log_event, loggers))),
-            (requests, FrameReader(lambda body: answers.send(decoder.decode(body)))),
-        ):
-            self.selector.register(channel, selectors.EVENT_READ, (self._guarded(reader), self._on_socket_closed))
+        readers = channel_readers(self._get_target_loggers(), "task", request=answers.send, broken=self._broken)
+        for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
+            self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
 
-    def _guarded(self, read: Callable[[socket], bool]) -> Callable[[socket], bool]:
-        """What the peer breaks ends the peer, not the supervisor, which has a state to report and a log to upload."""
-
-        def guarded(channel: socket) -> bool:
-            try:
-                return read(channel)
-            except (BrokenPipeError, ConnectionResetError):
-                return False
-            except Exception as error:  # noqa: BLE001 - whatever undecodable bytes can raise
-                self.process_log.error("The task broke its channel to the supervisor; killing it", error=str(error))
-                self._workload.send_signal(signal.SIGKILL)
-                return False
-
-        return guarded
+    def _broken(self, error: Exception) -> None:
+        self.process_log.error("The task broke its channel to the supervisor; killing it", error=str(error))
+        self._workload.send_signal(signal.SIGKILL)
 
     def _monitor_subprocess(self) -> None:
         # Stock forwards with os.kill(self.pid), which an ordinary user may not do to a container's process.
@@ -209,6 +188,53 @@ class ContainerActivitySubprocess(ActivitySubprocess):
                 self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
                 return
         super()._handle_request(msg, log, req_id)
+
+
+def channel_readers(
+    loggers: Iterable[FilteringBoundLogger],
+    name: str,
+    *,
+    request: Callable[[Any], None],
+    broken: Callable[[Exception], object],
+) -> tuple[Callable[[socket], bool], ...]:
+    """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
+
+    Each answers whether it wants more. What the peer breaks ends the peer, not the supervisor, which has a state to
+    report and a log to upload: ``broken`` is called, and the channel is done with.
+
+    :param name: the first word of the loggers' names in the log: ``task`` or ``dag_processor``.
+    :param request: gets each request frame.
+    """
+    # The workload filters by level itself; these print whatever they are given.
+    targets = tuple(
+        reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET) for target in loggers
+    )
+    decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
+
+    def guarded(read: Callable[[socket], bool]) -> Callable[[socket], bool]:
+        def reader(channel: socket) -> bool:
+            try:
+                return read(channel)
+            except BlockingIOError:
+                # Airflow drains what is left in non-blocking channels until they raise this.
+                raise
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            except Exception as error:  # noqa: BLE001 - whatever undecodable bytes can raise
+                broken(error)
+                return False
+
+        return reader
+
+    return tuple(
+        guarded(reader)
+        for reader in (
+            LineReader(partial(_log_text, targets, f"{name}.stdout", logging.INFO)),
+            LineReader(partial(_log_text, targets, f"{name}.stderr", logging.ERROR)),
+            LineReader(partial(_log_event, targets)),
+            FrameReader(lambda body: request(decoder.decode(body))),
+        )
+    )
 
 
 def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:

@@ -1,0 +1,49 @@
+"""What earlier DAG processors of this host left behind is removed, beside the loop and never in it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+
+from airflow_isolation.bridge.prune import prune_when_due
+from airflow_isolation.errors import IsolationError
+from airflow_isolation.integration.connection import connect
+
+if TYPE_CHECKING:
+    from airflow_isolation.settings.effective import ConnectionSettings
+
+log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
+
+#: Seconds between two looks.
+INTERVAL = 60.0
+
+
+class Housekeeping:
+    """A thread that prunes: at its start, and then when it is due."""
+
+    def __init__(self, connection: ConnectionSettings) -> None:
+        self._connection = connection
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prune", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Never waits for a daemon that hangs. May be called twice."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        every = 0.0
+        while not self._stop.is_set():
+            state_dir = self._connection.state_dir
+            if state_dir.is_dir():
+                try:
+                    with connect(self._connection) as runtime:
+                        prune_when_due(runtime, state_dir=state_dir, every=every)
+                except IsolationError as error:
+                    log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
+                every = 600.0
+            self._stop.wait(INTERVAL)

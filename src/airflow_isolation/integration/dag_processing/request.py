@@ -1,0 +1,49 @@
+"""From a DAG file to what its parse container must be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_isolation.bridge.parse_pool import ParseRequest
+from airflow_isolation.integration import workload_environment
+from airflow_isolation.runtime import labels
+from airflow_isolation.settings.airflow_configuration import airflow_configuration
+from airflow_isolation.settings.hook import image_hook
+from airflow_isolation.settings.resolve import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from pathlib import Path
+
+    from airflow_isolation.settings.effective import Backend
+
+
+def parse_request_for(
+    file: Hashable, *, backend: Backend, bundle_name: str, bundle_path: Path, relative_path: Path
+) -> ParseRequest:
+    """What a pool, or ``start_parse_container``, needs for one DAG file.
+
+    :param file: comes back with the pool's answer.
+    :param bundle_path: where the bundle is on this host; in the container it is at the same place, read-only.
+    :raises SettingError: a mistake in the settings of this file, with source, line and key.
+    :raises PolicyRefused: the policy forbids something in them.
+    """
+    dag_file = bundle_path / relative_path
+    settings = resolve(
+        "parse",
+        backend,
+        configuration=airflow_configuration(),
+        dag_file=dag_file,
+        bundle_path=bundle_path,
+        hook=image_hook(),
+    )
+    return ParseRequest(
+        file=file,
+        settings=settings,
+        mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+        environment={
+            **workload_environment.forwarded_environment(),
+            **workload_environment.bundle_environment(bundle_name, bundle_path),
+        },
+        labels={labels.BUNDLE: bundle_name},
+    )

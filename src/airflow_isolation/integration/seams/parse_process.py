@@ -1,0 +1,407 @@
+"""Airflow's supervisor of one DAG file's parse, with the child in a parse container.
+
+``DagFileProcessorProcess`` stays as it is where it answers requests. What differs: the child gets the four channels
+from us over the agent's socket; nothing that it does, or leaves undone, blocks the DAG processor's loop, which is one
+thread for all files; and what it sends has limits.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+from airflow.dag_processing.processor import DagFileParsingResult, DagFileProcessorProcess
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time import comms
+from airflow.sdk.execution_time.supervisor import NeverRaised, ProcessTracker
+from pydantic import ValidationError
+
+from airflow_isolation.bridge.channels import PeerViolation
+from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Started
+from airflow_isolation.bridge.workload import NegativeSignal
+from airflow_isolation.integration.dag_processing.result import NotAResult
+from airflow_isolation.integration.seams.supervision import Wakeup, channel_readers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from airflow.sdk.api.client import Client
+    from structlog.typing import FilteringBoundLogger
+    from typing_extensions import Self
+
+    from airflow_isolation.settings.policy import Policy
+
+log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
+
+#: What may wait to be read by a child. The first message carries all callbacks of a file, each with its context.
+OUTBOX_LIMIT = 64 * 1024 * 1024
+#: How long a container may take to report an end that was forced, and channels to close after it, in seconds.
+END_REPORT_TIMEOUT = 10.0
+
+
+class _StillRunning(Exception):
+    """The parse has not ended."""
+
+
+class Wakeups:
+    """From threads that answer requests back to the loop: what they have said is sent by the loop, not by them."""
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        for end in (self._read, self._write):
+            end.setblocking(False)
+        self._work: deque[Callable[[], object]] = deque()
+
+    def fileno(self) -> int:
+        return self._read.fileno()
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have the loop call something soon. From any thread, also after ``close``."""
+        self._work.append(work)
+        with suppress(OSError):  # full: it will wake up; closed: nobody is there any more
+            self._write.send(b"\0")
+
+    def run(self, _: object = None) -> bool:
+        """Called by the loop when there is something to read."""
+        with suppress(BlockingIOError):
+            self._read.recv(4096)
+        while self._work:
+            self._work.popleft()()
+        return True
+
+    def close(self) -> None:
+        self._read.close()
+        self._write.close()
+
+
+class _Outbox:
+    """The way back into a child, in place of a socket whose ``sendall`` would wait for a child that doesn't read."""
+
+    def __init__(self, channel: socket.socket, selector: selectors.BaseSelector, wakeups: Wakeups) -> None:
+        # A descriptor of its own, so that reading and writing are registered independently of each other.
+        self._channel = channel.dup()
+        self._selector = selector
+        self._wakeups = wakeups
+        self._loop = threading.get_ident()
+        self._pending = bytearray()
+        self._lock = threading.Lock()
+        self._registered = False
+
+    def sendall(self, data: bytes) -> None:
+        """:raises PeerViolation: the child has left too much unread."""
+        with self._lock:
+            if len(self._pending) + len(data) > OUTBOX_LIMIT:
+                raise PeerViolation(f"It has left {len(self._pending)} bytes of answers unread")
+            self._pending += data
+        if threading.get_ident() == self._loop:
+            self.flush()
+        else:
+            self._wakeups.call(self.flush)
+
+    def flush(self, _: object = None) -> bool:
+        """Send what the channel takes now. In the loop only."""
+        with self._lock:
+            try:
+                while self._pending and self._channel.fileno() >= 0:
+                    del self._pending[: self._channel.send(self._pending)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._pending.clear()  # the child is gone; its end is told elsewhere
+            waiting = bool(self._pending) and self._channel.fileno() >= 0
+        if waiting and not self._registered:
+            self._selector.register(self._channel, selectors.EVENT_WRITE, (self.flush, self._selector.unregister))
+        elif self._registered and not waiting:
+            self._selector.unregister(self._channel)
+        self._registered = waiting
+        return True
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._registered:
+            self._selector.unregister(self._channel)
+            self._registered = False
+        self._channel.close()
+
+
+class _ParseTracker(ProcessTracker):
+    """A parse in a container as the supervisor wants to see a process."""
+
+    ProcessNotFound = NeverRaised
+    TimeoutExpired = _StillRunning
+
+    def __init__(self, container: ParseContainer) -> None:
+        self._container = container
+        self.code: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._container.container.pid
+
+    def send_signal(self, s: signal.Signals) -> None:
+        del s  # whatever is asked for: user code may ignore every other signal
+        self._container.kill()
+
+    def wait(self, timeout: float | None) -> int:
+        del timeout  # the end is told by ``_hear``; nobody may wait here
+        if self.code is None:
+            raise _StillRunning
+        return self.code
+
+
+@attrs.define(kw_only=True)
+class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
+    """The parse of one DAG file, or the run of its callbacks, in a container that is its alone meanwhile."""
+
+    #: Gets the container back as soon as the parse has ended, and whether it can be used again.
+    _give_back: Callable[[ParseContainer, bool], object] = attrs.field(repr=False)
+    _container: ParseContainer = attrs.field(repr=False)
+    _policy: Policy = attrs.field(repr=False)
+    _outbox: _Outbox = attrs.field(repr=False)
+    _tracker: _ParseTracker = attrs.field(repr=False)
+    #: The requests that it was started for.
+    callbacks: Sequence[Any] = attrs.field(repr=False)
+    #: Whether the file ever had its turn.
+    started: bool = attrs.field(default=False, init=False)
+    ended: Ended | None = attrs.field(default=None, init=False)
+    #: Seconds after which it was killed.
+    timed_out: float | None = attrs.field(default=None, init=False)
+    #: What it did to its channels.
+    violation: str = attrs.field(default="", init=False)
+    _ended_at: float = attrs.field(default=0.0, init=False)
+    _killed_at: float | None = attrs.field(default=None, init=False)
+    _asking: bool = attrs.field(default=False, init=False)
+    _news: Wakeup | None = attrs.field(default=None, init=False, repr=False)
+
+    @classmethod
+    def begin(
+        cls,
+        container: ParseContainer,
+        *,
+        wakeups: Wakeups,
+        selector: selectors.BaseSelector,
+        path: str,
+        bundle_path: Path,
+        bundle_name: str,
+        callbacks: Sequence[Any],
+        client: Client,
+        logger: FilteringBoundLogger,
+        modules: Sequence[str] = (),
+        **more: Any,
+    ) -> Self:
+        """Hand a file over to a container. Never blocks.
+
+        :param modules: of Airflow, which the container imports once for all files.
+        :param more: further fields of Airflow's DagFileProcessorProcess.
+        :raises ContainerFailed: the container is gone; nothing has begun, and it is still the caller's.
+        """
+        pairs = [socket.socketpair() for _ in range(4)]
+        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        try:
+            container.parse(environment={}, descriptors=theirs, modules=modules)
+        except BaseException:
+            for end in ours:
+                end.close()
+            raise
+        finally:
+            # A copy that stayed open here would keep end-of-file from ever coming.
+            for end in theirs:
+                end.close()
+        for end in ours:
+            end.setblocking(False)
+        requests, stdout, stderr, logs = ours
+        tracker = _ParseTracker(container)
+        outbox = _Outbox(requests, selector, wakeups)
+        self = cls(
+            pid=container.container.pid,
+            stdin=outbox,  # type: ignore[arg-type]  # Airflow asks no more of it than sendall and close
+            outbox=outbox,
+            process=tracker,
+            tracker=tracker,
+            process_log=logger,
+            start_time=time.monotonic(),
+            selector=selector,
+            client=client,
+            bundle_name=bundle_name,
+            container=container,
+            callbacks=callbacks,
+            **more,
+        )
+        self.had_callbacks = bool(callbacks)
+        self._register_pipe_readers(stdout, stderr, requests, logs, data={})
+        self._news = Wakeup(container.fileno())
+        selector.register(self._news, selectors.EVENT_READ, (self._hear, lambda _: None))
+        self._on_child_started(list(callbacks), path, bundle_path, bundle_name)
+        return self
+
+    @classmethod
+    def start(cls, **_: Any) -> Self:
+        """Stock's way, which forks this process. Not ours."""
+        raise NotImplementedError("a parse in a container begins with `begin`")
+
+    # --- what is heard from the child
+
+    def _register_pipe_readers(
+        self,
+        stdout: socket.socket,
+        stderr: socket.socket,
+        requests: socket.socket,
+        logs: socket.socket,
+        *,
+        data: dict[socket.socket, bytes],
+    ) -> None:
+        del data  # nothing is said before the hand-over
+        self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
+        readers = channel_readers(self._get_target_loggers(), "dag_processor", request=self._asked, broken=self._broken)
+        for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
+            self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
+
+    def _hear(self, _: object) -> bool:
+        while self.ended is None and (news := self._container.news()) is not None:
+            if isinstance(news, Started):
+                self.started = True
+                self.start_time = time.monotonic()
+            else:
+                self._has_ended(news)
+        return True
+
+    def _has_ended(self, end: Ended) -> None:
+        self.ended = end
+        self._ended_at = time.monotonic()
+        self._tracker.code = end.code
+        # First, because the pool may close the descriptor, and its number then be another's.
+        if self._news is not None:
+            self.selector.unregister(self._news)
+        self._give_back(self._container, not end.gone)
+
+    def _broken(self, error: Exception) -> None:
+        self.violation = str(error)
+        self.process_log.error(
+            "The file broke its channel to the DAG processor; its parse is stopped", error=str(error)
+        )
+        self.kill()
+
+    # --- requests
+
+    def _asked(self, frame: Any) -> None:
+        """In the loop. A request that may have to wait for a secrets backend is answered by a thread of its own."""
+        try:
+            message = self.decoder.validate_python(frame.body)
+        except (ValidationError, NotAResult) as error:
+            raise PeerViolation(
+                f"It sent a request that Airflow does not know: {_first_line(error)}",
+                hint="User code must not write to descriptor 0",
+            ) from None
+        if isinstance(message, DagFileParsingResult | comms.MaskSecret):
+            self._handle_request(message, log, frame.id)
+            return
+        if self._asking:
+            # Airflow's own client waits for each answer.
+            raise PeerViolation("It asked again before it had its answer")
+        self._asking = True
+        threading.Thread(target=self._answer, args=(frame,), name="answer-dag-file", daemon=True).start()
+
+    def _answer(self, frame: Any) -> None:
+        # Stock's generator turns whatever goes wrong into an answer.
+        answers = self.handle_requests(log)
+        next(answers)
+        answers.send(frame)
+        answers.close()
+
+    def send_msg(self, *arguments: Any, **keywords: Any) -> None:
+        # Whoever reads the answer may ask again at once.
+        self._asking = False
+        super().send_msg(*arguments, **keywords)
+
+    def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        refusal = self._refusal(msg)
+        if not refusal:
+            super()._handle_request(msg, log, req_id)
+            return
+        self.process_log.warning("Refused to a DAG file", reason=refusal)
+        self.send_msg(
+            None,
+            request_id=req_id,
+            error=comms.ErrorResponse(
+                error=ErrorType.PERMISSION_DENIED, detail={"status_code": 403, "message": refusal}
+            ),
+        )
+
+    def _refusal(self, msg: Any) -> str:
+        """Why a request is not answered; empty when it is."""
+        file = f"{self.bundle_name}/{self.dag_file_rel_path}"
+        policy = self._policy
+        match msg:
+            case comms.PutVariable() | comms.DeleteVariable() if not (policy.parse_may_write or self.had_callbacks):
+                return (
+                    f"{file} may not change the Variable {msg.key!r} while it is parsed: what a DAG file does there, "
+                    "it does at every parse. The administrator can set parse_may_write in [container_runtime_policy]"
+                )
+            case comms.GetConnection() if not policy.may_read_connection(file, msg.conn_id):
+                return f"[container_runtime_policy] allowed_connections does not give {msg.conn_id!r} to {file}"
+            case comms.GetVariable() if not policy.may_read_variable(file, msg.key):
+                return f"[container_runtime_policy] allowed_variables does not give {msg.key!r} to {file}"
+            case comms.GetVariableKeys() if policy.allowed_variables:
+                return f"[container_runtime_policy] allowed_variables is set, so {file} may not list the keys of all"
+        return ""
+
+    # --- the end
+
+    def kill(self, *_: Any, **__: Any) -> None:
+        """SIGKILL to the parse and all that it started. Never blocks; the loop hears of the end."""
+        if self.ended is None and self._killed_at is None:
+            self._killed_at = time.monotonic()
+            self._container.kill()
+
+    def kill_if_late(self, timeout: float) -> bool:
+        """Kill a parse that takes longer than ``timeout`` seconds; whether that happened now."""
+        now = time.monotonic()
+        if self.ended is not None:
+            return False
+        if self._killed_at is not None:
+            if now > self._killed_at + END_REPORT_TIMEOUT:
+                self._give_up()
+            return False
+        if now <= self.start_time + timeout:
+            return False
+        self.timed_out = timeout
+        self.kill()
+        return True
+
+    def next_deadline(self, timeout: float) -> float:
+        """When ``kill_if_late`` should be asked again at the latest."""
+        if self.ended is not None:
+            return self._ended_at + END_REPORT_TIMEOUT
+        return self.start_time + timeout if self._killed_at is None else self._killed_at + END_REPORT_TIMEOUT
+
+    @property
+    def is_ready(self) -> bool:
+        """The parse has ended, and what it had said has been read."""
+        if self.ended is None:
+            return False
+        self._check_subprocess_exit(expect_signal=signal.SIGKILL if self._killed_at is not None else None)
+        return not self._open_sockets or time.monotonic() > self._ended_at + END_REPORT_TIMEOUT
+
+    def close(self) -> None:
+        """Release everything, whether it has ended or not. May be called twice."""
+        if self.ended is None:
+            self.kill()
+            self._give_up()
+        self._outbox.close()
+        super().close()  # type: ignore[no-untyped-call]
+
+    def _give_up(self) -> None:
+        self._has_ended(Ended(code=NegativeSignal(-signal.SIGKILL), gone=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,118 @@
+"""What is stored of a parse: Airflow's own result, made of what is believed, and what the database says about it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+from airflow.dag_processing.processor import DagFileParsingResult
+from airflow.models.dag import DagModel
+from airflow.models.dagwarning import DagWarningType
+from airflow.models.errors import ParseImportError
+from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from airflow.utils.session import create_session
+from sqlalchemy import or_, select, update
+
+from airflow_isolation.integration.dag_processing.result import NotAResult, RequestedFile, believed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from airflow.dag_processing.manager import DagFileInfo
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+
+def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
+    """The result of a parse that gave nothing but this import error."""
+    return DagFileParsingResult(
+        fileloc=os.fspath(file.absolute_path), serialized_dags=[], import_errors={str(file.rel_path): error}
+    )
+
+
+def believed_result(file: DagFileInfo, reported: DagFileParsingResult) -> DagFileParsingResult:
+    """What a container reported, as far as it is believed."""
+    assert file.bundle_path is not None
+    loaded = [dag.last_loaded for dag in reported.serialized_dags]
+    try:
+        report = believed(
+            RequestedFile.at(file.bundle_path, file.rel_path),
+            dags=[dag.data for dag in reported.serialized_dags],
+            import_errors=reported.import_errors,
+            warnings=reported.warnings,
+            warning_types={kind.value for kind in DagWarningType},
+        )
+    except (NotAResult, OSError, BadZipFile) as error:
+        return error_result(file, f"What the parse reported can't be used: {error}")
+    return DagFileParsingResult(
+        fileloc=os.fspath(file.absolute_path),
+        serialized_dags=[
+            LazyDeserializedDAG(data=dict(data), last_loaded=when)
+            for data, when in zip(report.dags, loaded, strict=True)
+        ],
+        import_errors=dict(report.import_errors),
+        warnings=list(report.warnings),
+    )
+
+
+def without_dags_of_others(
+    result: DagFileParsingResult, bundle_name: str, relative_fileloc: str, session: Session
+) -> DagFileParsingResult:
+    """The result without the DAGs that are active in another bundle; an import error names their owners."""
+    dags = {dag.dag_id: dag for dag in result.serialized_dags}
+    errors = dict(result.import_errors or {})
+    for dag_id, owner in _owners(dags, bundle_name, session).items():
+        said = (
+            f"The DAG {dag_id!r} belongs to the bundle {owner!r}, where it is active. "
+            "Choose another dag_id, or remove it there first"
+        )
+        path = dags.pop(dag_id).relative_fileloc or relative_fileloc
+        errors[path] = f"{errors[path]}\n{said}" if path in errors else said
+    return result.model_copy(update={"serialized_dags": list(dags.values()), "import_errors": errors})
+
+
+def _owners(dag_ids: Collection[str], bundle_name: str, session: Session) -> dict[str, str]:
+    if not dag_ids:
+        return {}
+    found = session.execute(
+        select(DagModel.dag_id, DagModel.bundle_name).where(
+            DagModel.dag_id.in_(dag_ids),
+            DagModel.bundle_name.is_not(None),
+            DagModel.bundle_name != bundle_name,
+            ~DagModel.is_stale,
+        )
+    )
+    return {row.dag_id: row.bundle_name for row in found}
+
+
+def keep_scheduled(result: DagFileParsingResult, session: Session) -> None:
+    """Undo what an import error of their file does to DAGs that are well."""
+    session.execute(
+        update(DagModel)
+        .where(DagModel.dag_id.in_([dag.dag_id for dag in result.serialized_dags]))
+        .values(is_stale=False, has_import_errors=False)
+        .execution_options(synchronize_session="fetch")
+    )
+
+
+def clear_errors_of_members(bundle_name: str, relative_fileloc: str, session: Session) -> None:
+    """Airflow clears an archive's errors by the name of the archive, and so never those of its members."""
+    for error in session.scalars(
+        select(ParseImportError).where(
+            ParseImportError.bundle_name == bundle_name,
+            ParseImportError.filename.startswith(f"{relative_fileloc}/", autoescape=True),
+        )
+    ):
+        session.delete(error)
+
+
+def has_dags(file: DagFileInfo) -> bool:
+    """Whether the database knows a DAG of this file, or of a member of it."""
+    path = str(file.rel_path)
+    of_file: ColumnElement[bool] = or_(
+        DagModel.relative_fileloc == path, DagModel.relative_fileloc.startswith(f"{path}/", autoescape=True)
+    )
+    with create_session() as session:
+        query = select(DagModel.dag_id).where(DagModel.bundle_name == file.bundle_name, of_file).limit(1)
+        return session.scalar(query) is not None
