@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from airflow_isolation.errors import SettingError
+from airflow_isolation.integration.cli import dag_file
 from airflow_isolation.integration.cli.backends import choose, named_backend
 from airflow_isolation.integration.cli.outcome import OK, UsageError, command, say
 from airflow_isolation.integration.cli.output import Column, print_rows
-from airflow_isolation.integration.seams.configuration import local_bundle_paths, sounds_sensitive
+from airflow_isolation.integration.seams.configuration import sounds_sensitive
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.hook import image_hook
 from airflow_isolation.settings.resolve import dag_parsing_backend, resolve, task_execution_backend
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from pathlib import Path
 
     from airflow_isolation.settings.airflow_configuration import Configuration
     from airflow_isolation.settings.effective import Backend, Purpose, Row
@@ -82,14 +83,8 @@ def _place(arguments: Namespace) -> DagPlace:
         return DagPlace(stored.bundle_path / stored.relative_path, stored.bundle_path, stored.executor_config)
     if not arguments.dag_file:
         return DagPlace()
-    file = Path(arguments.dag_file)
-    bundles = local_bundle_paths()
-    for candidate in (file.absolute(), *(bundle / file for bundle in bundles)):
-        if candidate.is_file():
-            inside = [bundle for bundle in bundles if candidate.is_relative_to(bundle)]
-            return DagPlace(candidate, inside[0] if inside else None)
-    looked = ", ".join(map(str, (Path.cwd(), *bundles)))
-    raise UsageError(f"There is no DAG file {file}, seen from {looked}", hint="Give its path")
+    file = dag_file.locate(arguments.dag_file)
+    return DagPlace(file.path, file.bundle_path)
 
 
 def _masked(row: Row) -> str:

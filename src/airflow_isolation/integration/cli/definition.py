@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any, Final
 
 from airflow.cli.cli_config import (
+    ARG_BUNDLE_NAME,
+    ARG_DAEMON,
     ARG_DAG_ID,
     ARG_DAG_ID_OPT,
+    ARG_DEV,
+    ARG_LOG_FILE,
+    ARG_NUM_RUNS,
     ARG_OUTPUT,
+    ARG_PID,
+    ARG_STDERR,
+    ARG_STDOUT,
     ARG_TASK_ID,
+    ARG_VERBOSE,
     ARG_YES,
     ActionCommand,
     Arg,
@@ -23,10 +32,12 @@ def _argument(*flags: str, **keywords: Any) -> Arg:
 
 
 _EXIT_CODES: Final = "Exit code: 0 done, 1 failed, 2 wrong usage."
+_PARSE_EXIT_CODES: Final = "Exit code: 0 no import error, 1 import errors or not parsed, 2 wrong usage."
 _TEST_EXIT_CODES: Final = "Exit code: 0 the task succeeded, 1 it did not or could not be started, 2 wrong usage."
 
 _BACKEND = _argument(
     "--backend",
+    "--runtime",
     help="Ask this daemon (default: what task_execution_runtime and scheduler_dag_parsing_runtime name,\n"
     "or else every daemon that is found)",
     choices=("containerd", "docker"),
@@ -57,6 +68,7 @@ _CONFIG_PURPOSE = _argument(
 _ARCHIVE = _argument("archive", help="An image archive (OCI layout, or docker save), as a tar file", metavar="FILE")
 _NAME = _argument("--name", help="The image's name, instead of the one in the archive", metavar="REF", default="")
 _REFERENCE = _argument("reference", help="The image's name", metavar="REF")
+_FILE = _argument("file", help="The DAG file, by its path here or in its bundle", metavar="FILE")
 _WHEN = _argument(
     "logical_date_or_run_id", nargs="?", help="The logical date of the DAG run, or the id of an existing run"
 )
@@ -153,6 +165,45 @@ _CONTAINERS = GroupCommand(
             func=lazy_load_command(f"{_PACKAGE}.task_test.test_task"),
             args=(ARG_DAG_ID, ARG_TASK_ID, _WHEN, _TEST_RUN_ID, _MAP_INDEX, *_BACKENDS),
             epilog=_TEST_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="parse",
+            help="Parse a DAG file in its container and show what that gives",
+            description="Parse a DAG file in its container, as the DAG processor would, and show what that gives: DAGs,\n"
+            "import errors, warnings, and every setting that is not at its default. What the file logs goes to stderr.\n"
+            "Nothing is stored",
+            func=lazy_load_command(f"{_PACKAGE}.parse.parse_file"),
+            args=(_FILE, *_BACKENDS, ARG_OUTPUT),
+            epilog=_PARSE_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="reserialize",
+            help="Parse all DAG files once, in containers, and store the results",
+            description="Parse every file of the DAG bundles once, each in its container, and store the results.\n"
+            "What can't be parsed for want of a daemon or an image is left in the database as it is",
+            func=lazy_load_command(f"{_PACKAGE}.dag_processor.reserialize"),
+            args=(ARG_BUNDLE_NAME, *_BACKENDS, ARG_VERBOSE),
+            epilog=_PARSE_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="dag-processor",
+            help="Start a DAG processor that parses in containers",
+            description="Start a DAG processor that parses in containers, or not at all; the flag in airflow.cfg need not\n"
+            "be set. With the flag, `airflow dag-processor` does the same",
+            func=lazy_load_command(f"{_PACKAGE}.dag_processor.run_dag_processor"),
+            args=(
+                ARG_PID,
+                ARG_DAEMON,
+                ARG_BUNDLE_NAME,
+                ARG_NUM_RUNS,
+                ARG_STDOUT,
+                ARG_STDERR,
+                ARG_LOG_FILE,
+                ARG_VERBOSE,
+                ARG_DEV,
+                *_BACKENDS,
+            ),
+            epilog=_EXIT_CODES,
         ),
         _IMAGES,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.integration.seams import console
@@ -31,21 +31,35 @@ def command(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]
     @functools.wraps(function)
     def run(arguments: Namespace) -> None:
         console.quiet()
-        try:
-            code = function(arguments)
-            sys.stdout.flush()
-        except IsolationError as error:
-            say(str(error))
-            code = USAGE if isinstance(error, UsageError) else FAILED
-        except BrokenPipeError:
-            # Who read our output has seen enough. Python would complain when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = OK
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        sys.exit(code)
+        _end_with(function, arguments)
 
     return run
+
+
+def component(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]:
+    """As ``command``, for a part of Airflow that runs until it is told to end: what it logs is its output."""
+
+    @functools.wraps(function)
+    def run(arguments: Namespace) -> None:
+        _end_with(function, arguments)
+
+    return run
+
+
+def _end_with(function: Callable[[Namespace], int], arguments: Namespace) -> NoReturn:
+    try:
+        code = function(arguments)
+        sys.stdout.flush()
+    except IsolationError as error:
+        say(str(error))
+        code = USAGE if isinstance(error, UsageError) else FAILED
+    except BrokenPipeError:
+        # Who read our output has seen enough. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = OK
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 def write_line(line: str) -> None:
