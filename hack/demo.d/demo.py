@@ -40,7 +40,7 @@ RECORD = "demo.json"
 PREFIX = "ai-demo-"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How each DAG is to end.
-EXPECTED = {"taskflow": "success", "own_image": "success", "failing": "failed"}
+EXPECTED = {"taskflow": "success", "own_image": "success", "own_dependency": "success", "failing": "failed"}
 COLOURS = {"success": "green", "failed": "red", "up_for_retry": "yellow"}
 
 #: The table is the result; everything else is progress.
@@ -55,15 +55,15 @@ def run(backend: str, directory: Path, record: Record, undo: ExitStack) -> bool:
     progress.print(f"Starting a private {backend} in {directory}…")
     undo.callback(private_daemon.stop_daemon, directory / "daemon")
     daemon = private_daemon.start_daemon(backend, directory / "daemon")
+    # Before Airflow, whose DAG processor would begin with telling that the images are not there.
+    for image in images:
+        _import(daemon, directory / "state", image)
     progress.print("Starting Airflow…")
     settings = _settings(daemon, directory / "state", images[0].name)
     airflow = standalone.start(directory / "airflow", HERE / "dags", settings)
     undo.callback(standalone.stop, airflow.session)
     record.airflow = standalone.identity(airflow.session)
     record.write(directory)
-    # Meanwhile Airflow comes up.
-    for image in images:
-        _import(daemon, directory / "state", image)
     with progress.status("Waiting for Airflow…"):
         api = standalone.wait_until_up(airflow)
     progress.print(f"Airflow's UI is at {airflow.url}, where every visitor is an admin. Logs: {airflow.home}/logs")
@@ -88,6 +88,7 @@ def _settings(daemon: private_daemon.Daemon, state_dir: Path, image: str) -> dic
     """What an administrator would write into airflow.cfg."""
     return {
         "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": daemon.kind,
+        "AIRFLOW__CORE__SCHEDULER_DAG_PARSING_RUNTIME": daemon.kind,
         f"AIRFLOW__{daemon.kind.upper()}_RUNTIME__SOCKET_PATH": daemon.socket,
         "AIRFLOW__CONTAINER_RUNTIME__IMAGE": image,
         "AIRFLOW__CONTAINER_RUNTIME__IMAGE_PULL_POLICY": "never",

@@ -32,6 +32,7 @@ class Daemon:
     version: str
     socket: str
     tools: str
+    pid: int
 
     def connect(self, state_dir: Path) -> ContainerRuntime:
         return connect(self.kind, socket_path=self.socket, namespace=NAMESPACE, state_dir=state_dir)
@@ -92,7 +93,7 @@ def start_daemon(kind: str, directory: Path, *, version: str = "") -> Daemon:
     """Start it in ``directory``; the caller stops it with ``stop_daemon``, also when this fails."""
     chosen = [f"--version={version}"] if version else []
     told = json.loads(hack("daemon", "start", kind, *chosen, "--directory", str(directory)))
-    return Daemon(kind=kind, version=told["version"], socket=told["socket"], tools=told["path"])
+    return Daemon(kind=kind, version=told["version"], socket=told["socket"], tools=told["path"], pid=told["pid"])
 
 
 def stop_daemon(directory: Path) -> None:

@@ -72,7 +72,7 @@ def test_programs_of_hack_exist(document: Path) -> None:
 def test_commands_of_airflow_containers_exist(document: Path) -> None:
     (group,) = get_containers_cli_commands()
     known = set(commands(group.subcommands))
-    for words in re.findall(r"airflow\s+containers\s+([a-z]+(?:\s+(?:list|import|remove)\b)?)", document.read_text()):
+    for words in re.findall(r"airflow\s+containers\s+([a-z-]+(?:\s+(?:list|import|remove)\b)?)", document.read_text()):
         name = " ".join(words.split())
         assert name in known, name
 
