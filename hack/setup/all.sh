@@ -14,5 +14,7 @@ checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 . "$checkout/hack/setup/containerd.sh"
 # shellcheck source=docker.sh
 . "$checkout/hack/setup/docker.sh"
+# shellcheck source=user_mode_linux.sh
+. "$checkout/hack/setup/user_mode_linux.sh"
 # shellcheck source=virtualenv.sh
 . "$checkout/hack/setup/virtualenv.sh"

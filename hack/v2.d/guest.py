@@ -1,0 +1,165 @@
+"""The first process of the guest: makes a system out of the host's files, runs one command in it, and halts.
+
+Runs as process 1 of User-mode Linux; hack/v2 starts it with the path of a JSON file. The host's files are the lower
+layer of an overlay whose upper layer is memory, so whatever the command does to them is gone with the guest.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import termios
+import threading
+import traceback
+import tty
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+# linux/mount.h, linux/reboot.h, and the system calls of x86-64, for which alone Debian builds User-mode Linux
+MS_NOSUID, MS_NODEV, MNT_DETACH = 0x2, 0x4, 0x2
+RB_POWER_OFF = 0x4321FEDC
+SIOCSIFFLAGS = 0x8914  # linux/sockios.h
+SYS_PIVOT_ROOT, SYS_FINIT_MODULE = 155, 313
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    try:
+        carry_out(Path(sys.argv[1]))
+    finally:
+        os.sync()
+        libc.reboot(RB_POWER_OFF)
+
+
+def carry_out(path: Path) -> None:
+    order = json.loads(path.read_text())
+    outcome: dict[str, Any] = {"status": None, "error": ""}
+    try:
+        make_root(order)
+        # It holds an environment, which nobody needs there any longer.
+        path.unlink()
+        loopback_up()
+        outcome["status"] = run(order)
+    except Exception:  # noqa: BLE001 -- whatever it is, the host is to hear of it
+        outcome["error"] = traceback.format_exc()
+    path.with_name("outcome.json").write_text(json.dumps(outcome))
+
+
+def make_root(order: dict[str, Any]) -> None:
+    """An overlay of the host's root becomes our root, with file systems of this kernel in it."""
+    for module in order["modules"]:
+        with Path(module).open("rb") as file:
+            call(f"load {module}", libc.syscall(SYS_FINIT_MODULE, file.fileno(), b"", 0))
+    mount("tmpfs", "/tmp", "tmpfs", MS_NODEV)
+    for name in ("upper", "work", "root"):
+        Path("/tmp", name).mkdir()
+    mount("overlay", "/tmp/root", "overlay", 0, "lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work")
+    os.chdir("/tmp/root")
+    # The old root ends up on top of the new one, from where it is taken away (pivot_root(2)).
+    call("pivot_root", libc.syscall(SYS_PIVOT_ROOT, b".", b"."))
+    call("detach the old root", libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+    mount("proc", "/proc", "proc")
+    mount("sysfs", "/sys", "sysfs")
+    mount("devtmpfs", "/dev", "devtmpfs")
+    mount("devpts", "/dev/pts", "devpts", options="ptmxmode=666,mode=620")
+    for directory in ("/dev/shm", "/tmp", "/run", "/var/tmp"):
+        mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    for name, target in {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
+        Path("/dev", name).symlink_to(f"/proc/self/{target}")
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+    # Its own mount of the host's directory, and so writable, where the root is not.
+    for directory in (order["exchange"], *order["writable"]):
+        mount("hostfs", directory, "hostfs", MS_NOSUID | MS_NODEV, directory)
+
+
+def run(order: dict[str, Any]) -> int:
+    """The command's exit status, 128 + n when signal n has ended it."""
+    pumps = []
+    writers = []
+    for console in ("/dev/tty1", "/dev/tty2"):
+        # Through a pipe, because the command's output is no terminal, and raw, because no carriage returns are wanted.
+        terminal = os.open(console, os.O_WRONLY | os.O_NOCTTY)
+        tty.setraw(terminal)
+        reader, writer = os.pipe()
+        writers.append(writer)
+        pumps.append(threading.Thread(target=pump, args=(reader, terminal)))
+    child = os.fork()
+    if child == 0:
+        try:
+            start(order, *writers)
+        except BaseException:  # noqa: BLE001 -- nothing of ours may run in the child
+            traceback.print_exc()
+            os._exit(127)
+    for writer in writers:
+        os.close(writer)
+    for each in pumps:
+        each.start()
+    pid = 0
+    while pid != child:  # process 1 is the parent of all orphans
+        pid, status = os.wait()
+    # Whoever is left would keep the pipes open.
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    for each in pumps:
+        each.join()
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def pump(reader: int, terminal: int) -> None:
+    while chunk := os.read(reader, 65536):
+        while chunk:
+            chunk = chunk[os.write(terminal, chunk) :]
+    termios.tcdrain(terminal)
+
+
+def start(order: dict[str, Any], stdout: int, stderr: int) -> None:
+    os.setsid()
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    Path(order["directory"]).mkdir(parents=True, exist_ok=True)  # below /tmp, say
+    os.chdir(order["directory"])
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what it starts would too
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    try:
+        os.execvp(order["command"][0], order["command"])
+    except OSError as error:
+        print(f"{order['command'][0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(126 if isinstance(error, PermissionError) else 127)
+
+
+def loopback_up() -> None:
+    with socket.socket() as control:
+        # netdevice(7): struct ifreq with IFF_UP
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", 1))
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    Path(target).mkdir(parents=True, exist_ok=True)
+    call(
+        f"mount {kind} on {target}",
+        libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()),
+    )
+
+
+def call(what: str, result: int) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The pids controller: pids.max, pids.current, pids.peak, pids.events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_isolation.cgroups.directory import Max, flat_keyed, limit_or_none
+from airflow_isolation.cgroups.errors import ValueRefused
+
+if TYPE_CHECKING:
+    from airflow_isolation.cgroups.directory import Cgroup
+
+# PID_MAX_LIMIT of 64-bit Linux
+MAX_PIDS = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pids:
+    """``max`` counts processes and threads together."""
+
+    max: int | Max | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PidsStat:
+    """``refused`` is how often the limit said no to a fork. ``peak`` is None before Linux 6.1."""
+
+    current: int
+    peak: int | None = None
+    limit: int | None = None
+    refused: int = 0
+
+
+def set(cgroup: Cgroup, pids: Pids) -> None:
+    """Write what is set. A limit below what there is now ends nobody: there are just no new ones.
+
+    :raises ValueRefused: out of range.
+    """
+    check(pids)
+    if pids.max is not None:
+        cgroup.write("pids.max", str(pids.max))
+
+
+def check(pids: Pids) -> None:
+    """:raises ValueRefused: a value that the kernel would refuse, or with which nothing can begin."""
+    if isinstance(pids.max, int) and not 1 <= pids.max <= MAX_PIDS:
+        raise ValueRefused(f"pids is {pids.max}", hint=f"Give 1 to {MAX_PIDS}")
+
+
+def stat(cgroup: Cgroup) -> PidsStat | None:
+    """None where the controller is not enabled.
+
+    :raises CgroupGone: the cgroup has been removed.
+    """
+    current = limit_or_none(cgroup.read_if_there("pids.current"))
+    if current is None:
+        return None
+    return PidsStat(
+        current=current,
+        peak=limit_or_none(cgroup.read_if_there("pids.peak")),
+        limit=limit_or_none(cgroup.read_if_there("pids.max")),
+        refused=flat_keyed(cgroup.read_if_there("pids.events") or "").get("max", 0),
+    )

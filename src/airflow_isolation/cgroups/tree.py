@@ -1,0 +1,358 @@
+"""The tree in which workloads are held: who makes its directories, and who takes them away.
+
+    <mount>/<delegated part>/<parent>/      one for all workloads of the host
+      task_execution/  dag_parsing/         one for each purpose, with its budget
+        <id>/                               one for each workload: limits are written and counters read here
+          container/                        the runtime's own
+
+Several workers share the tree without talking to each other. The upper levels are made by whoever comes first and go
+with the last workload. A workload's directory is locked (flock) by the process that made it for as long as that process
+lives; what is not locked has been left behind by a dead worker, and anybody may remove it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_isolation.cgroups import processes
+from airflow_isolation.cgroups.directory import SUBTREE_CONTROL, Cgroup, open_cgroup
+from airflow_isolation.cgroups.errors import CgroupBusy, CgroupError, CgroupGone, ControllerMissing, ValueRefused
+from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, check_limits, set_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from airflow_isolation.cgroups.hierarchy import Hierarchy
+
+#: The runtime's directory in a workload's.
+LEAF = "container"
+#: All that gives limits or counters. Those come first that a cgroup with processes in it can't hand down: by the others
+#: it would become the root of a threaded subtree.
+CONTROLLERS = ("memory", "io", "cpu", "pids", "cpuset")
+#: Where a delegated unit's own processes go, which may not stay in an inner directory.
+WORKER = "worker"
+
+# Another worker may remove an empty level, or look for left-overs, in between.
+_TRIES = 50
+_PAUSE_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """``root`` is the directory for all workloads, below ``mount``; ``delegated`` the part of it that isn't ours to make."""
+
+    mount: Path
+    root: str
+    delegated: str = ""
+
+    def purpose(self, purpose: str) -> str:
+        return f"{self.root}/{purpose}"
+
+    def workload(self, purpose: str, id: str) -> str:
+        return f"{self.root}/{purpose}/{id}"
+
+    def leaf(self, purpose: str, id: str) -> str:
+        """For the runtime: ``linux.cgroupsPath`` without its leading slash."""
+        return f"{self.root}/{purpose}/{id}/{LEAF}"
+
+
+def find_tree(hierarchy: Hierarchy, parent: str) -> Tree:
+    """The tree below ``parent``, in the part of the hierarchy that is delegated to us.
+
+    :raises NotUnified: no cgroup v2. Also what else ``Hierarchy.require`` raises.
+    """
+    hierarchy.require("memory")
+    root = "/".join(part for part in (hierarchy.delegated, parent.strip("/")) if part)
+    return Tree(mount=hierarchy.mount, root=root, delegated=hierarchy.delegated)
+
+
+class Workload:
+    """One workload's directory, made and locked; ``remove`` ends everything in it and takes it away."""
+
+    def __init__(self, tree: Tree, purpose: str, id: str, cgroup: Cgroup) -> None:
+        self.tree = tree
+        self.purpose = purpose
+        self.id = id
+        self.cgroup = cgroup
+        _LOCKED.add(self)
+
+    def __repr__(self) -> str:
+        return f"Workload({str(self.cgroup.path)!r})"
+
+    @property
+    def leaf(self) -> str:
+        return self.tree.leaf(self.purpose, self.id)
+
+    def remove(self, seconds: float = 10.0) -> None:
+        """Kill what is in it, remove it and the levels that are empty then, and unlock it. May be called twice.
+
+        :raises CgroupBusy: its processes don't end within ``seconds``; it is then still locked.
+        """
+        remove_workload(self.tree, self.purpose, self.id, seconds)
+        self.close()
+
+    def close(self) -> None:
+        """Unlock it and leave it to whoever removes left-overs. May be called twice."""
+        self.cgroup.close()
+        _LOCKED.discard(self)
+
+
+_LOCKED: set[Workload] = set()
+
+
+def _unlock_in_child() -> None:
+    """A lock is held until the last copy of its descriptor is closed: a fork must not keep a dead worker's."""
+    for workload in list(_LOCKED):
+        workload.close()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+def make_workload(
+    tree: Tree, purpose: str, id: str, limits: Limits = NO_LIMITS, *, budget: Limits = NO_LIMITS
+) -> Workload:
+    """Make a workload's directory with its limits, and what is missing above it. When that fails, it is not there.
+
+    ``budget`` is written for the purpose, each time: the last worker's settings hold.
+
+    :raises ValueRefused: a limit, by name; or it is more than the budget.
+    :raises CgroupBusy: another process has a workload of this id, or processes are in an inner directory.
+    :raises ControllerMissing: a limit needs a controller that is not handed down to us.
+    :raises CgroupDenied: the tree is not ours to make.
+    """
+    check_limits(limits)
+    check_budget(limits, budget, purpose)
+    with ExitStack() as undo:
+        undo.callback(_remove_empty_levels, tree, purpose)
+        for _ in range(_TRIES):
+            with suppress(CgroupGone):
+                cgroup = _made_and_locked(tree, purpose, id, required=limits.controllers, budget=budget)
+                break
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            raise CgroupBusy(f"{tree.mount / tree.workload(purpose, id)} is removed again and again while it is made")
+        workload = Workload(tree, purpose, id, cgroup)
+        undo.callback(workload.remove)
+        set_limits(cgroup, limits)
+        undo.pop_all()
+    return workload
+
+
+def check_budget(limits: Limits, budget: Limits, purpose: str) -> None:
+    """:raises ValueRefused: one workload may use more than all of its purpose together."""
+    pairs = (
+        ("memory", limits.memory.max, budget.memory.max, "bytes"),
+        ("cpus", limits.cpu.cpus, budget.cpu.cpus, "cores"),
+        ("pids", limits.pids.max, budget.pids.max, "processes"),
+    )
+    for name, one, together, unit in pairs:
+        if isinstance(one, int | float) and isinstance(together, int | float) and one > together:
+            raise ValueRefused(
+                f"{name} is {one:g} {unit}, but all workloads of {purpose} together have {together:g}"
+                if isinstance(one, float)
+                else f"{name} is {one} {unit}, but all workloads of {purpose} together have {together}",
+                hint=f"Lower {name}, or raise budget_{name}",
+            )
+
+
+def remove_workload(tree: Tree, purpose: str, id: str, seconds: float = 10.0) -> None:
+    """Kill what is in a workload's directory and remove it, with the cgroups that the workload made in it. Levels above
+    it go too when they are empty. Gone already is success; may be called twice, also at the same time.
+
+    :raises CgroupBusy: its processes don't end within ``seconds``.
+    """
+    with suppress(CgroupGone), open_cgroup(tree.mount, tree.purpose(purpose)) as above:
+        _remove_whole(above, id, time.monotonic() + seconds)
+    _remove_empty_levels(tree, purpose)
+
+
+def list_workloads(tree: Tree) -> tuple[tuple[str, str], ...]:
+    """Purpose and id of every workload's directory that there is."""
+    found = []
+    with suppress(CgroupGone), open_cgroup(tree.mount, tree.root) as root:
+        for purpose in root.children():
+            with suppress(CgroupGone), root.child(purpose) as level:
+                found += [(purpose, id) for id in level.children()]
+    return tuple(found)
+
+
+def remove_abandoned(tree: Tree, seconds: float = 10.0) -> tuple[str, ...]:
+    """Remove the directories of workloads whose worker is dead, and give their ids.
+
+    :raises CgroupBusy: processes don't end within ``seconds``; the rest has been removed.
+    """
+    deadline = time.monotonic() + seconds
+    removed, busy = [], None
+    for purpose, id in list_workloads(tree):
+        try:
+            with open_cgroup(tree.mount, tree.workload(purpose, id)) as cgroup:
+                if _lock(cgroup):
+                    remove_workload(tree, purpose, id, max(0.0, deadline - time.monotonic()))
+                    removed.append(id)
+        except CgroupGone:
+            continue
+        except CgroupBusy as error:
+            busy = error
+    if busy is not None:
+        raise busy
+    return tuple(removed)
+
+
+def _made_and_locked(tree: Tree, purpose: str, id: str, *, required: frozenset[str], budget: Limits) -> Cgroup:
+    """:raises CgroupGone: somebody removed it, or a level above it, meanwhile."""
+    with _level(tree, purpose, required | budget.controllers) as level:
+        if budget != NO_LIMITS:
+            set_limits(level, budget)
+        made = level.make_child(id)
+        cgroup = level.child(id)
+        try:
+            if not _lock(cgroup):
+                if made:
+                    raise CgroupGone(f"{cgroup.path} is taken for a left-over")
+                raise CgroupBusy(
+                    f"{cgroup.path} belongs to another process", hint="Each workload needs an id of its own"
+                )
+            # Locked, it stays. But what is locked may have been removed before that, and another be in its place.
+            with level.child(id) as now:
+                if not os.path.sameopenfile(now.fileno(), cgroup.fileno()):
+                    raise CgroupGone(f"{cgroup.path} has been removed")
+        except BaseException:
+            cgroup.close()
+            raise
+        return cgroup
+
+
+def _level(tree: Tree, purpose: str, required: frozenset[str]) -> Cgroup:
+    """The purpose's directory, made if need be, with controllers enabled for what is below it."""
+    cgroup = open_cgroup(tree.mount, tree.delegated)
+    try:
+        _hand_down(cgroup, required)
+        for name in _below(tree, purpose):
+            cgroup.make_child(name)
+            following = cgroup.child(name)
+            cgroup.close()
+            cgroup = following
+            _hand_down(cgroup, required)
+    except BaseException:
+        cgroup.close()
+        raise
+    return cgroup
+
+
+def _below(tree: Tree, purpose: str) -> list[str]:
+    return tree.purpose(purpose)[len(tree.delegated) :].strip("/").split("/")
+
+
+def _hand_down(cgroup: Cgroup, required: frozenset[str]) -> None:
+    """Enable the controllers for the cgroups below this one: those that are required, and what else there is."""
+    available = set(cgroup.read("cgroup.controllers").split())
+    missing = required - available
+    if missing:
+        raise ControllerMissing(
+            f"{cgroup.path} does not have the controller {', '.join(sorted(missing))}, only: "
+            f"{', '.join(sorted(available)) or 'none'}",
+            hint="In a systemd unit, set Delegate=yes; the kernel may also be built without it",
+        )
+    enabled = set(cgroup.read(SUBTREE_CONTROL).split())
+    for name in CONTROLLERS:
+        if name in available and name not in enabled:
+            # One at a time: a kernel that refuses one (cpu, with realtime processes about) refuses the whole line.
+            try:
+                _enable(cgroup, name)
+            except CgroupGone:
+                raise
+            except CgroupError:
+                if name in required or name == "memory":
+                    raise
+
+
+def _enable(cgroup: Cgroup, controller: str) -> None:
+    try:
+        cgroup.write(SUBTREE_CONTROL, f"+{controller}")
+    except CgroupBusy:
+        if not _is_own_unit(cgroup):
+            raise
+        _vacate(cgroup)
+        cgroup.write(SUBTREE_CONTROL, f"+{controller}")
+
+
+def _is_own_unit(cgroup: Cgroup) -> bool:
+    """This process is directly in it: a delegated unit that systemd has put us into, and nobody else's business."""
+    return os.getpid() in processes.members(cgroup)
+
+
+def _vacate(cgroup: Cgroup) -> None:
+    """Move the processes of a delegated unit one level down, as systemd's DelegateSubgroup= does from 254 on."""
+    cgroup.make_child(WORKER)
+    with cgroup.child(WORKER) as worker:
+        for _ in range(_TRIES):
+            here = processes.members(cgroup)
+            if not here:
+                return
+            for pid in here:
+                # Ended meanwhile. What can't be moved for another reason is still there in the end.
+                with suppress(CgroupError):
+                    processes.move(worker, pid)
+
+
+def _lock(cgroup: Cgroup) -> bool:
+    try:
+        fcntl.flock(cgroup.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_whole(above: Cgroup, name: str, deadline: float) -> None:
+    while True:
+        try:
+            with above.child(name) as cgroup:
+                processes.kill_all(cgroup)
+                processes.wait_until_empty(cgroup, max(0.0, deadline - time.monotonic()))
+                for below in reversed(list(_descendants(cgroup))):
+                    parent, _, last = below.rpartition("/")
+                    with suppress(CgroupGone), cgroup.child(parent) as level:
+                        level.remove_child(last)
+            above.remove_child(name)
+        except CgroupGone:
+            return
+        except CgroupBusy:
+            # Somebody came in since; or the kernel is not yet done with what has just ended.
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _descendants(cgroup: Cgroup) -> Iterator[str]:
+    """Paths below the cgroup, each before those below it."""
+    waiting = [""]
+    while waiting:
+        name = waiting.pop()
+        below: Iterable[str] = ()
+        with suppress(CgroupGone), cgroup.child(name) as level:
+            below = level.children()
+        if name:
+            yield name
+        waiting += [f"{name}/{child}".lstrip("/") for child in below]
+
+
+def _remove_empty_levels(tree: Tree, purpose: str) -> None:
+    names = _below(tree, purpose)
+    for depth in range(len(names), 0, -1):
+        above = "/".join(part for part in (tree.delegated, *names[: depth - 1]) if part)
+        try:
+            with open_cgroup(tree.mount, above) as level:
+                level.remove_child(names[depth - 1])
+        except CgroupGone:
+            continue
+        except CgroupError:
+            return
