@@ -90,7 +90,7 @@ def until_hello(runtime: ContainerRuntime, image: str, state_dir: Path) -> dict[
     clock = _Clock()
     with ExitStack() as stack:
         directory.mkdir(parents=True, mode=0o711)
-        (directory / agent.AGENT_NAME).write_bytes(agent.SOURCE.read_bytes())
+        agent.copy_to(directory)
         listener = AgentListener(directory)
         stack.callback(listener.close)
         steps["directory, socket"] = clock.lap()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +57,7 @@ class NeverEnds:
 
 class RunningAgent:
     def __init__(self, directory: Path) -> None:
-        shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
+        agent.copy_to(directory)
         package = directory / "lib" / "airflow" / "sdk" / "execution_time"
         package.mkdir(parents=True)
         for parent in (package, package.parent, package.parent.parent):
@@ -147,7 +146,9 @@ def _no_connection_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def exited(connection: AgentConnection) -> int | None:
     connection._socket.settimeout(20)
-    return connection.exited()
+    code = connection.exited()
+    connection.cut()
+    return code
 
 
 def test_hello_names_the_versions_without_importing_them(running: RunningAgent) -> None:
@@ -181,6 +182,19 @@ def test_a_signal_that_kills_is_reported_as_such(running: RunningAgent) -> None:
     assert exited(connection) == -9
     assert running.process.wait(20) == 128 + 9
     connection.close()
+
+
+def test_the_agent_stays_until_the_worker_has_heard_the_end(running: RunningAgent) -> None:
+    connection = running.start("os._exit(3)")
+    connection._socket.settimeout(20)
+    assert connection.exited() == 3
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(0.5)
+    connection.send_signal(signal.SIGTERM)  # comes too late, and harms nobody
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(0.2)
+    connection.cut()
+    assert running.process.wait(20) == 3
 
 
 def test_a_segfault_ends_the_workload_although_python_handles_it(running: RunningAgent) -> None:

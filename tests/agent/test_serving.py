@@ -5,7 +5,6 @@ What needs a container, and what hostile files do, is in tests/parse_containers.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ class Serving:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
+        agent.copy_to(directory)
         self.scratch = directory / "scratch"
         self.scratch.mkdir()
         self.listener = AgentListener(directory)

@@ -231,7 +231,7 @@ def start_agent(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, und
     directory.mkdir(mode=0o711)
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
     undo.enter_context(held(directory))
-    shutil.copyfile(agent.SOURCE, directory / agent.AGENT_NAME)
+    agent.copy_to(directory)
     listener = AgentListener(directory)
     undo.callback(listener.close)
 
