@@ -89,7 +89,7 @@ def until_hello(runtime: ContainerRuntime, image: str, state_dir: Path) -> dict[
     steps = {}
     clock = _Clock()
     with ExitStack() as stack:
-        directory.mkdir(parents=True, mode=0o711)
+        directory.mkdir(parents=True, mode=0o755)
         agent.copy_to(directory)
         listener = AgentListener(directory)
         stack.callback(listener.close)

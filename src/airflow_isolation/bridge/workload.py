@@ -228,7 +228,8 @@ def start_agent(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, und
     """
     _prepare(state_dir)
     directory = state_dir / "workloads" / what.id
-    directory.mkdir(mode=0o711)
+    # Python lists a directory from which it imports, and the agent has the image's uid.
+    directory.mkdir(mode=0o755)
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
     undo.enter_context(held(directory))
     agent.copy_to(directory)
