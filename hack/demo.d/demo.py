@@ -40,7 +40,14 @@ RECORD = "demo.json"
 PREFIX = "ai-demo-"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How each DAG is to end.
-EXPECTED = {"taskflow": "success", "own_image": "success", "own_dependency": "success", "failing": "failed"}
+EXPECTED = {
+    "taskflow": "success",
+    "own_image": "success",
+    "own_dependency": "success",
+    "failing": "failed",
+    "memory": "failed",
+}
+OUT_OF_MEMORY = "it reached its own limit, memory = 512 MiB"
 COLOURS = {"success": "green", "failed": "red", "up_for_retry": "yellow"}
 
 #: The table is the result; everything else is progress.
@@ -180,6 +187,11 @@ def _problems(states: dict[str, str], found: list[Try]) -> Iterator[str]:
         yield f"The failing task should have had two tries, and had {len(failing)}."
     elif not any("on_failure_callback ran" in event for event in failing[-1].events):
         yield "The failing task's on_failure_callback did not run in its container."
+    over = [event for each in found if each.dag == "memory" for event in each.events]
+    if not any(OUT_OF_MEMORY in event and "Raise resources.memory." in event for event in over):
+        yield "The log of the task that went over its memory does not say so."
+    if not any("Task ended with signal SIGKILL: wall" in event for event in over):
+        yield "The log of the task that went over its memory does not say what it had used."
 
 
 def _print_logs(found: list[Try], airflow: Standalone) -> None:

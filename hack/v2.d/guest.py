@@ -72,7 +72,7 @@ def make_root(order: dict[str, Any]) -> None:
     mount("sysfs", "/sys", "sysfs")
     mount("devtmpfs", "/dev", "devtmpfs")
     mount("devpts", "/dev/pts", "devpts", options="ptmxmode=666,mode=620")
-    for directory in ("/dev/shm", "/tmp", "/run", "/var/tmp"):
+    for directory in ("/dev/shm", "/run", *order["empty"]):
         mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     for name, target in {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
         Path("/dev", name).symlink_to(f"/proc/self/{target}")
@@ -128,7 +128,7 @@ def start(order: dict[str, Any], stdout: int, stderr: int) -> None:
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    Path(order["directory"]).mkdir(parents=True, exist_ok=True)  # below /tmp, say
+    Path(order["directory"]).mkdir(parents=True, exist_ok=True)
     os.chdir(order["directory"])
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what it starts would too
         signal.signal(number, signal.SIG_DFL)
@@ -138,7 +138,7 @@ def start(order: dict[str, Any], stdout: int, stderr: int) -> None:
         os.execvp(order["command"][0], order["command"])
     except OSError as error:
         print(f"{order['command'][0]}: {error.strerror}", file=sys.stderr, flush=True)
-        os._exit(126 if isinstance(error, PermissionError) else 127)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
 def loopback_up() -> None:

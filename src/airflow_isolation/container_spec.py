@@ -40,12 +40,52 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRates:
+    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written. None leaves one as it is.
+
+    ``device`` is ``MAJOR:MINOR`` or a path such as ``/dev/sda``.
+    """
+
+    device: str
+    rbps: int | Literal["max"] | None = None
+    wbps: int | Literal["max"] | None = None
+    riops: int | Literal["max"] | None = None
+    wiops: int | Literal["max"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Limits. None is no limit. ``cpus`` in cores, ``memory`` in bytes (swap is off), ``pids`` a count."""
+    """Limits. None is no limit, or the kernel's default.
+
+    Every backend has the first three. The others need cgroup v2, and are refused by name where it is not.
+
+    Attributes:
+        cpus: cores.
+        memory: bytes; swap is off unless ``memory_swap`` is set.
+        pids: processes and threads together.
+        cpu_weight: 1 to 10000 against other workloads of the purpose, 100 is usual.
+        cpuset: processors, such as ``0-3,8``.
+        memory_request: bytes that the kernel spares when others need some.
+        memory_high: bytes from which on the workload is slowed down; from memory_request and memory unless set.
+        memory_swap: bytes of swap, besides ``memory``.
+        io_max: limits for disks.
+        io_weight: 1 to 10000, as ``cpu_weight``.
+        oom_group: when one process is killed for memory, all are; False is for a container of several workloads. To v1
+            there is only False.
+
+    """
 
     cpus: float | None = None
     memory: int | None = None
     pids: int | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    memory_request: int | None = None
+    memory_high: int | None = None
+    memory_swap: int | None = None
+    io_max: tuple[DeviceRates, ...] = ()
+    io_weight: int | None = None
+    oom_group: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +104,7 @@ class ContainerSpec:
         stop_grace_period: seconds between SIGTERM and SIGKILL.
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.
+        budget: what all workloads of the same purpose together may use: cpus, memory and pids of it; needs cgroup v2.
 
     """
 
@@ -87,3 +128,4 @@ class ContainerSpec:
     stop_grace_period: float = 10.0
     timezone: str = ""
     cgroup_parent: str = ""
+    budget: Resources = Resources()

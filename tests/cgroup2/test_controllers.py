@@ -16,7 +16,6 @@ from airflow_isolation.cgroups import (
     ControllerMissing,
     Cpu,
     Cpuset,
-    DeviceRates,
     Io,
     Limits,
     Memory,
@@ -34,6 +33,7 @@ from airflow_isolation.cgroups import io as io_controller
 from airflow_isolation.cgroups import memory as memory_controller
 from airflow_isolation.cgroups import pids as pids_controller
 from airflow_isolation.cgroups import pressure as pressure_controller
+from airflow_isolation.container_spec import DeviceRates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,6 @@ from airflow_isolation.cgroups import (
     ControllerMissing,
     Cpu,
     Cpuset,
-    DeviceRates,
     Hierarchy,
     Io,
     Limits,
@@ -38,6 +37,7 @@ from airflow_isolation.cgroups import (
     remove_abandoned,
     remove_workload,
 )
+from airflow_isolation.container_spec import DeviceRates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +69,72 @@ def test_list_shows_what_has_not_ended_and_all_the_rest(
     assert len(table) == 4
 
 
+def test_stats_are_shown_once_where_nobody_watches(airflow: Airflow, make_container: MakeContainer) -> None:
+    assert rows(airflow("containers", "stats", "--output", "json")) == []
+    container = make_container(THIS_WORKER, started=True, dag_id="sales", task_id="load")
+    make_container(THIS_WORKER, dag_id="sales")
+    (shown,) = rows(airflow("containers", "stats", "--output", "json"))
+    assert (shown["container"], shown["dag"], shown["task"]) == (container.id, "sales", "load")
+    assert shown["cpu_percent"] >= 0
+    assert shown["cpu_seconds"] > 0
+    assert 0 < shown["memory"] <= shown["memory_peak"]
+    assert (shown["memory_limit"], shown["oom_kills"], shown["pids"]) == (None, 0, 1)
+
+    table = airflow("containers", "stats", "--no-stream", container.id).stdout.splitlines()
+    assert [name.strip() for name in table[0].split("|")][:4] == ["container", "dag", "task", "cpu_percent"]
+    assert len(table) == 3
+
+    unknown = airflow("containers", "stats", "nope")
+    assert unknown.returncode == 1
+    assert "'nope'" in unknown.stderr
+
+
+def test_stats_on_a_terminal_go_on_until_ctrl_c(environment: dict[str, str], make_container: MakeContainer) -> None:
+    container = make_container(THIS_WORKER, started=True)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "airflow", "containers", "stats"],
+        env={**environment, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while seen.count(container.id.encode()) < 2:
+            seen += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    os.close(ours)
+    assert (process.returncode, said) == (0, b"")
+
+
+def test_stats_on_a_terminal_end_with_the_containers_that_were_named(
+    environment: dict[str, str], make_container: MakeContainer, runtime: ContainerdRuntime
+) -> None:
+    container = make_container(THIS_WORKER, started=True)
+    make_container(THIS_WORKER, started=True)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "airflow", "containers", "stats", container.id],
+        env={**environment, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while b"cpu_percent" not in seen:
+            seen += os.read(ours, 65536)
+        runtime.kill(container.id)
+        with suppress(OSError):  # how a terminal says that nobody has it open any more
+            while os.read(ours, 65536):
+                pass
+        _, said = process.communicate(timeout=60)
+    os.close(ours)
+    assert (process.returncode, said) == (0, b"")
+
+
 def test_one_container_is_inspected_read_and_killed_by_the_beginning_of_its_id(
     airflow: Airflow, make_container: MakeContainer, runtime: ContainerdRuntime
 ) -> None:
@@ -85,6 +155,8 @@ def test_one_container_is_inspected_read_and_killed_by_the_beginning_of_its_id(
     inspected = json.loads(airflow("containers", "inspect", beginning, "--output", "json").stdout)
     assert inspected["container"] == container.id
     assert inspected["labels"]["io.airflow.dag_id"] == "sales"
+    assert inspected["stats"]["memory_peak"] > 0
+    assert inspected["stats"]["oom_kills"] == 0
     assert inspected["owner"] == {"host": THIS_WORKER.host, "pid": THIS_WORKER.pid, "gone": False}
 
     deadline = time.monotonic() + 30

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.conformance.conftest import IMAGE, NAMESPACE
 
+from airflow_isolation.cgroups import CgroupMounts
 from airflow_isolation.container_spec import MIB, Mount, Resources
 from airflow_isolation.errors import (
     ContainerExists,
@@ -28,6 +29,7 @@ from airflow_isolation.errors import (
     SpecRefused,
 )
 from airflow_isolation.oci import new_container_id
+from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
@@ -474,6 +476,45 @@ def test_stats_count(host: Host) -> None:
     assert one.memory_limit == 256 * MIB
     assert one.pids is not None
     assert one.pids >= 1
+
+
+def test_stats_say_the_same_of_the_same_work_whatever_the_backend(host: Host) -> None:
+    id = host.create(
+        "python3",
+        "-c",
+        "import time; x = b'x' * 100_000_000\nwhile time.process_time() < 1: pass\ndel x; print('ready', flush=True); time.sleep(600)",
+        resources=Resources(memory=256 * MIB, pids=64),
+    )
+    host.runtime.start(id)
+    wait_for_output(host, id, b"ready")
+    one = host.runtime.stats([id])[id]
+    assert one.cpu_seconds is not None
+    assert 1 <= one.cpu_seconds < 30
+    assert one.cpu_user is not None
+    assert one.cpu_system is not None
+    assert one.cpu_user + one.cpu_system == pytest.approx(one.cpu_seconds, abs=0.3)
+    assert one.memory_peak is not None
+    assert 100_000_000 <= one.memory_peak <= 256 * MIB
+    assert (one.oom_kills, one.pids, one.pids_limit) == (0, 1, 64)
+
+
+def test_stats_count_what_the_kernel_killed_for_memory(host: Host) -> None:
+    id = host.create(
+        "sh", "-c", "python3 -c \"x = b'x' * 500_000_000\"; echo ready; sleep 600", resources=Resources(memory=64 * MIB)
+    )
+    host.runtime.start(id)
+    wait_for_output(host, id, b"ready")
+    one = host.runtime.stats([id])[id]
+    assert one.oom_kills == 1
+    assert one.memory_peak is not None
+    assert 63 * MIB <= one.memory_peak <= 64 * MIB
+
+
+def test_where_cgroups_can_not_be_seen_the_daemon_counts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = host.start("sleep", "600")
+    monkeypatch.setattr(CgroupFiles, "_mounts", CgroupMounts())
+    with host.connect() as runtime:
+        assert (runtime.stats([id])[id].memory or 0) > 0
 
 
 def test_without_a_limit_stats_name_none(host: Host) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from airflow_isolation.bridge.agent_socket import end_of
-from airflow_isolation.bridge.oom import OomKills
 from airflow_isolation.bridge.workload import Launch, NegativeSignal, RunningAgent, named, readable, start_agent
+from airflow_isolation.cgroups import counters_of_process
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from airflow_isolation.cgroups import Counters
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import ContainerRuntime
 
@@ -88,6 +89,7 @@ class ParseContainer:
         what: Launch,
         started: RunningAgent,
         poll: select.epoll,
+        counters: Counters,
         memory: int,
         resources: ExitStack,
     ) -> None:
@@ -101,7 +103,7 @@ class ParseContainer:
         self._connection = started.connection
         self._pending_exit = started.pending_exit
         self._resources = resources
-        self._oom_kills = OomKills(started.container.pid)
+        self._counters = counters
         self._oom_kills_before: int | None = None
         self._parsing = False
         self._gone = False
@@ -136,7 +138,7 @@ class ParseContainer:
         """
         if self._parsing:
             raise ContainerFailed(f"The container {self.container.id} is parsing another file")
-        self._oom_kills_before = self._oom_kills.count()
+        self._oom_kills_before = self._counters.oom_kills()
         self._connection.parse(environment=environment, modules=modules, descriptors=descriptors)
         self._parsing = True
         self.forks += 1
@@ -184,7 +186,7 @@ class ParseContainer:
             self._poll.unregister(self._pending_exit.fileno())
         self._parsing = False
         before, self._oom_kills_before = self._oom_kills_before, None
-        now = self._oom_kills.count()
+        now = self._counters.oom_kills()
         return Ended(named(code), gone=gone, out_of_memory=None if before is None or now is None else now > before)
 
     def _stop_escalation(self) -> bool:
@@ -231,6 +233,7 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
     deadline = time.monotonic() + what.start_timeout
     with ExitStack() as undo:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
+        counters = undo.enter_context(counters_of_process(started.container.pid))
         started.connection.serve(environment=what.environment, scratch=scratch_directories(what.spec))
         ready = _await_ready(started, deadline)
         if ready is None:
@@ -240,7 +243,13 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
         poll.register(started.connection.fileno(), select.EPOLLIN)
         poll.register(started.pending_exit.fileno(), select.EPOLLIN)
         return ParseContainer(
-            runtime=runtime, what=what, started=started, poll=poll, memory=ready, resources=undo.pop_all()
+            runtime=runtime,
+            what=what,
+            started=started,
+            poll=poll,
+            counters=counters,
+            memory=ready,
+            resources=undo.pop_all(),
         )
 
 

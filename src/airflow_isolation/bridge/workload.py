@@ -4,7 +4,7 @@
 2. the container, created and started; its exit is asked for before it starts
 3. the agent's hello, raced against the container's end and ``start_timeout``
 4. the hand-over of the four descriptors; from then on supervisor and workload talk directly
-5. the end: the agent's word, or else the runtime's
+5. the end: the agent's word, or else the runtime's; a last look at the counters of the container's cgroup
 6. the release of all of it, in reverse
 """
 
@@ -26,6 +26,7 @@ import structlog
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
+from airflow_isolation.bridge.ending import Meter
 from airflow_isolation.bridge.prune import abandon, held
 from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from airflow_isolation.bridge.ending import Ending
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
 
@@ -95,7 +97,12 @@ class Channels:
 
 
 class Workload:
-    """A started workload. ``close`` releases everything, whether it has ended or not."""
+    """A started workload. ``close`` releases everything, whether it has ended or not.
+
+    Attributes:
+        ending: what it has used, and whether it died for want of memory; from when ``exit_code`` has an answer.
+
+    """
 
     def __init__(
         self,
@@ -107,6 +114,7 @@ class Workload:
         pending_exit: PendingExit,
         runtime: ContainerRuntime,
         channels: Channels,
+        meter: Meter,
         resources: ExitStack,
     ) -> None:
         self.container = container
@@ -115,7 +123,9 @@ class Workload:
         self.channels = channels
         self.connection = connection
         self.pending_exit = pending_exit
+        self.ending: Ending | None = None
         self._runtime = runtime
+        self._meter = meter
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
@@ -139,6 +149,12 @@ class Workload:
             self._exit_code = self._ask_agent() if self._silent_since is None else None
             if self._exit_code is None:
                 self._exit_code = self._ask_runtime()
+            if self._exit_code is None:
+                self._meter.look()
+            else:
+                # Its container, and the counters with it, stays until the agent hears that we hang up.
+                self.ending = self._meter.ending(self._exit_code)
+                self.connection.cut()
         return self._exit_code
 
     def _ask_agent(self) -> int | None:
@@ -147,6 +163,7 @@ class Workload:
         code = self.connection.exited()
         if code is None:
             self._silent_since = time.monotonic()
+            self._meter.read()
             return None
         return named(code)
 
@@ -208,6 +225,8 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
     """
     with ExitStack() as undo:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
+        meter = Meter(started.container.pid)
+        undo.callback(meter.close)
         channels = _hand_over(started.connection, what, undo)
         return Workload(
             container=started.container,
@@ -217,6 +236,7 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
             pending_exit=started.pending_exit,
             runtime=runtime,
             channels=channels,
+            meter=meter,
             resources=undo.pop_all(),
         )
 

@@ -12,6 +12,15 @@
 Never imports airflow.
 """
 
+from airflow_isolation.cgroups.counters import (
+    UNIFIED,
+    CgroupMounts,
+    Counters,
+    counters_at,
+    counters_of_process,
+    find_mounts,
+    paths_of_process,
+)
 from airflow_isolation.cgroups.cpu import Cpu, CpuStat
 from airflow_isolation.cgroups.cpuset import Cpuset, CpusetStat
 from airflow_isolation.cgroups.directory import MAX, Cgroup, Max, open_cgroup
@@ -25,9 +34,9 @@ from airflow_isolation.cgroups.errors import (
     ValueRefused,
 )
 from airflow_isolation.cgroups.hierarchy import Hierarchy, find_hierarchy
-from airflow_isolation.cgroups.io import DeviceRates, Io, IoStat
+from airflow_isolation.cgroups.io import Io, IoStat
 from airflow_isolation.cgroups.kernel_log import Victim, read_victims
-from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, check_limits, set_limits
+from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, budget_of, check_limits, limits_of, set_limits
 from airflow_isolation.cgroups.memory import Memory, MemoryEvents, MemoryStat, throttle_from
 from airflow_isolation.cgroups.out_of_memory import Limit, MemorySample, OutOfMemory, attribute, take_sample
 from airflow_isolation.cgroups.pids import Pids, PidsStat
@@ -49,17 +58,19 @@ __all__ = [
     "LEAF",
     "MAX",
     "NO_LIMITS",
+    "UNIFIED",
     "Cgroup",
     "CgroupBusy",
     "CgroupDenied",
     "CgroupError",
     "CgroupGone",
+    "CgroupMounts",
     "ControllerMissing",
+    "Counters",
     "Cpu",
     "CpuStat",
     "Cpuset",
     "CpusetStat",
-    "DeviceRates",
     "Hierarchy",
     "Io",
     "IoStat",
@@ -84,12 +95,18 @@ __all__ = [
     "Victim",
     "Workload",
     "attribute",
+    "budget_of",
     "check_limits",
+    "counters_at",
+    "counters_of_process",
     "find_hierarchy",
+    "find_mounts",
     "find_tree",
+    "limits_of",
     "list_workloads",
     "make_workload",
     "open_cgroup",
+    "paths_of_process",
     "read_statistics",
     "read_victims",
     "remove_abandoned",

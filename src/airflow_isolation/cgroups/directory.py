@@ -86,9 +86,15 @@ class Cgroup:
         :raises CgroupGone: the cgroup has been removed.
         """
         try:
-            return self.read(file)
-        except ControllerMissing:
-            return None
+            return self._read(file)
+        except OSError as error:
+            # The usual case of statistics, and so without an error that nobody reads.
+            if error.errno == errno.ENOENT and self.has("cgroup.procs"):
+                return None
+            failure = self.failure(error, f"read {self.path / file}", file=file)
+            if isinstance(failure, ControllerMissing):
+                return None
+            raise failure from error
 
     def write(self, file: str, value: str) -> None:
         """Write a value; the same value again does no harm.
@@ -235,6 +241,20 @@ def open_cgroup(mount: Path, name: str = "") -> Cgroup:
         return _opened(mount, root, "", name)
     finally:
         os.close(root)
+
+
+def open_directory(mount: Path, name: str) -> Cgroup:
+    """Open the cgroup ``name``, as the kernel gives it, below ``mount``, which is known to be a mount of cgroups, v1 or v2.
+
+    :raises CgroupGone: there is no such cgroup.
+    """
+    path = f"{mount}/{name}"
+    try:
+        return Cgroup(mount, name, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except FileNotFoundError as error:
+        raise CgroupGone(f"there is no cgroup {path}") from error
+    except OSError as error:
+        raise CgroupError(f"can't open the cgroup {path}: {error.strerror}") from error
 
 
 def flat_keyed(content: str) -> dict[str, int]:

@@ -80,7 +80,9 @@ class Hierarchy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mount:
+class Mount:
+    """A line of /proc/PID/mountinfo."""
+
     root: str
     point: str
     options: frozenset[str]
@@ -118,8 +120,8 @@ def find_hierarchy(mount_path: Path = Path("/sys/fs/cgroup"), *, proc: Path = Pa
 
 def read_hierarchy(mountinfo: str, own: str, mount_path: Path) -> Hierarchy:
     """From the content of /proc/self/mountinfo and /proc/self/cgroup; controllers and delegation are left open."""
-    mounts = [_parse(line) for line in mountinfo.splitlines() if " - " in line]
-    here = [mount for mount in mounts if mount.point == str(mount_path)]
+    found = mounts(mountinfo)
+    here = [mount for mount in found if mount.point == str(mount_path)]
     if here and here[-1].kind == "cgroup2":  # the last one covers the others
         mount = here[-1]
         return Hierarchy(
@@ -129,13 +131,18 @@ def read_hierarchy(mountinfo: str, own: str, mount_path: Path) -> Hierarchy:
             local_events="memory_localevents" in mount.super_options,
             own=_own(own, mount.root),
         )
-    below = {mount.kind for mount in mounts if mount.point.startswith(f"{mount_path}/")}
+    below = {mount.kind for mount in found if mount.point.startswith(f"{mount_path}/")}
     if here and here[-1].kind == "cgroup":
         below.add("cgroup")
     if "cgroup" not in below:
         # Also a v2 in a place of its own: then that is what cgroup_mount_path must name.
         return Hierarchy(kind="none", mount=mount_path)
     return Hierarchy(kind="hybrid" if "cgroup2" in below else "legacy", mount=mount_path)
+
+
+def mounts(mountinfo: str) -> tuple[Mount, ...]:
+    """The mounts in the order of their making: a later one covers an earlier one at the same point."""
+    return tuple(_parse(line) for line in mountinfo.splitlines() if " - " in line)
 
 
 def delegated_part(own: str, is_delegated: Callable[[str], bool]) -> str:
@@ -176,11 +183,11 @@ def _writable(directory: Path) -> bool:
     )
 
 
-def _parse(line: str) -> _Mount:
+def _parse(line: str) -> Mount:
     fields, _, rest = line.partition(" - ")
     _, _, _, root, point, options, *_ = fields.split()
     kind, _, super_options = rest.split()[:3]
-    return _Mount(
+    return Mount(
         root=_unescaped(root),
         point=_unescaped(point),
         options=frozenset(options.split(",")),

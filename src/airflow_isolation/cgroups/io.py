@@ -9,31 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from airflow_isolation.cgroups.directory import MAX, Max, nested_keyed
+from airflow_isolation.cgroups.directory import MAX, nested_keyed
 from airflow_isolation.cgroups.errors import ControllerMissing, ValueRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow_isolation.cgroups.directory import Cgroup
+    from airflow_isolation.container_spec import DeviceRates
 
 _NUMBERS = re.compile(r"[0-9]{1,4}:[0-9]{1,7}")
 _RATES: Final = ("rbps", "wbps", "riops", "wiops")
 MIN_WEIGHT, MAX_WEIGHT = 1, 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRates:
-    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written.
-
-    ``device`` is ``MAJOR:MINOR`` or a path such as ``/dev/sda``.
-    """
-
-    device: str
-    rbps: int | Max | None = None
-    wbps: int | Max | None = None
-    riops: int | Max | None = None
-    wiops: int | Max | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

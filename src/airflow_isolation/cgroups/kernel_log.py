@@ -41,7 +41,8 @@ class Victim:
 def read_victims(cgroup: str, log: Path = KERNEL_LOG) -> tuple[Victim, ...]:
     """The victims in the cgroup whose last component is ``cgroup``, and below it, oldest first.
 
-    Empty when the log can't be read: it is root's alone, and a container does not have it. Old records may be lost.
+    Empty when the log can't be read: it is root's alone, and a container does not have it. Old records may be lost, and
+    of more than ten kills in five seconds the kernel tells no more (mm/oom_kill.c, oom_rs); its counters miss none.
     """
     return tuple(victim for victim in parse_victims(_records(log)) if cgroup in victim.cgroup.split("/"))
 
@@ -52,7 +53,7 @@ def parse_victims(records: Iterable[str]) -> Iterator[Victim]:
         found = _SUMMARY.search(record)
         if found:
             yield Victim(
-                name=found["name"],
+                name=found["name"].strip(),
                 pid=int(found["pid"]),
                 cgroup=found["cgroup"],
                 limit=found["limit"],

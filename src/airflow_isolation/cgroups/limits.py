@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_isolation.cgroups import cpu, cpuset, io, memory, pids
+from airflow_isolation.cgroups.directory import MAX
 
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
+    from airflow_isolation.container_spec import Resources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,37 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+
+
+def limits_of(resources: Resources) -> Limits:
+    """A workload's limits. Swap is off unless set."""
+    high = resources.memory_high
+    if high is None:
+        high = memory.throttle_from(limit=resources.memory, request=resources.memory_request)
+    return Limits(
+        cpu=cpu.Cpu(cpus=resources.cpus, weight=resources.cpu_weight),
+        memory=memory.Memory(
+            max=resources.memory,
+            high=high,
+            low=resources.memory_request,
+            swap=resources.memory_swap or 0,
+            oom_group=resources.oom_group,
+        ),
+        pids=pids.Pids(max=resources.pids),
+        io=io.Io(max=resources.io_max, weight=resources.io_weight),
+        cpuset=cpuset.Cpuset(cpus=resources.cpuset),
+    )
+
+
+def budget_of(resources: Resources) -> Limits:
+    """What a purpose's workloads may use together; what is not set is without limit, also where there was one before."""
+    if resources == type(resources)():
+        return NO_LIMITS
+    return Limits(
+        cpu=cpu.Cpu(cpus=MAX if resources.cpus is None else resources.cpus),
+        memory=memory.Memory(max=MAX if resources.memory is None else resources.memory),
+        pids=pids.Pids(max=MAX if resources.pids is None else resources.pids),
+    )
 
 
 def check_limits(limits: Limits) -> None:

@@ -52,7 +52,8 @@ class MemorySample:
     oom_group: bool = True
 
 
-NOTHING_YET = MemorySample()
+#: Of a workload that has just been made; its levels may have been there before, and are not in it.
+NOTHING_YET = MemorySample(events=memory.MemoryEvents(oom_group_kill=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class OutOfMemory:
 
     def _remedy(self) -> str:
         return {
-            Limit.OWN: "Raise memory.",
+            Limit.OWN: "Raise resources.memory.",
             Limit.PURPOSE: "Raise budget_memory, or let fewer run at the same time.",
             Limit.ALL_WORKLOADS: "Raise budget_memory, or let fewer run at the same time.",
             Limit.OUTER: "Raise that limit (MemoryMax= in a systemd unit), or let fewer run at the same time.",

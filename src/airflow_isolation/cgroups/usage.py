@@ -19,10 +19,10 @@ class Usage:
     """
 
     wall: float
-    cpu: float
-    cpu_user: float
-    cpu_system: float
-    cpu_throttled: float
+    cpu: float | None = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    cpu_throttled: float | None = None
     memory_peak: int | None = None
     memory_limit: int | None = None
     oom_kills: int | None = None
@@ -44,8 +44,11 @@ class Usage:
         ...     memory_peak=2**28, memory_limit=2**29, oom_kills=0, pids_peak=7).sentence)
         wall 12.0 s; CPU 3.5 s (user 3.0 s, system 0.5 s, throttled 0.0 s); memory peak 256 MiB of 512 MiB (50 %); OOM kills 0; processes peak 7
         """
-        kinds = f"user {self.cpu_user:.1f} s, system {self.cpu_system:.1f} s, throttled {self.cpu_throttled:.1f} s"
-        parts = [f"wall {self.wall:.1f} s", f"CPU {self.cpu:.1f} s ({kinds})"]
+        parts = [f"wall {self.wall:.1f} s"]
+        if self.cpu is not None:
+            kinds = {"user": self.cpu_user, "system": self.cpu_system, "throttled": self.cpu_throttled}
+            known = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in kinds.items() if seconds is not None)
+            parts.append(f"CPU {self.cpu:.1f} s" + (f" ({known})" if known else ""))
         if self.memory_peak is not None:
             limit = f" of {amount(self.memory_limit)}" if self.memory_limit else ""
             parts.append(f"memory peak {amount(self.memory_peak)}{limit}{share(self.memory_peak, self.memory_limit)}")

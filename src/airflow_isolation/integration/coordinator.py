@@ -15,7 +15,7 @@ from airflow.sdk.execution_time.coordinator import BaseCoordinator
 from airflow_isolation.bridge.prune import prune_when_due
 from airflow_isolation.bridge.workload import Launch, launch
 from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
-from airflow_isolation.integration import workload_environment
+from airflow_isolation.integration import end_of_try, workload_environment
 from airflow_isolation.integration.connection import connect
 from airflow_isolation.integration.seams import checks, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow.sdk.api.client import Client
     from structlog.typing import FilteringBoundLogger
 
+    from airflow_isolation.bridge.workload import Workload
     from airflow_isolation.settings.effective import Backend
 
 log = structlog.get_logger(logger_name="airflow_isolation.coordinator")
@@ -164,6 +165,7 @@ class ContainerCoordinator(BaseCoordinator):
                 logger=logger,
                 sentry_integration=sentry_integration,
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()
             workload.close()
@@ -176,6 +178,11 @@ class _NotStarted(Exception):
     """No user code ran."""
 
     error: IsolationError
+
+
+def _tell_the_end(task_log: FilteringBoundLogger, workload: Workload, state: str, what: Any) -> None:
+    if workload.ending is not None:
+        end_of_try.tell(task_log, workload.ending, state=state, container=workload.container.id, what=what)
 
 
 def _labels(what: Any, bundle: str, dag_file: str) -> Mapping[str, str]:

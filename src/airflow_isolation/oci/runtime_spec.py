@@ -225,7 +225,7 @@ def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
         if resources.pids < 1:
             raise SpecRefused(f"pids is {resources.pids}", hint="Give at least 1")
         document["pids"] = {"limit": resources.pids}
-    if host.cgroup_v2:
+    if host.cgroup_v2 and resources.oom_group:
         # The kernel would kill one process and leave the others of the workload to wait for it.
         document["unified"] = {"memory.oom.group": "1"}
     return document

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,6 +65,7 @@ from airflow_isolation.oci import (
 )
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
+from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.interface import (
     Container,
     ContainerRuntime,
@@ -78,6 +80,7 @@ from airflow_isolation.runtime.interface import (
 )
 from airflow_isolation.runtime.kept_output import KeptOutput, output_file, release
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.placement import Placements
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
 
@@ -134,7 +137,7 @@ class ContainerdRuntime(ContainerRuntime):
     hosts_dir:
         containerd's directory of registry settings, for pulls.
     cgroup_mount_path:
-        where the host's cgroups are mounted, for ``stats``.
+        where the host's cgroups are mounted.
     timeout:
         seconds for every call that has no limit of its own.
 
@@ -160,7 +163,8 @@ class ContainerdRuntime(ContainerRuntime):
         self._snapshotter = snapshotter
         self._runtime_binary = runtime_binary
         self._hosts_dir = hosts_dir
-        self._cgroup_mount_path = cgroup_mount_path
+        self._placements = Placements(cgroup_mount_path)
+        self._cgroup_files = CgroupFiles(f"/{self._cgroup_parent()}/{{}}")
         self._timeout = timeout
         self._connecting = threading.Lock()
         self._client: Client | None = None
@@ -241,16 +245,16 @@ class ContainerdRuntime(ContainerRuntime):
         etc = EtcFiles(
             hostname=str(files / "hostname"), hosts=str(files / "hosts"), resolv_conf=str(files / "resolv.conf")
         )
-        cgroups_path = f"/{(spec.cgroup_parent or self._namespace).strip('/')}/{id}"
+        placement = self._placements.plan(id, spec, self._cgroup_parent(spec.cgroup_parent))
         document = build_runtime_spec(
-            spec,
+            replace(spec, resources=placement.resources),
             id=id,
             image=image,
             account=account,
             host=self._host,
             seccomp=load_profile(spec.seccomp),
             etc=etc,
-            cgroups_path=cgroups_path,
+            cgroups_path=placement.cgroups_path,
         )
         # Unique, so that what an earlier container of this id may have left behind is never taken for ours.
         snapshot_key = f"{id}-{secrets.token_hex(4)}"
@@ -269,6 +273,8 @@ class ContainerdRuntime(ContainerRuntime):
             undo.callback(self._undo, record)
             with self._translated(f"create the container {id}"):
                 record = client.containers.Create(containers_pb2.CreateContainerRequest(container=record)).container
+            # After the record, which leads a later clean-up to it.
+            self._placements.make(placement)
             with self._translated(f"make a file system of the image {spec.image}", missing=ImageNotFound):
                 prepare = snapshots_pb2.PrepareSnapshotRequest(
                     snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
@@ -284,7 +290,7 @@ class ContainerdRuntime(ContainerRuntime):
                 task = client.tasks.Create(
                     tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=stdio, stderr=stdio)
                 )
-            _check_cgroup(task.pid, cgroups_path)
+            _check_cgroup(task.pid, placement.cgroups_path)
             undo.pop_all()
         output.begin()
         self._outputs[id] = output
@@ -344,18 +350,22 @@ class ContainerdRuntime(ContainerRuntime):
         return tuple(_container(record, processes.get(record.id)) for record in records)
 
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
-        wanted = [f"id=={_quoted(check_identifier(one))}" for one in ids]
+        asked = frozenset(check_identifier(one) for one in ids)
+        ours = dict(self._placements.stats(asked, self._cgroup_parent()))
+        found, unknown = self._cgroup_files.read({one: one for one in asked - ours.keys()}, self._pid)
+        ours.update(found)
+        wanted = [f"id=={_quoted(one)}" for one in sorted(unknown)]
         if not wanted:
-            return {}
+            return ours
         with self._translated("ask for counters"):
             # A call asks its shims one after the other, so several calls at a time.
             parts = [wanted[start : start + _METRICS_AT_ONCE] for start in range(0, len(wanted), _METRICS_AT_ONCE)]
             ask = self._connected().tasks.Metrics.future
-            asked = [ask(tasks_pb2.MetricsRequest(filters=part), timeout=self._timeout) for part in parts]
-            metrics = [metric for answer in asked for metric in answer.result().metrics]
+            calls = [ask(tasks_pb2.MetricsRequest(filters=part), timeout=self._timeout) for part in parts]
+            metrics = [metric for call in calls for metric in call.result().metrics]
         # An ended task has its cgroup until it is deleted, but nobody in it.
         counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
-        return {one: stats for one, stats in counted if stats is not None and stats.pids}
+        return {**ours, **{one: stats for one, stats in counted if stats is not None and stats.pids}}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         ended = self.get(id).state is ContainerState.STOPPED
@@ -392,6 +402,12 @@ class ContainerdRuntime(ContainerRuntime):
         hint: Callable[[str], str] = lambda _: "",
     ) -> AbstractContextManager[None]:
         return translated(self._socket_path, doing, missing=missing, failed=failed, hint=hint)
+
+    def _pid(self, id: str) -> int:
+        try:
+            return self.get(id).pid
+        except ContainerNotFound:
+            return 0
 
     @cached_property
     def _host(self) -> HostFacts:
@@ -457,6 +473,9 @@ class ContainerdRuntime(ContainerRuntime):
     def _runtime_options(self) -> AnyMessage | None:
         return pack(runc_options_pb2.Options(binary_name=self._runtime_binary)) if self._runtime_binary else None
 
+    def _cgroup_parent(self, cgroup_parent: str = "") -> str:
+        return (cgroup_parent or self._namespace).strip("/")
+
     def _files(self, id: str) -> Path:
         return self._state_dir / "containers" / id
 
@@ -470,7 +489,7 @@ class ContainerdRuntime(ContainerRuntime):
                 self._dismantle(current, _UNDO_SECONDS)
         except containerd.NotFound:
             return
-        except containerd.ContainerdError as error:
+        except (containerd.ContainerdError, ContainerRuntimeError) as error:
             logger.warning("What is left of the container %s will have to be pruned: %s", record.id, error)
 
     def _dismantle(self, record: containers_pb2.Container, seconds: float) -> None:
@@ -486,6 +505,7 @@ class ContainerdRuntime(ContainerRuntime):
             snapshots_pb2.RemoveSnapshotRequest(snapshotter=record.snapshotter, key=record.snapshot_key),
             deadline,
         )
+        self._placements.remove(record.id, _cgroups_path(record), _left(deadline))
         release(self._files(record.id))
         shutil.rmtree(self._files(record.id), ignore_errors=True)
         _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
@@ -550,6 +570,11 @@ class _TaskExit(ExitQuestion):
 
     def close(self) -> None:
         self._call = None
+
+
+def _cgroups_path(record: containers_pb2.Container) -> str:
+    document = json.loads(record.spec.value or b"{}")
+    return str(document.get("linux", {}).get("cgroupsPath", ""))
 
 
 def _records(client: Client, request: containers_pb2.ListContainersRequest) -> Sequence[containers_pb2.Container]:

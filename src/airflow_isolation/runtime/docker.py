@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from airflow_isolation.cgroups import CgroupError
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.containerd.turn import turn
 from airflow_isolation.errors import (
@@ -50,6 +51,7 @@ from airflow_isolation.oci import (
     resolve_account,
 )
 from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_archive import read_archive
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config
 from airflow_isolation.runtime.docker_exchange import DockerExchange
@@ -66,6 +68,7 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.placement import refuse_what_needs_v2
 from airflow_isolation.runtime.reachability import peer_pid, unreachable
 from airflow_isolation.runtime.words import start_hint
 
@@ -95,6 +98,8 @@ _STATES = {
 }
 # dockerd is asked for several containers' counters at a time; more would only queue there.
 _STATS_AT_ONCE = 8
+# Not built yet: dockerd makes the cgroups, and there is none of ours around them.
+_CGROUPS_ARE_DOCKERDS = CgroupError("the docker backend leaves cgroups to dockerd", hint="Use the containerd backend")
 _MAX_ACCOUNT_FILE = 1024 * 1024
 _IMPORT_SECONDS = 1800.0
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
@@ -127,6 +132,8 @@ class DockerRuntime(ContainerRuntime):
         self._namespace = namespace
         self._state_dir = state_dir
         self._timeout = timeout
+        # Where dockerd's two cgroup drivers put a container, unless it was told otherwise.
+        self._cgroup_files = CgroupFiles("/docker/{}", "/system.slice/docker-{}.scope")
         self._connecting = threading.Lock()
         self._client: docker.APIClient | None = None
         self._daemon: Mapping[str, Any] = {}
@@ -216,6 +223,7 @@ class DockerRuntime(ContainerRuntime):
             if mount.kind == "bind":
                 check_mount_source_on_disk(mount.source)
         self._check_network(spec.network)
+        refuse_what_needs_v2(spec, _CGROUPS_ARE_DOCKERDS)
         image = self._inspect_image(spec.image)
         config = _image_config(image)
         attempt = secrets.token_hex(8)
@@ -307,11 +315,13 @@ class DockerRuntime(ContainerRuntime):
         with self._reached("list the containers") as api:
             running = api.containers(filters={"label": self._label_filters(NO_STRINGS)})
         present = {name: summary["Id"] for summary in running if (name := _name(summary)) in wanted}
-        if not present:
-            return {}
+        found, unknown = self._cgroup_files.read(present, self._pid)
+        if not unknown:
+            return found
         with ThreadPoolExecutor(max_workers=_STATS_AT_ONCE, thread_name_prefix="docker-stats") as pool:
-            counted = zip(present, pool.map(self._counters, present.values()), strict=True)
-            return {name: stats for name, stats in counted if stats is not None}
+            asked = sorted(unknown)
+            counted = zip(asked, pool.map(self._counters, (present[name] for name in asked)), strict=True)
+            return {**found, **{name: stats for name, stats in counted if stats is not None}}
 
     def output(self, id: str, *, limit: int = 65536) -> bytes:
         check_identifier(id)
@@ -370,6 +380,12 @@ class DockerRuntime(ContainerRuntime):
 
     def _architecture(self) -> str:
         return self._host.architecture
+
+    def _pid(self, id: str) -> int:
+        try:
+            return self.get(id).pid
+        except ContainerNotFound:
+            return 0
 
     @cached_property
     def _host(self) -> HostFacts:

@@ -100,10 +100,17 @@ class Stats:
     """Counters of one container. Seconds, bytes and counts; None where the host doesn't give the figure."""
 
     cpu_seconds: float | None = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    cpu_throttled: float | None = None
     memory: int | None = None
     memory_limit: int | None = None
     memory_peak: int | None = None
+    oom_kills: int | None = None
     pids: int | None = None
+    pids_limit: int | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
 
 
 class PendingExit(ABC):

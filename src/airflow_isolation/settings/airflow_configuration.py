@@ -40,11 +40,12 @@ class Configuration(Protocol):
 
 
 class AirflowConfiguration:
-    """A ``Configuration`` of Airflow's ``conf``. The environment is looked at when it is made, so make it anew."""
+    """A ``Configuration`` of Airflow's ``conf``. Each section is looked at once, so make it anew after a change."""
 
     def __init__(self, conf: AirflowConfigParser) -> None:
         self._conf = conf
         self._variables: dict[str, dict[str, str]] = {}
+        self._sections: dict[str, Mapping[str, ConfiguredValue]] = {}
         for variable in os.environ:
             if variable.startswith(_PREFIX):
                 section, separator, key = variable.removeprefix(_PREFIX).partition("__")
@@ -55,6 +56,11 @@ class AirflowConfiguration:
         return dict.fromkeys((*self._conf.sections(), *self._variables))
 
     def section(self, name: str) -> Mapping[str, ConfiguredValue]:
+        if name not in self._sections:
+            self._sections[name] = self._read(name)
+        return self._sections[name]
+
+    def _read(self, name: str) -> Mapping[str, ConfiguredValue]:
         variables = self._variables.get(name, {})
         found = {key: self._from_file(name, key) for key in self._keys_in_file(name) if key not in variables}
         for key, variable in variables.items():

@@ -81,6 +81,8 @@ class Key:
 
 _CONNECTION = (Place.CONTAINERD, Place.DOCKER)
 
+_NEEDS_V2 = "Needs cgroup v2 and, so far, containerd."
+
 KEYS: Final[tuple[Key, ...]] = (
     Key(
         name="image",
@@ -187,6 +189,92 @@ KEYS: Final[tuple[Key, ...]] = (
         default="4096",
         example="256",
         description="Limit for processes and threads together.",
+    ),
+    Key(
+        name="cpu_weight",
+        parse=quantities.parse_weight,
+        author=True,
+        group="resources",
+        example="200",
+        default_words="the kernel's, 100",
+        description="Share of the processors against other workloads when they are all busy, 1 to 10000. " + _NEEDS_V2,
+    ),
+    Key(
+        name="cpuset",
+        parse=quantities.parse_processors,
+        author=True,
+        group="resources",
+        example="0-3",
+        default_words="all",
+        description="The processors that may be used, as numbers and ranges. " + _NEEDS_V2,
+    ),
+    Key(
+        name="memory_request",
+        parse=quantities.parse_memory,
+        author=True,
+        group="resources",
+        example="1Gi",
+        default_words="none",
+        description="Memory in bytes that the kernel spares when others need some. " + _NEEDS_V2,
+    ),
+    Key(
+        name="memory_high",
+        parse=quantities.parse_memory,
+        author=True,
+        group="resources",
+        example="1800Mi",
+        default_words="memory_request + 0.9 * (memory - memory_request), and none without memory_request",
+        description="Bytes from which on the workload is slowed down rather than killed. " + _NEEDS_V2,
+    ),
+    Key(
+        name="memory_swap",
+        parse=quantities.parse_swap,
+        author=True,
+        group="resources",
+        example="512Mi",
+        default_words="no swap",
+        description="Bytes of swap that may be used besides memory. " + _NEEDS_V2,
+    ),
+    Key(
+        name="io_max",
+        parse=quantities.parse_device_rates,
+        author=True,
+        group="resources",
+        is_list=True,
+        example='["/dev/sda rbps=50Mi wiops=200"]',
+        default_words="no limit",
+        description="Limits for disks: bytes (rbps, wbps) and operations (riops, wiops) a second. " + _NEEDS_V2,
+    ),
+    Key(
+        name="io_weight",
+        parse=quantities.parse_weight,
+        author=True,
+        group="resources",
+        example="200",
+        default_words="the kernel's, 100",
+        description="Share of the disks, as cpu_weight; heeded by the bfq scheduler and by io.cost alone. " + _NEEDS_V2,
+    ),
+    Key(
+        name="budget_cpus",
+        parse=quantities.parse_cpus,
+        example="12",
+        default_words="no limit",
+        description="Limit in cores for all workloads of the purpose together, so that they can't take the host. "
+        + _NEEDS_V2,
+    ),
+    Key(
+        name="budget_memory",
+        parse=quantities.parse_memory,
+        example="48Gi",
+        default_words="no limit",
+        description="Limit in bytes for all workloads of the purpose together. " + _NEEDS_V2,
+    ),
+    Key(
+        name="budget_pids",
+        parse=quantities.parse_pids,
+        example="20000",
+        default_words="no limit",
+        description="Limit for the processes and threads of all workloads of the purpose together. " + _NEEDS_V2,
     ),
     Key(
         name="shm_size",

@@ -128,6 +128,7 @@ class EffectiveSettings:
     allow_root: bool
     network: str
     resources: Resources
+    budget: Resources
     shm_size: int
     tmp_size: int
     read_only_root: bool

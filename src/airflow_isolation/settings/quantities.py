@@ -17,6 +17,8 @@ import re
 from decimal import Decimal
 from typing import Final
 
+from airflow_isolation.container_spec import DeviceRates
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -36,6 +38,10 @@ MIN_PIDS: Final = 16
 MAX_PIDS: Final = 4 * 1024 * 1024
 MAX_COUNT: Final = 1_000_000
 MAX_SECONDS: Final = 7 * 86400
+# cpu.weight and io.weight of cgroup v2.
+MIN_WEIGHT: Final = 1
+MAX_WEIGHT: Final = 10_000
+_DEVICE_NUMBERS: Final = re.compile(r"[0-9]{1,4}:[0-9]{1,7}")
 
 _POWER: Final = {letter: power for power, letter in enumerate(("", "k", "m", "g", "t", "p"))}
 _SECONDS: Final = {"": Decimal(1), "ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
@@ -53,6 +59,56 @@ def parse_memory(text: str) -> int:
     1610612736
     """
     return _bytes(text, least=MIN_MEMORY, what="limit for memory")
+
+
+def parse_swap(text: str) -> int:
+    """How much swap, in bytes, which may be 0."""
+    return 0 if text.strip() == "0" else _bytes(text, least=KIB, what="limit for swap")
+
+
+def parse_weight(text: str) -> int:
+    """A share against others, as cgroup v2 has it: 1 to 10000, of which 100 is usual."""
+    number = _whole(text, "a weight such as 100")
+    if not MIN_WEIGHT <= number <= MAX_WEIGHT:
+        raise ValueError(f"{text!r} is not a weight; write {MIN_WEIGHT} to {MAX_WEIGHT}, where 100 is usual")
+    return number
+
+
+def parse_processors(text: str) -> str:
+    """A list of processors such as ``0-3,8``, in the kernel's notation and without blanks."""
+    ranges = [part.partition("-") for part in text.replace(" ", "").split(",")]
+    if not all(
+        first.isascii()
+        and first.isdigit()
+        and (not dash or (last.isascii() and last.isdigit() and int(first) <= int(last)))
+        for first, dash, last in ranges
+    ):
+        raise ValueError(f"{text!r} is not a list of processors; write numbers and ranges such as 0-3,8")
+    return ",".join(f"{first}{dash}{last}" for first, dash, last in ranges)
+
+
+def parse_device_rates(text: str) -> DeviceRates:
+    """Limits for one disk: ``DEVICE KEY=NUMBER…`` with rbps, wbps (bytes a second), riops, wiops (operations a second).
+
+    >>> parse_device_rates("/dev/sda wbps=10Mi riops=100")
+    DeviceRates(device='/dev/sda', rbps=None, wbps=10485760, riops=100, wiops=None)
+    """
+    device, *words = text.split() or [""]
+    example = "write the disk and its limits, such as /dev/sda rbps=50Mi wiops=200"
+    if not words or not (device.startswith("/dev/") or _DEVICE_NUMBERS.fullmatch(device)):
+        raise ValueError(f"{text!r} is not a limit for a disk; {example}")
+    rates: dict[str, int] = {}
+    for word in words:
+        key, _, number = word.partition("=")
+        if key in {"rbps", "wbps"}:
+            rates[key] = _bytes(number, least=KIB, what="number of bytes a second")
+        elif key in {"riops", "wiops"}:
+            rates[key] = _whole(number, "a number of operations a second such as 200")
+            if rates[key] < 1:
+                raise ValueError(f"{word!r} allows no operation at all; write more than 0")
+        else:
+            raise ValueError(f"{word!r} is none of rbps=, wbps=, riops= and wiops=; {example}")
+    return DeviceRates(device=device, **rates)
 
 
 def parse_tmpfs_size(text: str) -> int:

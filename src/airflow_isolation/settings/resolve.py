@@ -257,7 +257,21 @@ def _effective_settings(
         run_as_user=value("run_as_user"),
         allow_root=policy.allow_root.value,
         network=value("network"),
-        resources=Resources(cpus=value("cpus", None), memory=value("memory", None), pids=value("pids", None)),
+        resources=Resources(
+            cpus=value("cpus", None),
+            memory=value("memory", None),
+            pids=value("pids", None),
+            cpu_weight=value("cpu_weight", None),
+            cpuset=value("cpuset", None),
+            memory_request=value("memory_request", None),
+            memory_high=value("memory_high", None),
+            memory_swap=value("memory_swap", None),
+            io_max=tuple(value("io_max", ())),
+            io_weight=value("io_weight", None),
+        ),
+        budget=Resources(
+            cpus=value("budget_cpus", None), memory=value("budget_memory", None), pids=value("budget_pids", None)
+        ),
         shm_size=value("shm_size"),
         tmp_size=value("tmp_size"),
         read_only_root=value("read_only_root"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -48,7 +49,8 @@ def container_spec(
         allow_root=settings.allow_root,
         working_dir=settings.working_dir,
         hostname=settings.hostname,
-        resources=settings.resources,
+        # One container parses many files: one that needs too much memory is not to end the others.
+        resources=replace(settings.resources, oom_group=settings.purpose == "task" or settings.parse_mode == "fresh"),
         network=settings.network,
         read_only_root=settings.read_only_root,
         capabilities=settings.capabilities,
@@ -58,6 +60,7 @@ def container_spec(
         stop_grace_period=settings.stop_grace_period,
         timezone=settings.timezone,
         cgroup_parent=settings.cgroup_parent,
+        budget=settings.budget,
     )
 
 

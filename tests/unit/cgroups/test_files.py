@@ -24,7 +24,6 @@ from airflow_isolation.cgroups import (
     Cpu,
     Cpuset,
     CpusetStat,
-    DeviceRates,
     Io,
     Limits,
     Memory,
@@ -45,6 +44,7 @@ from airflow_isolation.cgroups import memory as memory_controller
 from airflow_isolation.cgroups import pids as pids_controller
 from airflow_isolation.cgroups import pressure as pressure_controller
 from airflow_isolation.cgroups.directory import SUBTREE_CONTROL
+from airflow_isolation.container_spec import DeviceRates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

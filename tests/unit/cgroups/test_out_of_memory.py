@@ -148,7 +148,7 @@ def test_kernels_that_count_no_group_kills() -> None:
             OutOfMemory(fatal=True, limit=Limit.OWN, peak=512 * MIB, size=512 * MIB, victims=(victim(None),)),
             (
                 "The kernel killed this workload because memory ran out: it reached its own limit, memory = 512 MiB; its "
-                "peak was 512 MiB (100 %). Killed: python3 (process 7). Raise memory."
+                "peak was 512 MiB (100 %). Killed: python3 (process 7). Raise resources.memory."
             ),
         ),
         (

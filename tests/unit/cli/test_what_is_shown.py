@@ -6,6 +6,8 @@ from datetime import datetime, timedelta, timezone
 
 from airflow_isolation.integration.cli.inspection import record
 from airflow_isolation.integration.cli.listing import row
+from airflow_isolation.integration.cli.stats import Reading
+from airflow_isolation.integration.cli.stats import row as stats_row
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import Container, ContainerState, ExitStatus, RuntimeInfo, Stats
 
@@ -83,3 +85,42 @@ def test_an_inspected_container_tells_how_it_ended_and_whose_it_is() -> None:
     assert (shown["exit_code"], shown["exited_at"], shown["pid"]) == (137, "2026-01-02T03:04:05+00:00", None)
     assert shown["owner"] == {"host": "elsewhere", "pid": 12, "gone": False}
     assert shown["labels"]["team"] == "sales"
+
+
+def reading(at: float, stats: Stats) -> Reading:
+    container = Container(
+        id="task-1",
+        state=ContainerState.RUNNING,
+        image="sales:1",
+        labels={labels.DAG_ID: "sales", labels.TASK_ID: "load"},
+    )
+    return Reading("docker", container, stats, at)
+
+
+def test_the_share_of_processors_is_between_two_readings() -> None:
+    before = reading(10, Stats(cpu_seconds=5))
+    now = reading(12, Stats(cpu_seconds=8, memory=1024, pids=2, oom_kills=1))
+    assert stats_row(now, before) == {
+        "backend": "docker",
+        "container": "task-1",
+        "dag": "sales",
+        "task": "load",
+        "cpu_percent": 150.0,
+        "cpu_seconds": 8,
+        "cpu_throttled": None,
+        "memory": 1024,
+        "memory_limit": None,
+        "memory_peak": None,
+        "oom_kills": 1,
+        "pids": 2,
+        "pids_limit": None,
+        "bytes_read": None,
+        "bytes_written": None,
+    }
+
+
+def test_without_an_earlier_reading_the_share_is_not_known() -> None:
+    now = reading(12, Stats(cpu_seconds=8))
+    assert stats_row(now, None)["cpu_percent"] is None
+    assert stats_row(now, reading(12, Stats(cpu_seconds=7)))["cpu_percent"] is None
+    assert stats_row(now, reading(11, Stats()))["cpu_percent"] is None

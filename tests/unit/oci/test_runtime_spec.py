@@ -261,6 +261,8 @@ def test_without_limits_there_are_none() -> None:
 def test_oom_kills_the_whole_group_where_the_kernel_can() -> None:
     assert build()["linux"]["resources"]["unified"] == {"memory.oom.group": "1"}
     assert "unified" not in build(host=replace(HOST, cgroup_v2=False))["linux"]["resources"]
+    alone = replace(SPEC, resources=replace(SPEC.resources, oom_group=False))
+    assert "unified" not in build(alone)["linux"]["resources"]
 
 
 def test_swap_is_limited_where_the_kernel_can() -> None:

@@ -47,6 +47,10 @@ _DOCKER = _argument("--docker", help="The same as --backend docker", action="sto
 _BACKENDS: Final = (_BACKEND, _CONTAINERD, _DOCKER)
 
 _ID = _argument("id", help="The container's id, or as much of its beginning as no other has", metavar="ID")
+_IDS = _argument(
+    "ids", nargs="*", help="Ids of containers, or beginnings that no others have (default: all that run)", metavar="ID"
+)
+_NO_STREAM = _argument("--no-stream", help="Show the counters once, and end", action="store_true")
 _TASK_ID = _argument("-t", "--task-id", help="The id of the task")
 _RUN_ID = _argument("-r", "--run-id", help="The id of the DAG run")
 _PURPOSE = _argument("--purpose", help="Only containers of tasks, or of DAG parsing", choices=("task", "parse"))
@@ -115,6 +119,14 @@ _CONTAINERS = GroupCommand(
             description="List the containers of tasks and of DAG parsing on this host, oldest first",
             func=lazy_load_command(f"{_PACKAGE}.listing.list_containers"),
             args=(ARG_DAG_ID_OPT, _TASK_ID, _RUN_ID, _PURPOSE, _ALL, *_BACKENDS, ARG_OUTPUT),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="stats",
+            help="Show what running containers use",
+            description="Show what running containers use: on a terminal again every second until Ctrl-C, elsewhere once",
+            func=lazy_load_command(f"{_PACKAGE}.stats.show_stats"),
+            args=(_IDS, _NO_STREAM, *_BACKENDS, ARG_OUTPUT),
             epilog=_EXIT_CODES,
         ),
         ActionCommand(

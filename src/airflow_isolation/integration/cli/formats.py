@@ -39,6 +39,11 @@ def seconds(amount: float | None) -> str:
     return "" if amount is None else f"{amount:.2f}s"
 
 
+def percent(amount: float | None) -> str:
+    """Of one processor: ``87.5%``."""
+    return "" if amount is None else f"{amount:.1f}%"
+
+
 def printable(text: str) -> str:
     """Without control characters: labels and output come from strangers, and a terminal obeys what it is sent."""
     if text.isprintable():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.integration.cli.backends import choose, find
@@ -47,12 +48,6 @@ def record(info: RuntimeInfo, container: Container, stats: Stats) -> dict[str, A
             "namespace": info.namespace,
         },
         "owner": {"host": owner.host, "pid": owner.pid, "gone": owner.is_gone()} if owner else None,
-        "stats": {
-            "cpu_seconds": stats.cpu_seconds,
-            "memory": stats.memory,
-            "memory_limit": stats.memory_limit,
-            "memory_peak": stats.memory_peak,
-            "pids": stats.pids,
-        },
+        "stats": asdict(stats),
         "labels": dict(sorted(container.labels.items())),
     }

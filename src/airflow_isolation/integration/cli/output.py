@@ -74,12 +74,12 @@ def _yaml(data: Any) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).rstrip("\n")
 
 
-def _print_aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: bool) -> None:
+def aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: bool) -> Text:
+    """A table as text with colours, which is not to be wrapped."""
     cells = [[_cell(row[column.name], column) for column in columns] for row in rows]
     names = [column.name for column in columns]
     widths = [max(map(cell_len, texts)) for texts in zip(names, *cells, strict=True)]
     between, after = (" | ", "=+=") if ruled else ("  ", "")
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     lines = [Text(_line(names, widths, between), style="bold" if ruled else "")]
     if ruled:
         lines.append(Text(after.join("=" * width for width in widths)))
@@ -91,10 +91,19 @@ def _print_aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: boo
                 line.stylize(style, start, start + len(text))
             start += len(text) + width - cell_len(text) + len(between)
         lines.append(line)
+    whole = Text("\n").join(lines)
+    whole.no_wrap, whole.overflow = True, "crop"
+    return whole
+
+
+def _print_aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: bool) -> None:
+    text = aligned(rows, columns, ruled=ruled)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if console.is_terminal:
-        console.print(Text("\n").join(lines))
+        text.no_wrap, text.overflow = None, None  # soft_wrap prints whole lines, however long
+        console.print(text)
     else:
-        write_line("\n".join(line.plain for line in lines))
+        write_line(text.plain)
 
 
 def _cell(value: Any, column: Column) -> str:

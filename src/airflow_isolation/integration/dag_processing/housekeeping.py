@@ -45,5 +45,5 @@ class Housekeeping:
                         prune_when_due(runtime, state_dir=state_dir, every=every)
                 except IsolationError as error:
                     log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
-                every = 600.0
+                every = INTERVAL
             self._stop.wait(INTERVAL)

@@ -15,16 +15,24 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from pathlib import Path
 
+    from airflow_isolation.settings.airflow_configuration import Configuration
     from airflow_isolation.settings.effective import Backend
 
 
 def parse_request_for(
-    file: Hashable, *, backend: Backend, bundle_name: str, bundle_path: Path, relative_path: Path
+    file: Hashable,
+    *,
+    backend: Backend,
+    bundle_name: str,
+    bundle_path: Path,
+    relative_path: Path,
+    configuration: Configuration | None = None,
 ) -> ParseRequest:
     """What a pool, or ``start_parse_container``, needs for one DAG file.
 
     :param file: comes back with the pool's answer.
     :param bundle_path: where the bundle is on this host; in the container it is at the same place, read-only.
+    :param configuration: this process's, when it has been read already.
     :raises SettingError: a mistake in the settings of this file, with source, line and key.
     :raises PolicyRefused: the policy forbids something in them.
     """
@@ -32,7 +40,7 @@ def parse_request_for(
     settings = resolve(
         "parse",
         backend,
-        configuration=airflow_configuration(),
+        configuration=configuration or airflow_configuration(),
         dag_file=dag_file,
         bundle_path=bundle_path,
         hook=image_hook(),

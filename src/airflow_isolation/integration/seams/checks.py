@@ -45,6 +45,8 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.sdk._shared.secrets_masker": ("should_hide_value_for_key",),
     "airflow.sdk.log": ("upload_to_remote", "mask_secret"),
     "airflow.sdk._shared.logging.structlog": ("reconfigure_logger",),
+    "airflow.sdk.observability.metrics.stats_utils": ("get_stats_factory",),
+    "airflow.sdk.observability.stats": ("gauge", "incr", "initialize", "timing"),
     "airflow.dag_processing.bundles.base": ("BundleVersionLock",),
     "airflow.dag_processing.bundles.manager": ("DagBundlesManager.get_bundle",),
 }

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from airflow_isolation.bridge.parse_container import Ended
+    from airflow_isolation.settings.airflow_configuration import Configuration
     from airflow_isolation.settings.effective import Backend, EffectiveSettings
 
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
@@ -120,7 +121,10 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     _processors: dict[DagFileInfo, ContainerDagFileProcessorProcess] = attrs.field(  # type: ignore[assignment]
         factory=dict, init=False
     )
-    _policy: Policy = attrs.field(factory=lambda: Policy.configured(airflow_configuration()), init=False)
+    _configuration: Configuration = attrs.field(factory=airflow_configuration, init=False, repr=False)
+    _policy: Policy = attrs.field(
+        default=attrs.Factory(lambda self: Policy.configured(self._configuration), takes_self=True), init=False
+    )
     _pool: ParsePool = attrs.field(init=False, repr=False)
     _wakeups: Wakeups = attrs.field(init=False, repr=False)
     _housekeeping: Housekeeping = attrs.field(init=False, repr=False)
@@ -142,7 +146,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
 
     def before_run(self) -> None:
         super().before_run()
-        settings = parse_pool_settings(airflow_configuration())
+        settings = parse_pool_settings(self._configuration)
         self._pool = ParsePool(
             open_runtime=connect,
             airflow=airflow_version,
@@ -158,7 +162,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         self.selector.register(
             Wakeup(self._wakeups.fileno()), selectors.EVENT_READ, (self._wakeups.run, lambda _: None)
         )
-        self._housekeeping = Housekeeping(resolve_connection(self._backend, configuration=airflow_configuration()))
+        self._housekeeping = Housekeeping(resolve_connection(self._backend, configuration=self._configuration))
         self._housekeeping.start()
         # The first question builds the in-process API, seconds of work that would stop the loop for everybody.
         self.client.variables.get("airflow-isolation: the first question")
@@ -266,6 +270,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             bundle_name=file.bundle_name,
             bundle_path=file.bundle_path,
             relative_path=file.rel_path,
+            configuration=self._configuration,
         )
 
     def _take(self, _: object = None) -> bool:
@@ -529,7 +534,8 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         """Store a result, without the DAGs that belong to another bundle."""
         assert relative_fileloc is not None
         try:
-            clear_errors_of_members(bundle_name, relative_fileloc, session)
+            if not relative_fileloc.endswith(".py"):
+                clear_errors_of_members(bundle_name, relative_fileloc, session)
             stored = without_dags_of_others(parsing_result, bundle_name, relative_fileloc, session)
             super().persist_parsing_result(
                 bundle_name=bundle_name,

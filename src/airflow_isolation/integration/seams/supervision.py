@@ -108,6 +108,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     """A task's supervisor whose child runs in a container."""
 
     _workload: Workload = attrs.field(repr=False)
+    _ended: Callable[[str], object] = attrs.field(repr=False)
 
     @classmethod
     def supervise(
@@ -121,8 +122,11 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         logger: FilteringBoundLogger | None,
         sentry_integration: str,
         subprocess_logs_to_stdout: bool,
+        ended: Callable[[str], object],
     ) -> Self:
         """Tell the server that the task has started and the task what to do.
+
+        :param ended: gets the state of the try at its end, while its log can still be written.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
         """
@@ -137,6 +141,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             client=client,
             subprocess_logs_to_stdout=subprocess_logs_to_stdout,
             workload=workload,
+            ended=ended,
         )
         try:
             self._register_pipe_readers(channels.stdout, channels.stderr, channels.requests, channels.logs, data={})
@@ -179,6 +184,8 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         signal.signal(signal.SIGTERM, forward)
         signal.signal(signal.SIGINT, forward)
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
+        # Before stock sends the log away.
+        self._ended(self.final_state)
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
         if isinstance(msg, comms.GetConnection | comms.GetVariable):

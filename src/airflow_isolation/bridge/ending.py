@@ -1,0 +1,97 @@
+"""What a workload had used when it ended, and whether the kernel ended it for want of memory."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_isolation.cgroups import MemorySample, Usage, attribute, counters_of_process, read_victims, usage_of
+from airflow_isolation.cgroups.out_of_memory import NOTHING_YET
+
+if TYPE_CHECKING:
+    from airflow_isolation.cgroups import OutOfMemory, Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a workload ended.
+
+    Attributes:
+        code: the exit code, or minus the number of the signal that ended its main process.
+        usage: of everything that was in its container.
+        out_of_memory: None when the kernel killed nobody in it for memory, or this host does not tell.
+
+    """
+
+    code: int
+    usage: Usage
+    out_of_memory: OutOfMemory | None = None
+
+    @property
+    def how(self) -> str:
+        """In words.
+
+        >>> Ending(code=-9, usage=Usage(wall=1)).how
+        'signal SIGKILL'
+        """
+        if self.code >= 0:
+            return f"exit code {self.code}"
+        number = -int(self.code)
+        # Real-time signals have no names.
+        return f"signal {signal.Signals(number).name if number in set(signal.Signals) else number}"
+
+
+class Meter:
+    """Follows one container from its start to its end. Its descriptors are released by ``close``."""
+
+    def __init__(self, pid: int) -> None:
+        """``pid``: the container's first process, in our pid namespace."""
+        self._began = time.monotonic()
+        self._pid = pid
+        self._main = 0
+        self._counters = counters_of_process(pid)
+        self._statistics: Statistics | None = None
+        self._sample: MemorySample | None = None
+
+    def look(self) -> None:
+        """While the workload runs: note its main process, which can't be found any more when it has ended."""
+        if not self._main:
+            self._main = _first_child(self._pid)
+
+    def read(self) -> None:
+        """Take a reading; where the cgroup is gone, the one before stays."""
+        self._statistics = self._counters.read() or self._statistics
+        self._sample = self._counters.memory_sample() or self._sample
+
+    def ending(self, code: int) -> Ending:
+        """Once the workload has ended with ``code``: the last reading, and what it means."""
+        wall = time.monotonic() - self._began
+        self.read()
+        return Ending(
+            code=code,
+            usage=usage_of(self._statistics, wall=wall) if self._statistics else Usage(wall=wall),
+            out_of_memory=self._out_of_memory(killed=code == -signal.SIGKILL),
+        )
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._counters.close()
+
+    def _out_of_memory(self, *, killed: bool) -> OutOfMemory | None:
+        if self._sample is None or not self._sample.events.oom_kill:
+            return None
+        return attribute(
+            NOTHING_YET, self._sample, killed=killed, pid=self._main, victims=read_victims(self._counters.name)
+        )
+
+
+def _first_child(pid: int) -> int:
+    """The oldest child that lives, 0 without any: orphans that process 1 has to take in come behind it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return int(children[0]) if children else 0

@@ -1,0 +1,192 @@
+"""The counters of one container, whichever cgroups this host has: v2, v1, or some controllers of each.
+
+They are found by the container's first process, or by the path that its cgroups have, and stay open: what the kernel
+has counted can be read as long as the directory exists, also when nobody is left in it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.cgroups import memory, pids, v1
+from airflow_isolation.cgroups.directory import Cgroup, flat_keyed, open_directory
+from airflow_isolation.cgroups.errors import CgroupError
+from airflow_isolation.cgroups.hierarchy import mounts
+from airflow_isolation.cgroups.out_of_memory import MemorySample, take_sample
+from airflow_isolation.cgroups.statistics import Statistics, read_statistics
+from airflow_isolation.cgroups.tree import LEAF, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+#: How /proc/PID/cgroup calls v2.
+UNIFIED: Final = ""
+_V1: Final = ("memory", "cpuacct", "cpu", "pids", "blkio")
+_PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount of cgroups; ``root`` is the cgroup that is seen at ``point``."""
+
+    point: Path
+    root: str
+
+    def name(self, path: str) -> str | None:
+        """A cgroup's name below ``point``; None where it can't be seen there, and for ``point`` itself, which is more."""
+        root = self.root.rstrip("/")
+        if not path.startswith(f"{root}/") or "/../" in f"{path}/":
+            return None
+        return path[len(root) :].strip("/") or None
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMounts:
+    """Where this process sees the controllers of v1, by name, and v2 under the name ``""``."""
+
+    by_controller: Mapping[str, Mounted] = field(default_factory=dict)
+
+
+def find_mounts(proc: Path = _PROC) -> CgroupMounts:
+    """Look at this host. No cgroups at all is no error."""
+    try:
+        mountinfo = (proc / "self/mountinfo").read_text()
+    except OSError:
+        return CgroupMounts()
+    found = {}
+    for mount in mounts(mountinfo):
+        if mount.kind == "cgroup2":
+            found[UNIFIED] = Mounted(Path(mount.point), mount.root)
+        elif mount.kind == "cgroup":
+            for controller in mount.super_options.intersection(_V1):
+                found[controller] = Mounted(Path(mount.point), mount.root)
+    return CgroupMounts(found)
+
+
+class Counters:
+    """Open cgroups of one container. Nothing here raises for what is gone or can't be read: it is None then."""
+
+    def __init__(self, cgroups: Mapping[str, Cgroup], tree: Tree | None = None) -> None:
+        """``cgroups`` are this object's to close: of v1 by controller, or of v2 under the name ``""``.
+
+        ``tree``: the one that the container's own directory is in, where it is of our making.
+        """
+        self._cgroups = dict(cgroups)
+        self._tree = tree
+
+    def __bool__(self) -> bool:
+        return bool(self._cgroups)
+
+    @property
+    def name(self) -> str:
+        """The directory's name, by which the kernel's log knows the container; "" when there is none."""
+        cgroup = self._cgroups.get("memory") or self._cgroups.get(UNIFIED)
+        return cgroup.name.rpartition("/")[2] if cgroup else ""
+
+    def read(self) -> Statistics | None:
+        """All of them, now."""
+        try:
+            unified = self._cgroups.get(UNIFIED)
+            return read_statistics(unified) if unified else self._read_v1()
+        except (CgroupError, OSError, ValueError):
+            return None
+
+    def oom_kills(self) -> int | None:
+        """How many processes of the container the kernel has killed for memory."""
+        try:
+            if (unified := self._cgroups.get(UNIFIED)) is not None:
+                return flat_keyed(unified.read_if_there("memory.events") or "").get("oom_kill")
+            held = self._cgroups.get("memory")
+            return v1.oom_kills(held) if held else None
+        except (CgroupError, OSError, ValueError):
+            return None
+
+    def memory_sample(self) -> MemorySample | None:
+        """For ``attribute``; nothing had happened when the container was made."""
+        try:
+            unified, held = self._cgroups.get(UNIFIED), self._cgroups.get("memory")
+            if unified and self._tree:
+                return take_sample(unified, self._tree)
+            now = memory.stat(unified) if unified else v1.memory_stat(held) if held else None
+        except (CgroupError, OSError, ValueError):
+            return None
+        if now is None:
+            return None
+        return MemorySample(events=now.events, peak=now.peak, limit=now.limit, oom_group=False)
+
+    def close(self) -> None:
+        """May be called twice."""
+        for cgroup in self._cgroups.values():
+            cgroup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_v1(self) -> Statistics | None:
+        held = self._cgroups
+        if "cpuacct" not in held:
+            return None
+        cpu = v1.cpu_stat(held["cpuacct"], held.get("cpu"))
+        if cpu is None:
+            return None
+        return Statistics(
+            cpu=cpu,
+            memory=v1.memory_stat(held["memory"]) if "memory" in held else None,
+            pids=pids.stat(held["pids"]) if "pids" in held else None,
+            io=v1.io_stat(held["blkio"]) if "blkio" in held else None,
+        )
+
+
+def counters_of_process(pid: int, mounts: CgroupMounts | None = None, *, proc: Path = _PROC) -> Counters:
+    """The counters of the container whose first process is ``pid`` in our pid namespace."""
+    return _opened(paths_of_process(pid, proc=proc), mounts or find_mounts(proc))
+
+
+def paths_of_process(pid: int, *, proc: Path = _PROC) -> Mapping[str, str]:
+    """The cgroups of a process by controller, that of v2 under the name ``""``; empty when the process is gone."""
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text().splitlines() if pid > 0 else []
+    except OSError:
+        return {}
+    fields = [line.removesuffix(" (deleted)").split(":", 2) for line in lines]
+    return {controller: path for _, controllers, path in fields for controller in controllers.split(",")}
+
+
+def counters_at(path: str, mounts: CgroupMounts) -> Counters:
+    """The counters of the container that has the same path in every hierarchy, as runtimes make them."""
+    return _opened(dict.fromkeys((UNIFIED, *_V1), path), mounts)
+
+
+def _opened(paths: Mapping[str, str], mounts: CgroupMounts) -> Counters:
+    here = mounts.by_controller
+    # On a hybrid host v2 has nothing to tell of a container.
+    wanted = _V1 if "memory" in here or UNIFIED not in here else (UNIFIED,)
+    cgroups: dict[str, Cgroup] = {}
+    tree = None
+    with ExitStack() as undo:
+        for controller in wanted:
+            mounted = here.get(controller)
+            name = mounted.name(paths[controller]) if mounted and controller in paths else None
+            if mounted is None or name is None:
+                continue
+            if controller == UNIFIED and name.endswith(f"/{LEAF}"):
+                # Around the runtime's own directory there is ours, which outlives it.
+                name = name.removesuffix(f"/{LEAF}")
+                tree = Tree(mount=mounted.point, root="/".join(name.split("/")[:-2]))
+            try:
+                cgroups[controller] = undo.enter_context(open_directory(mounted.point, name))
+            except (CgroupError, OSError):
+                continue
+        undo.pop_all()
+    return Counters(cgroups, tree)
