@@ -54,6 +54,8 @@ class Meter:
         self._main = 0
         self._counters = counters_of_process(pid)
         self._statistics: Statistics | None = None
+        # What neighbours did before this one was there must not be taken for its doing.
+        self._before = self._counters.memory_sample() or NOTHING_YET
         self._sample: MemorySample | None = None
 
     def look(self) -> None:
@@ -84,7 +86,7 @@ class Meter:
         if self._sample is None or not self._sample.events.oom_kill:
             return None
         return attribute(
-            NOTHING_YET, self._sample, killed=killed, pid=self._main, victims=read_victims(self._counters.name)
+            self._before, self._sample, killed=killed, pid=self._main, victims=read_victims(self._counters.name)
         )
 
 

@@ -184,8 +184,11 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         signal.signal(signal.SIGTERM, forward)
         signal.signal(signal.SIGINT, forward)
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
-        # Before stock sends the log away.
-        self._ended(self.final_state)
+        # Before stock sends the log away. Trouble here must not keep the state from the server.
+        try:
+            self._ended(self.final_state)
+        except Exception:
+            log.exception("The end of a task could not be told in its log", container=self._workload.container.id)
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
         if isinstance(msg, comms.GetConnection | comms.GetVariable):
