@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from airflow_isolation.runtime.interface import Progress
 
-READ_SECONDS = 120.0
-RUN_SECONDS = 300.0
+READ_SECONDS = 240.0
+RUN_SECONDS = 600.0
 RECORD = "demo.json"
 PREFIX = "ai-demo-"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -29,7 +29,7 @@ JWT_SECRET = "end-to-end-jwt-secret-that-no-container-may-see-0123456789abcdef01
 COMPONENTS = ("api-server", "dag-processor", "triggerer --skip-serve-logs")
 SCHEDULER = "scheduler --skip-serve-logs"
 FINAL_RUN_STATES = {"success", "failed"}
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 STOP_SECONDS = 10.0
 
 #: Quick answers rather than low load; nothing here changes what a task does.
@@ -135,7 +135,7 @@ class Airflow:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
@@ -187,7 +187,7 @@ class Airflow:
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:2000]}"
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 120) -> None:
+    def wait_for_dag(self, dag_id: str, timeout: float = 300) -> None:
         """Until the DAG has been parsed."""
         known = lambda: bool(self.client.get(f"/api/v2/dags/{dag_id}").is_success)  # noqa: E731
         wait_until(known, timeout, f"the DAG {dag_id}; import errors: {self.call('GET', '/importErrors')}")

@@ -65,7 +65,7 @@ def parse_file(arguments: Namespace) -> int:
         print_record(document, arguments.output)
     else:
         _print(document, arguments.output, settings)
-    return FAILED if parsed.report.import_errors else OK
+    return FAILED if parsed.import_errors else OK
 
 
 def _document(file: DagFile, backend: Backend, settings: EffectiveSettings, parsed: OneParse) -> dict[str, Any]:
@@ -79,9 +79,9 @@ def _document(file: DagFile, backend: Backend, settings: EffectiveSettings, pars
         "digest": parsed.digest,
         "seconds_until_container_was_ready": round(parsed.preparing, 3),
         "seconds_of_parsing": round(parsed.parsing, 3),
-        "dags": [summary(dag) for dag in parsed.report.dags],
-        "import_errors": dict(parsed.report.import_errors),
-        "warnings": [dict(warning) for warning in parsed.report.warnings],
+        "dags": [summary(dag) for dag in parsed.dags],
+        "import_errors": dict(parsed.import_errors),
+        "warnings": [dict(warning) for warning in parsed.warnings],
         "settings": [{"key": row.key, "value": _masked(row), "origin": row.origin} for row in settings.rows],
     }
 

@@ -40,8 +40,7 @@ from airflow_isolation.integration.dag_processing.housekeeping import Housekeepi
 from airflow_isolation.integration.dag_processing.imports import imported_airflow_modules
 from airflow_isolation.integration.dag_processing.log import ParseLog
 from airflow_isolation.integration.dag_processing.request import parse_request_for
-from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, verdict
-from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups
+from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups, why_no_result
 from airflow_isolation.integration.seams.parse_results import (
     believed_result,
     clear_errors_of_members,
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from structlog.typing import FilteringBoundLogger
 
-    from airflow_isolation.bridge.parse_container import Ended
     from airflow_isolation.settings.airflow_configuration import Configuration
     from airflow_isolation.settings.effective import Backend, EffectiveSettings
 
@@ -486,24 +484,11 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         if processor.parsing_result is not None:
             processor.parsing_result = believed_result(file, processor.parsing_result)
         elif not processor.had_callbacks or end.code != 0:
-            error = self._verdict(file, processor, end)
+            error = why_no_result(processor, self._settings[file])
             processor.process_log.error("The DAG file gave no result", error=error)
             if not processor.had_callbacks:
                 processor.parsing_result = error_result(file, error)
         self.handle_parsing_result(file, processor)
-
-    def _verdict(self, file: DagFileInfo, processor: ContainerDagFileProcessorProcess, end: Ended) -> str:
-        settings = self._settings[file]
-        return verdict(
-            UnfinishedParse(
-                code=end.code,
-                image=settings.image,
-                memory=settings.resources.memory,
-                out_of_memory=end.out_of_memory,
-                timeout=processor.timed_out,
-                violation=processor.violation,
-            )
-        )
 
     def _was_lost(self, file: DagFileInfo, processor: ContainerDagFileProcessorProcess) -> bool:
         """Whether the container ended for no reason of the file's: then the file is tried again."""

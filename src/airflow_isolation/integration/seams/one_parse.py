@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow import __version__ as airflow_version
 from airflow.configuration import conf
-from airflow.models.dagwarning import DagWarningType
+from airflow.dag_processing.manager import DagFileInfo
 from airflow.serialization.enums import Encoding
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from uuid6 import uuid7
@@ -20,10 +20,9 @@ from uuid6 import uuid7
 from airflow_isolation.bridge.parse_pool import Failed, ParsePool, Ready
 from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.integration.connection import connect
-from airflow_isolation.integration.dag_processing.result import NotAResult, ParseReport, RequestedFile, believed
-from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, verdict
 from airflow_isolation.integration.seams import checks
-from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups
+from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups, why_no_result
+from airflow_isolation.integration.seams.parse_results import believed_result, error_result
 from airflow_isolation.integration.seams.supervision import Wakeup
 from airflow_isolation.settings.policy import Policy
 
@@ -48,7 +47,9 @@ class OneParse:
 
     container: str
     digest: str
-    report: ParseReport
+    dags: tuple[Mapping[str, Any], ...]
+    import_errors: Mapping[str, str]
+    warnings: tuple[Mapping[str, str], ...]
     preparing: float
     parsing: float
 
@@ -111,39 +112,19 @@ def parse_once(
         while not process.is_ready:
             _turn(selector, until=process.next_deadline(timeout))
             process.kill_if_late(timeout)
-        end = process.ended
-        assert end is not None
         if not process.started:
             raise ContainerFailed(f"The container {ready.container.container.id} ended before the file had its turn")
-        file = RequestedFile.at(bundle_path, relative_path)
-        result = process.parsing_result
-        if result is None:
-            error = verdict(
-                UnfinishedParse(
-                    code=end.code,
-                    image=settings.image,
-                    memory=settings.resources.memory,
-                    out_of_memory=end.out_of_memory,
-                    timeout=process.timed_out,
-                    violation=process.violation,
-                )
-            )
-            report = _no_result(file, error)
+        file = DagFileInfo(rel_path=relative_path, bundle_name=bundle_name, bundle_path=bundle_path)
+        if process.parsing_result is None:
+            result = error_result(file, why_no_result(process, settings))
         else:
-            try:
-                report = believed(
-                    file,
-                    dags=[dag.data for dag in result.serialized_dags],
-                    import_errors=result.import_errors,
-                    warnings=result.warnings,
-                    warning_types={kind.value for kind in DagWarningType},
-                )
-            except NotAResult as error:
-                report = _no_result(file, f"What the parse reported can't be used: {error}")
+            result = believed_result(file, process.parsing_result)
         return OneParse(
             container=ready.container.container.id,
             digest=ready.container.image.digest,
-            report=report,
+            dags=tuple(dag.data for dag in result.serialized_dags),
+            import_errors=result.import_errors or {},
+            warnings=tuple(result.warnings or ()),
             preparing=prepared - began,
             parsing=time.monotonic() - prepared,
         )
@@ -184,10 +165,6 @@ def _turn(selector: selectors.BaseSelector, *, until: float) -> None:
             if not handler(key.fileobj):
                 on_close(key.fileobj)
                 key.fileobj.close()  # type: ignore[union-attr]
-
-
-def _no_result(file: RequestedFile, error: str) -> ParseReport:
-    return ParseReport(dags=(), import_errors={file.relative_path: error}, warnings=())
 
 
 class _Client:

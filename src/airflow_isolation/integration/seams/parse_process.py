@@ -28,6 +28,7 @@ from airflow_isolation.bridge.channels import PeerViolation
 from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Started
 from airflow_isolation.bridge.workload import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
+from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, verdict
 from airflow_isolation.integration.seams.supervision import Wakeup, channel_readers
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
     from typing_extensions import Self
 
+    from airflow_isolation.settings.effective import EffectiveSettings
     from airflow_isolation.settings.policy import Policy
 
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
@@ -401,6 +403,21 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
 
     def _give_up(self) -> None:
         self._has_ended(Ended(code=NegativeSignal(-signal.SIGKILL), gone=True))
+
+
+def why_no_result(process: ContainerDagFileProcessorProcess, settings: EffectiveSettings) -> str:
+    """The import error for a parse that has ended without a result."""
+    assert process.ended is not None
+    return verdict(
+        UnfinishedParse(
+            code=process.ended.code,
+            image=settings.image,
+            memory=settings.resources.memory,
+            out_of_memory=process.ended.out_of_memory,
+            timeout=process.timed_out,
+            violation=process.violation,
+        )
+    )
 
 
 def _first_line(error: Exception) -> str:
