@@ -21,7 +21,14 @@ sys.path.insert(0, str(HERE.parent / "setup"))
 import private_daemon  # noqa: E402
 from samples import progress  # noqa: E402
 
-BENCHMARKS = {"start": "start", "slot": "slot", "list": "listing", "parse": "parse", "cgroups": "cgroups"}
+BENCHMARKS = {
+    "start": "start",
+    "slot": "slot",
+    "list": "listing",
+    "parse": "parse",
+    "cgroups": "cgroups",
+    "tasks": "tasks",
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

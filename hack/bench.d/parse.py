@@ -109,7 +109,12 @@ def run(options: argparse.Namespace, directory: Path, undo: ExitStack) -> Report
         benchmark="parse",
         series=(
             *spread({f"one file, {kind}": found for kind, found in single.items()}),
-            *spread({f"from the timeout of a hung file to its end, {kind}": found for kind, found in late.items()}),
+            *spread(
+                {
+                    f"a hung file, from its first line to its last, beyond its timeout, {kind}": found
+                    for kind, found in late.items()
+                }
+            ),
             *(Series(f"longest turn of the loop, {when}", (seconds,)) for when, seconds in turns.items()),
         ),
         ratios={
@@ -161,7 +166,10 @@ class _Bench:
         return DagProcessor(home, settings, measure_turns=measure_turns)
 
     def kill_lateness(self, kind: str) -> float:
-        """Seconds that a hung file lives beyond its timeout, as it noted itself in its log."""
+        """Seconds beyond the timeout from a hung file's first line to its last, as it noted them in its log.
+
+        The timeout counts from the start of its process, some 50 ms before the first line.
+        """
         folder = self._directory / f"hanging-{self._runs}"
         folder.mkdir(mode=0o755)
         (folder / "hanging.py").write_text(HANG)

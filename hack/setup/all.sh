@@ -18,3 +18,5 @@ checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 . "$checkout/hack/setup/user_mode_linux.sh"
 # shellcheck source=virtualenv.sh
 . "$checkout/hack/setup/virtualenv.sh"
+# shellcheck source=bench.sh
+. "$checkout/hack/setup/bench.sh"

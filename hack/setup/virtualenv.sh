@@ -4,7 +4,7 @@
 
 airflow_version=3.3.2
 constraints=$checkout/constraints/airflow-$airflow_version.txt
-providers=(standard celery edge3 docker)
+providers=(standard celery edge3 docker git)
 
 # virtualenv_directory: prints the thin environment of this checkout; bin/ has airflow, pytest, mypy, ruff.
 virtualenv_directory() {

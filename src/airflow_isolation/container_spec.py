@@ -57,7 +57,8 @@ class DeviceRates:
 class Resources:
     """Limits. None is no limit, or the kernel's default.
 
-    Every backend has the first three. The others need cgroup v2, and are refused by name where it is not.
+    Every backend and every host has cpus, memory, pids, cpuset and memory_swap; cgroup v1 has cpu_weight too. The others
+    need cgroup v2 in our own hands, and are refused by name where it is not.
 
     Attributes:
         cpus: cores.
@@ -89,6 +90,18 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserNamespace:
+    """Ids 0 to ``size`` - 1 in the container are ``first`` and those after it on the host.
+
+    ``path`` is of one that is there, to be joined; empty makes a new one.
+    """
+
+    first: int
+    size: int = 65536
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     """A container, whole. Frozen: a change is ``dataclasses.replace``.
 
@@ -104,6 +117,8 @@ class ContainerSpec:
         stop_grace_period: seconds between SIGTERM and SIGKILL.
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.
+        pid_namespace: ``host`` is for zygotes, which fork into the namespaces of other containers.
+        user_namespace: None is the host's. Needs containerd.
         budget: what all workloads of the same purpose together may use: cpus, memory and pids of it; needs cgroup v2.
 
     """
@@ -128,4 +143,6 @@ class ContainerSpec:
     stop_grace_period: float = 10.0
     timezone: str = ""
     cgroup_parent: str = ""
+    pid_namespace: Literal["private", "host"] = "private"
+    user_namespace: UserNamespace | None = None
     budget: Resources = Resources()

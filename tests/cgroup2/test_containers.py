@@ -14,6 +14,7 @@ from tests.cgroup2.inside import MIB, until
 from tests.conftest import running
 
 from airflow_isolation.bridge.ending import Meter
+from airflow_isolation.bridge.prune import prune
 from airflow_isolation.cgroups import (
     Limit,
     Tree,
@@ -110,6 +111,30 @@ def test_limits_are_in_our_directory_and_the_container_is_below_it(
     assert (stats.memory_limit, stats.pids) == (64 * MIB, 1)
     runtime.remove("w1")
     assert not directory.exists()
+
+
+def test_limits_change_in_our_directory_while_the_container_runs(
+    runtime: ContainerdRuntime, tree: Tree, spec: ContainerSpec
+) -> None:
+    resources, budget = Resources(cpus=0.5, memory=64 * MIB, pids=50), Resources(memory=256 * MIB)
+    pid = runtime.create("w1", replace(spec, resources=resources, budget=budget)).pid
+    runtime.start("w1")
+    runtime.update("w1", Resources(cpus=0.25, memory=128 * MIB, pids=60, cpu_weight=50, memory_high=100 * MIB))
+    directory = tree.mount / tree.workload(TASK, "w1")
+    files = ("cpu.max", "cpu.weight", "memory.max", "memory.high", "memory.swap.max", "memory.oom.group", "pids.max")
+    held = [(directory / file).read_text().strip() for file in files]
+    assert held == ["25000 100000", "50", str(128 * MIB), str(100 * MIB), "0", "1", "60"]
+    for refused, words in [
+        (Resources(memory=512 * MIB, cpus=1), "all workloads of task_execution together have"),
+        (Resources(memory=4), "memory is 4 bytes"),
+        (Resources(cpuset="0", pids=70), "does not have it, or the controller cpuset is not enabled"),
+        (Resources(io_max=(DeviceRates(device="/dev/none", wbps=1),), pids=70), "there is no disk '/dev/none'"),
+    ]:
+        with pytest.raises(SpecRefused, match=words):
+            runtime.update("w1", refused)
+    assert [(directory / file).read_text().strip() for file in files] == held
+    assert (runtime.get("w1").state, runtime.get("w1").pid) == (ContainerState.RUNNING, pid)
+    runtime.remove("w1")
 
 
 @pytest.mark.timeout(900)
@@ -237,6 +262,22 @@ def test_another_worker_removes_what_a_dead_one_left(
     with ContainerdRuntime(str(daemon.socket), state_dir=state_dir) as other:
         other.remove("w1")
     assert list_workloads(tree) == ()
+
+
+def test_prune_removes_the_directory_of_a_container_that_an_operator_took_away(
+    daemon: Daemon, runtime: ContainerdRuntime, tree: Tree, spec: ContainerSpec, state_dir: Path
+) -> None:
+    with ContainerdRuntime(str(daemon.socket), state_dir=state_dir, timeout=60) as of_a_worker:
+        of_a_worker.create("taken-away", spec)
+        runtime.create("left-alone", spec)
+        daemon.run("ctr", "tasks", "rm", "--force", "taken-away")
+        daemon.run("ctr", "containers", "rm", "taken-away")
+        assert prune(runtime, state_dir=state_dir).cgroups == ()  # its worker lives
+        of_a_worker._placements._forget("taken-away")  # as the worker's death does
+    assert prune(runtime, state_dir=state_dir, dry_run=True).cgroups == ("taken-away",)
+    assert prune(runtime, state_dir=state_dir).cgroups == ("taken-away",)
+    assert list_workloads(tree) == ((TASK, "left-alone"),)
+    runtime.remove("left-alone")
 
 
 def test_a_create_that_fails_leaves_no_directory(runtime: ContainerdRuntime, tree: Tree, spec: ContainerSpec) -> None:

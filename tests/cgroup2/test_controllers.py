@@ -210,16 +210,19 @@ def test_io_is_limited_for_each_disk_and_counted(cgroup: Cgroup, disk: str) -> N
         "wiops": "max",
     }
 
-    def write() -> None:
-        descriptor = os.open(disk, os.O_WRONLY)
+    def write_and_read() -> None:
+        descriptor = os.open(disk, os.O_RDWR)
         os.write(descriptor, b"x" * MIB)
         os.fsync(descriptor)
+        # Elsewhere than in the page cache, and without reading ahead.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        assert len(os.pread(descriptor, MIB, 2 * MIB)) == MIB
 
-    assert ended(inside(cgroup.path, write)) == 0
-    now = io_controller.stat(cgroup)
+    assert ended(inside(cgroup.path, write_and_read)) == 0
+    now = read_statistics(cgroup).io
     assert now is not None
-    assert now.bytes_written == MIB
-    assert now.writes > 0
+    assert (now.bytes_read, now.bytes_written) == (MIB, MIB)
+    assert min(now.reads, now.writes) > 0
 
 
 def test_an_io_limit_is_taken_away_again(cgroup: Cgroup, disk: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import run_to_end
 
 from airflow_isolation.container_spec import ContainerSpec
 from airflow_isolation.oci.identifier import new_container_id
@@ -93,15 +94,8 @@ def airflow(environment: dict[str, str]) -> Airflow:
     """``airflow("containers", "list")``: runs it and gives what it printed."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "airflow", *arguments],
-            env={**environment, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        command = [sys.executable, "-m", "airflow", *arguments]
+        return run_to_end(command, {**environment, **variables}, timeout=SECONDS)
 
     return run
 

@@ -53,6 +53,17 @@ def test_parse_shows_what_a_file_gives_and_where_its_settings_come_from(airflow:
     assert "hush" not in done.stdout
 
 
+def test_parse_lists_the_settings_that_somebody_chose(airflow: Airflow, environment: dict[str, str]) -> None:
+    done = airflow("containers", "parse", "sales.py", "--containerd")
+    assert done.returncode == 0, done.stderr
+    shown = {line.split(" ", 1)[0] for line in done.stdout.partition("\nkey ")[2].splitlines()[1:]}
+    assert shown >= {"image", "network", "socket_path", "environment.team"}
+    # Airflow spells them out in the airflow.cfg that it made.
+    assert "\npids = 4096\n" in Path(environment["AIRFLOW_HOME"], "airflow.cfg").read_text()
+    assert not shown & {"pids", "start_timeout", "run_as_user", "snapshotter"}
+    assert "hush" not in done.stdout
+
+
 def test_a_file_with_an_error_is_exit_code_1_and_its_output_goes_to_stderr(airflow: Airflow, dags: Path) -> None:
     (dags / "wrong.py").write_text("# airflow DAG\nprint('before the end')\n1 / 0\n")
     done = airflow("containers", "parse", str(dags / "wrong.py"), "--containerd")
@@ -117,6 +128,14 @@ def test_reserialize_without_a_daemon_ends_and_leaves_the_database_as_it_is(
     assert "Not parsed, and left as it was: sales.py" in done.stderr
     assert stored(environment, "select dag_id, is_stale from dag") == before
     assert ("sales", 0) in before
+
+
+@pytest.mark.usefixtures("database")
+def test_a_number_of_runs_ends_while_the_daemon_is_away(airflow: Airflow, tmp_path: Path) -> None:
+    nowhere = {"AIRFLOW__CONTAINERD_RUNTIME__SOCKET_PATH": str(tmp_path / "no.sock")}
+    done = airflow("containers", "dag-processor", "--containerd", "--num-runs", "2", **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert "sales.py is given up after 3 tries" in done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("database")

@@ -517,6 +517,33 @@ def test_where_cgroups_can_not_be_seen_the_daemon_counts(host: Host, monkeypatch
         assert (runtime.stats([id])[id].memory or 0) > 0
 
 
+def test_a_list_with_use_agrees_with_list_and_stats(host: Host) -> None:
+    running, created = host.start("sleep", "600", labels={"of": "this"}), host.create("true", labels={"of": "this"})
+    host.start("sleep", "600", labels={"of": "another"})
+    wanted = {"of": "this"}
+    with host.connect() as runtime:
+        listed = runtime.list_with_use(wanted)
+        assert tuple(container for container, _ in listed) == runtime.list(wanted)
+        used = {container.id: use for container, use in listed}
+        now = runtime.stats([running])[running]
+    assert used[created] is None
+    use = used[running]
+    assert use is not None
+    assert (use.pids, use.memory) == (1, pytest.approx(now.memory, rel=0.2))
+    assert use.cpu_seconds is not None
+    assert 0 < use.cpu_seconds <= (now.cpu_seconds or 0)
+
+
+def test_where_cgroups_can_not_be_seen_a_list_has_use_all_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = host.start("sleep", "600")
+    monkeypatch.setattr(CgroupFiles, "_mounts", CgroupMounts())
+    with host.connect() as runtime:
+        ((container, use),) = (each for each in runtime.list_with_use() if each[0].id == id)
+    assert container.state is ContainerState.RUNNING
+    assert use is not None
+    assert use.memory
+
+
 def test_without_a_limit_stats_name_none(host: Host) -> None:
     id = host.start("sleep", "600")
     assert host.runtime.stats([id])[id].memory_limit is None

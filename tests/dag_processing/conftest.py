@@ -11,16 +11,12 @@ After the last test of a backend the dag-processor is told to end, and nothing o
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.airflow_home import own_cgroup_parent, short_directory
 from tests.dag_processing.dag_processor import DagProcessor, dag_processor
 from tests.end_to_end.traces import traces
 
@@ -122,12 +118,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
-    """A short directory (sockets lie below it) that everybody may enter, unlike pytest's own."""
-    directory = Path(tempfile.mkdtemp(prefix="ai-parse-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    yield directory
-    if not os.environ.get("AIRFLOW_ISOLATION_KEEP"):
-        shutil.rmtree(directory)
+    with short_directory("ai-parse-") as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session")
@@ -142,11 +134,8 @@ def state_dir(place: Path, backend: str) -> Path:
 
 @pytest.fixture(scope="session")
 def cgroup_parent(backend: str) -> Iterator[str]:
-    name = f"ai-parse-{secrets.token_hex(4)}"
-    yield name
-    for directory in [Path("/sys/fs/cgroup", name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
-        with suppress(OSError):
-            directory.rmdir()
+    with own_cgroup_parent("ai-parse-") as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +189,7 @@ def options(
         "AIRFLOW__CONTAINER_RUNTIME__PIDS": "128",
         "AIRFLOW__CONTAINER_RUNTIME__CGROUP_PARENT": cgroup_parent,
         "AIRFLOW__CONTAINER_RUNTIME_POLICY__ALLOWED_VARIABLES": "*/reads_variables.py:allowed_*, */other.py:*",
+        "AIRFLOW__CONTAINER_RUNTIME_POLICY__ALLOWED_CONNECTIONS": "dags-folder/connects.py:of_the_worker",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundles(place / f"{backend}-home"),
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(place / f"{backend}-home" / "bundles"),
         "AIRFLOW_VAR_ALLOWED_ONE": "the value that is allowed",

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.end_to_end.airflow_processes import FERNET_KEY, wait_until
+from tests.airflow_home import database_directory, environment_of_its_own
+from tests.processes import end_sessions, run_to_end, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 HEALTHY = """
 from airflow.sdk import DAG, task
@@ -34,9 +33,6 @@ with DAG({dag_id!r}, schedule=None):
 
 #: A file is noticed within a second of its being written, and parsed again only when it changes.
 QUICK = {
-    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    "AIRFLOW__CORE__FERNET_KEY": FERNET_KEY,
-    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "60",
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "0",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "0",
@@ -44,8 +40,6 @@ QUICK = {
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "6",
     "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "5",
     "AIRFLOW__SCHEDULER__PARSING_CLEANUP_INTERVAL": "2",
-    "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
 
@@ -107,15 +101,11 @@ class DagProcessor:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run an ``airflow`` command to its end."""
-        return subprocess.run(
+        return run_to_end(
             [sys.executable, "-m", "airflow", *arguments],
-            env={**self.environment, **environment},
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+            {**self.environment, **environment},
             timeout=240,
-            check=False,
+            directory=self.home,
         )
 
     def stop(self) -> int:
@@ -123,10 +113,9 @@ class DagProcessor:
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        finally:
+            end_sessions([self.process.pid])
             self.process.wait(10)
-            raise
 
     @property
     def output(self) -> str:
@@ -166,15 +155,8 @@ class DagProcessor:
     def python(self, program: str, *arguments: str, flag: str = "") -> str:
         """Run a program in this Airflow."""
         environment = {**self.environment, "AIRFLOW__CORE__SCHEDULER_DAG_PARSING_RUNTIME": flag}
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env=environment,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = [sys.executable, "-c", program, *arguments]
+        done = run_to_end(command, environment, timeout=120, directory=self.home)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -230,28 +212,17 @@ def dag_processor(
 
     :param options: environment variables; nothing of ours is inherited.
     """
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="ai-parse-", dir=memory if memory.is_dir() else home))
-    database = Database(directory / "metadata-of-the-test.db")
     (home / "dags").mkdir(parents=True, exist_ok=True)
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        "HOME": str(home),
-        "LANG": "C.UTF-8",
-        "AIRFLOW_HOME": str(home),
-        **QUICK,
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database.path}",
-        **{name: value for name in ("AIRFLOW_ISOLATION_RUN_DIRECTORY",) if (value := os.environ.get(name))},
-        **options,
-    }
-    processor = DagProcessor(home, environment, database)
-    try:
-        migration = processor.run("db", "migrate")
-        assert migration.returncode == 0, migration.stderr
-        if start:
-            processor.start(*arguments)
-        yield processor
-    finally:
-        if processor.process is not None and processor.process.poll() is None:
-            processor.stop()
-        shutil.rmtree(directory)
+    with database_directory(home) as directory:
+        database = Database(directory / "metadata-of-the-test.db")
+        environment = {**environment_of_its_own(home, database.path), **QUICK, **options}
+        processor = DagProcessor(home, environment, database)
+        try:
+            migration = processor.run("db", "migrate")
+            assert migration.returncode == 0, migration.stderr
+            if start:
+                processor.start(*arguments)
+            yield processor
+        finally:
+            if processor.process is not None and processor.process.poll() is None:
+                processor.stop()

@@ -84,6 +84,27 @@ def test_a_file_with_bad_manners_is_still_parsed(processor: DagProcessor, name: 
     processor.assert_parses_on()
 
 
+def test_a_flood_of_lines_stops_neither_the_loop_nor_fills_the_disk(processor: DagProcessor) -> None:
+    processor.write("floods.py", DAG + "while True:\n    os.write(1, b'\\n' * 65536); os.write(3, b'{}\\n' * 16384)\n")
+    assert "longer than 6 seconds" in processor.wait_for_error("floods.py", timeout=180)
+    events = [event["event"] for event in processor.log("floods.py")]
+    assert sum("the rest is left out" in event for event in events) == 1
+    assert len(events) < 10_100
+    processor.assert_parses_on()
+
+
+def test_a_file_that_the_containers_user_may_not_read_is_named_with_its_mode(processor: DagProcessor) -> None:
+    """As bundles are that Airflow made as a daemon, with the umask 077."""
+    private = processor.dags / "private"
+    private.mkdir(mode=0o700)
+    processor.write("private/closed.py", healthy("closed"))
+    said = processor.wait_for_error("private/closed.py")
+    assert f"{private} is closed to others on this host (mode 700)" in said
+    private.chmod(0o755)
+    processor.touch("private/closed.py")
+    processor.wait_for_dag("closed")
+
+
 def test_a_fork_bomb_ends_with_its_parse(processor: DagProcessor) -> None:
     processor.write("bomb.py", f"{DAG}while True:\n    try: os.fork()\n    except OSError: pass\n")
     said = processor.wait_for_error("bomb.py")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.dag_processing.dag_processor import HEALTHY, dag_processor
 from tests.dag_processing.test_trouble import CALLBACK, CALLS_BACK, TRIED_AGAIN
-from tests.end_to_end.airflow_processes import wait_until
+from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.conftest import freeze
 from tests.dag_processing.dag_processor import HEALTHY, dag_processor
-from tests.end_to_end.airflow_processes import wait_until
+from tests.processes import wait_until
 
 from airflow_isolation.runtime.connect import connect
 
@@ -223,3 +225,40 @@ def test_what_a_killed_dag_processor_left_is_removed_by_the_next(
         killed.start()
         killed.wait(lambda: left not in {container.id for container in runtime.list()}, "the clean-up", 120)
         killed.wait(lambda: not (state_dir / "workloads" / left).exists(), "the directory's removal")
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", str(directory)], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True, timeout=30)
+        directory.rmdir()
+
+
+@pytest.mark.on("containerd")
+def test_nothing_is_unscheduled_while_the_disk_is_full(options: dict[str, str], place: Path, daemon: Daemon) -> None:
+    assert daemon.pid
+    own = {name: value for name, value in options.items() if "DAG_PROCESSOR" not in name}
+    # Each parse then makes what lies on that disk.
+    own |= {"AIRFLOW__CONTAINER_RUNTIME__PARSE_MODE": "fresh"}
+    own |= {"AIRFLOW__CONTAINER_RUNTIME__STATE_DIR": str(place / "small-disk")}
+    with small_disk(place / "small-disk"), dag_processor(place / "small-disk-home", own) as processor:
+        known = processor.write_healthy()
+        processor.wait_for_dag(known, timeout=120)
+        parsed = processor.times_parsed(f"{known}.py")
+        filler = place / "small-disk" / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        processor.touch(f"{known}.py")
+        processor.wait(lambda: put_off(processor, f"{known}.py"), "the postponement")
+        assert any("No space left on device" in str(event) for event in processor.log(f"{known}.py"))
+        time.sleep(UNTIL_STALE)
+        assert_untouched(processor, known)
+        filler.unlink()
+        processor.wait(lambda: processor.times_parsed(f"{known}.py") > parsed, "the parse that was put off", 150)
+        assert_untouched(processor, known)
+        assert processor.stop() == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from tests.airflow_home import FERNET_KEY
 from tests.dag_processing.dag_processor import HEALTHY
-from tests.end_to_end.airflow_processes import FERNET_KEY
 
 if TYPE_CHECKING:
     from tests.dag_processing.dag_processor import DagProcessor
@@ -130,6 +130,15 @@ def test_variables_are_given_to_the_files_that_the_policy_names(processor: DagPr
     (refused,) = answers(processor, "reads_more", "Variable.get('allowed_one')")
     assert "the value that is allowed" not in refused
     assert any("allowed_variables does not give" in str(event) for event in processor.log("reads_more.py"))
+
+
+def test_connections_are_given_to_the_files_that_the_policy_names(processor: DagProcessor) -> None:
+    ask = "Connection.get('of_the_worker').host"
+    assert answers(processor, "connects", ask) == ["db.example"]
+    for name, question in (("connects_more", ask), ("connects", "Connection.get('another').host")):
+        (refused,) = answers(processor, name, question)
+        assert "db.example" not in refused
+        assert any("allowed_connections does not give" in str(event) for event in processor.log(f"{name}.py"))
 
 
 def test_a_connection_of_the_worker_is_handed_over_and_nothing_else_is_there(processor: DagProcessor) -> None:

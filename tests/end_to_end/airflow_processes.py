@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from tests.airflow_home import database_directory, environment_of_its_own
+from tests.processes import end_sessions, run_to_end, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 DAGS = Path(__file__).parent / "dags"
 PROBE = Path(__file__).parent.parent / "probe" / "probe.py"
-FERNET_KEY = "ZmVybmV0LWtleS1mZXJuZXQta2V5LWZlcm5ldC1rZXk="
 JWT_SECRET = "end-to-end-jwt-secret-that-no-container-may-see-0123456789abcdef0123456789"
 COMPONENTS = ("api-server", "dag-processor", "triggerer --skip-serve-logs")
 SCHEDULER = "scheduler --skip-serve-logs"
@@ -34,13 +32,10 @@ STOP_SECONDS = 10.0
 
 #: Quick answers rather than low load; nothing here changes what a task does.
 QUICK = {
-    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-    "AIRFLOW__CORE__FERNET_KEY": FERNET_KEY,
     "AIRFLOW__CORE__PARALLELISM": "3",
     "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "16",
-    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
     "AIRFLOW__API_AUTH__JWT_SECRET": JWT_SECRET,
     "AIRFLOW__API__WORKERS": "1",
     "AIRFLOW__API__HOST": "127.0.0.1",
@@ -51,8 +46,6 @@ QUICK = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
     "AIRFLOW__WORKERS__MISSING_DAG_RETRY_DELAY": "2",
-    "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
 
@@ -128,15 +121,8 @@ class Airflow:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run an ``airflow`` command to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            env={**self.environment, **environment},
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+        return run_to_end(
+            self.command(*arguments), {**self.environment, **environment}, timeout=300, directory=self.home
         )
 
     def stop(self) -> None:
@@ -153,10 +139,7 @@ class Airflow:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(STOP_SECONDS)
-        sessions = {process.pid for process in self.processes.values()}
-        for pid in _processes():
-            if _session(pid) in sessions:
-                _kill(pid)
+        end_sessions(process.pid for process in self.processes.values())
 
     def assert_alive(self) -> None:
         for name, process in self.processes.items():
@@ -261,13 +244,6 @@ class Airflow:
         return self.shared / name
 
 
-def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"Waited {timeout:g} seconds in vain for {what}"
-        time.sleep(0.25)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -302,26 +278,18 @@ def running_airflow(
     :param edge: the API server also serves edge workers.
     """
     port = free_port()
-    # Images are imported meanwhile, and a disk that is busy with them lets SQLite wait for fsync until others give up.
-    memory = Path("/dev/shm")
-    database = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir=memory if memory.is_dir() else home))
-    os.chown(database, home.stat().st_uid, home.stat().st_gid)
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        "HOME": str(home),
-        "LANG": "C.UTF-8",
-        "AIRFLOW_HOME": str(home),
+    options = {
         **QUICK,
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}/metadata-of-the-test.db",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         **({"AIRFLOW__EDGE__API_URL": f"http://127.0.0.1:{port}/edge_worker/v1/rpcapi"} if edge else {}),
         **options,
     }
-    airflow = Airflow(backend, home, environment, shared, user=user)
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, database)
+        database = stack.enter_context(database_directory(home)) / "metadata-of-the-test.db"
+        environment = {**environment_of_its_own(home, database), **options}
+        airflow = Airflow(backend, home, environment, shared, user=user)
         migration = airflow.run("db", "migrate")
         assert migration.returncode == 0, migration.stderr
         stack.callback(airflow.stop)
@@ -339,19 +307,3 @@ def _answers(airflow: Airflow) -> bool:
         return bool(airflow.client.get("/execution/health", timeout=START_SECONDS).is_success)
     except httpx.HTTPError:
         return False
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -14,28 +14,30 @@ one nothing at all; ``quiet`` first waits until no task runs, for tests that hur
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.airflow_home import own_cgroup_parent, short_directory
 from tests.end_to_end.airflow_processes import SCHEDULER, Airflow, Run, copy_dags, running_airflow
 from tests.end_to_end.secrets_of_airflow import secrets_of
-from tests.end_to_end.traces import of_containers, traces
+from tests.end_to_end.traces import all_but, household, of_containers, traces
 
+from airflow_isolation.bridge.zygote import remove_zygote
 from airflow_isolation.runtime.connect import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.conftest import Daemon, ImageArchive, ImageName
 
 KINDS = ("main", "extra", "no-python", "no-airflow", "other-minor")
+EVERY_KIND = (*KINDS, "older-extra")
 SETTLE_SECONDS = 15
+#: How tasks are started: ``fork`` is what an administrator gets who sets nothing. ``hack/test`` runs all in both.
+START_MODE = os.environ.get("AIRFLOW_ISOLATION_START_MODE", "fork")
+UID_RANGE = "1800000000:655360"
 BACKENDS = ("containerd", "docker")
 LOCAL_SETTINGS = """
 def get_docker_runtime_image(image):
@@ -71,17 +73,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
-    """A short directory (sockets lie below it) that everybody may enter, unlike pytest's own."""
-    directory = Path(tempfile.mkdtemp(prefix="ai-e2e-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    yield directory
-    if not os.environ.get("AIRFLOW_ISOLATION_KEEP"):
-        shutil.rmtree(directory)
+    with short_directory("ai-e2e-") as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session")
 def images(image_name: ImageName) -> dict[str, str]:
-    return {kind.replace("-", "_"): image_name(kind) for kind in KINDS}
+    return {kind.replace("-", "_"): image_name(kind) for kind in EVERY_KIND}
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +91,11 @@ def daemon(backend: str, request: pytest.FixtureRequest) -> Daemon | None:
     return found
 
 
-def provide_images(kind: str, daemon: Daemon, state_dir: Path, image_archive: ImageArchive) -> None:
-    with connect(kind, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
-        for image in KINDS:
+def provide_images(
+    backend: str, daemon: Daemon, state_dir: Path, image_archive: ImageArchive, kinds: Sequence[str] = KINDS
+) -> None:
+    with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
+        for image in kinds:
             runtime.import_image(image_archive(image))
 
 
@@ -109,18 +109,20 @@ def state_dir(place: Path, backend: str) -> Path:
 
 @pytest.fixture(scope="session")
 def cgroup_parent(backend: str) -> Iterator[str]:
-    name = f"ai-e2e-{secrets.token_hex(4)}"
-    yield name
-    for directory in [Path("/sys/fs/cgroup", name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
-        with suppress(OSError):
-            directory.rmdir()
+    with own_cgroup_parent("ai-e2e-") as name:
+        yield name
 
 
 def options_for(backend: str, daemon: Daemon | None, state_dir: Path, image: str) -> dict[str, str]:
     """What an administrator sets."""
     if daemon is None:
         return {}
+    ways = {} if START_MODE == "fork" else {"AIRFLOW__CONTAINER_RUNTIME__START_MODE": START_MODE}
     return {
+        **ways,
+        # Containerd's tasks live in user namespaces of their own; Docker's zygotes are privileged, and their images trusted.
+        "AIRFLOW__CONTAINER_RUNTIME__UID_RANGE": UID_RANGE,
+        "AIRFLOW__CONTAINER_RUNTIME_POLICY__TRUSTED_IMAGES": "localhost/airflow-isolation/*",
         "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": backend,
         f"AIRFLOW__{backend.upper()}_RUNTIME__SOCKET_PATH": str(daemon.socket),
         "AIRFLOW__CONTAINER_RUNTIME__STATE_DIR": str(state_dir),
@@ -167,7 +169,15 @@ def airflow(
         yield airflow
         airflow.wait_until_quiet()
     if daemon is not None:
+        end_zygotes(backend, daemon, state_dir)
         assert_nothing_left(daemon, state_dir, cgroup_parent)
+
+
+def end_zygotes(backend: str, daemon: Daemon, state_dir: Path) -> None:
+    """They are nobody's, and live on; every worker has ended and taken its spares with it."""
+    with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
+        for directory in (state_dir / "zygotes").glob("*"):
+            remove_zygote(runtime, directory)
 
 
 def fill_database(airflow: Airflow) -> None:
@@ -237,9 +247,7 @@ def assert_nothing_left(daemon: Daemon, state_dir: Path, cgroup_parent: str, *, 
 
     def left() -> dict[str, list[str]]:
         found = traces(daemon, state_dir, cgroup_parent)
-        return (
-            {kind: entries for kind, entries in found.items() if entries} if ids is None else of_containers(found, ids)
-        )
+        return all_but(found, household(daemon, state_dir)) if ids is None else of_containers(found, ids)
 
     deadline = time.monotonic() + SETTLE_SECONDS
     while (after := left()) and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.end_to_end.airflow_processes import wait_until
+from tests.processes import wait_until
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.runtime.connect import connect

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.end_to_end.airflow_processes import wait_until
 from tests.end_to_end.traces import running_commands
+from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.end_to_end.airflow_processes import Airflow, Run

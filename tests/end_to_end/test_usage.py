@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.end_to_end.airflow_processes import wait_until
+from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.end_to_end.airflow_processes import Airflow, Run, Task

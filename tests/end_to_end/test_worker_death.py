@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.end_to_end.airflow_processes import wait_until
+from tests.processes import wait_until
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.runtime import labels

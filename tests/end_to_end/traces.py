@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from contextlib import suppress
@@ -41,6 +42,23 @@ def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, lis
 def of_containers(found: dict[str, list[str]], ids: set[str]) -> dict[str, list[str]]:
     """Those traces that bear one of these ids: what others are running now does not count."""
     return {kind: left for kind, entries in found.items() if (left := [e for e in entries if any(i in e for i in ids)])}
+
+
+def household(daemon: Daemon, state_dir: Path) -> set[str]:
+    """What is meant to be there while no task runs, in the daemon's words: zygotes, and containers for the next tasks."""
+    names = {json.loads(record.read_bytes())["container"] for record in state_dir.glob("zygotes/*/record.json")}
+    names |= {record.stem for record in state_dir.glob("spares/*/*.json")}
+    if daemon.kind != "docker":
+        return {*names, f"{state_dir}/zygotes/"}
+    listed = (line.split() for line in _docker(daemon)["containers"])
+    return {*names, *(id for name, id in listed if name in names), f"{state_dir}/zygotes/"}
+
+
+def all_but(found: dict[str, list[str]], ids: set[str]) -> dict[str, list[str]]:
+    """The traces that bear none of these ids."""
+    return {
+        kind: left for kind, entries in found.items() if (left := [e for e in entries if not any(i in e for i in ids)])
+    }
 
 
 def _containerd(daemon: Daemon) -> dict[str, list[str]]:

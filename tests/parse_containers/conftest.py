@@ -23,7 +23,7 @@ from tests.parse_containers import images
 from tests.parse_containers.parsing import Parse, parse
 
 from airflow_isolation.bridge.parse_container import ParseContainer, start_parse_container
-from airflow_isolation.bridge.workload import Launch
+from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
 from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime.connect import connect

@@ -12,7 +12,7 @@ from tests.parse_containers import images
 from tests.parse_containers.parsing import begin
 
 from airflow_isolation.bridge.parse_container import start_parse_container
-from airflow_isolation.bridge.workload import Launch
+from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.container_spec import ContainerSpec, Mount
 from airflow_isolation.runtime.connect import connect
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import airflow_isolation
+from airflow_isolation import agent
 
 PACKAGE = Path(airflow_isolation.__file__).parent
 #: From the ground up; a layer may import itself and what stands before it. The same floor is one tuple.
@@ -21,7 +22,7 @@ FLOORS = (
 )
 FREE_OF_AIRFLOW = ("agent", "errors", "container_spec", "containerd", "oci", "cgroups", "runtime", "bridge")
 #: Written inside the container, by Airflow's own entry points: the other half of the seam.
-IN_THE_CONTAINER = (PACKAGE / "agent" / "agent.py", PACKAGE / "agent" / "parse_server.py")
+IN_THE_CONTAINER = agent.SOURCES
 
 
 def layer_of(path: Path) -> str:
@@ -97,6 +98,5 @@ def test_the_agent_needs_the_standard_library_and_itself() -> None:
         assert {name.split(".")[0] for name in ours} <= {
             *sys.stdlib_module_names,
             "__future__",
-            "agent",
-            "parse_server",
+            *(source.stem for source in agent.SOURCES),
         }

@@ -11,15 +11,18 @@ AGENT_NAME = "agent.py"
 SOCKET_NAME = "agent.sock"
 
 #: Of the protocol; the agent says it in its hello.
-VERSION = 1
+VERSION = 2
 
-#: Standard library only. The second is compiled only where it is used.
-SOURCES = (Path(__file__).with_name(AGENT_NAME), Path(__file__).with_name("parse_server.py"))
+#: Standard library only. All but the first are compiled only where they are used.
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in (AGENT_NAME, "preload.py", "parse_server.py", "zygote.py", "entry.py")
+)
 
 __all__ = ["AGENT_NAME", "DIRECTORY", "SOCKET_NAME", "SOURCES", "VERSION", "copy_to"]
 
 
 def copy_to(directory: Path) -> None:
-    """Put the agent into the directory that is to be mounted."""
+    """Put the agent into the directory that is to be mounted. Any uid can read it there, whatever this process's umask is."""
     for source in SOURCES:
         shutil.copyfile(source, directory / source.name)
+        (directory / source.name).chmod(0o644)

@@ -3,7 +3,7 @@
 Standard library only; it runs with whatever Python the image has. The conversation with the worker goes over
 one SOCK_SEQPACKET connection, one JSON message a packet, and begins with
 
-    agent -> worker   {"hello": {"agent": 1, "python": "3.12.1", "airflow": "3.3.2", "task_sdk": "1.3.2"}}
+    agent -> worker   {"hello": {"agent": 2, "python": "3.12.1", "airflow": "3.3.2", "task_sdk": "1.3.2"}}
 
 One workload, as for a task:
 
@@ -18,7 +18,14 @@ The connection is the lifeline. When it closes before 3 the worker is dead: SIGT
 The workload's process is this file again, executed anew as ``agent.py run PURPOSE`` with the descriptors as
 0 (requests), 1 (stdout), 2 (stderr) and 3 (logs), so that even a failing ``import airflow`` ends in the task's log.
 
-Many files to parse, one after the other: {"serve": …} instead of "start", and all that follows is in parse_server.py.
+What else may come in the place of 1:
+
+- {"adopt": {"child": 6, "grace": 10.0}}: a zygote has forked a process into this container. Answered by {"adopted": {}}; then
+  it goes on with 2.
+- {"await": {"seconds": 60.0}} and a listening socket: the container was made ahead of its work. The worker hangs up;
+  the one that connects to that socket is the worker from then on. Who does not come in time finds the container ended.
+- {"serve": …}: many files to parse, one after the other; all that follows is in parse_server.py.
+- {"zygote": …}: the same for many workloads in containers of their own, in zygote.py.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ import socket
 import sys
 import time
 
-VERSION = 1
+VERSION = 2
 PACKET_LIMIT = 1024 * 1024
 LOGS_DESCRIPTOR = 3
 
@@ -71,24 +78,49 @@ def hello() -> dict[str, Any]:
 
 def converse(address: str) -> int:
     """Talk to the worker; gives the exit code for process 1 (128+n after signal n)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
-        worker.connect(address)
-        worker.send(json.dumps({"hello": hello()}).encode())
-        message, descriptors = receive_work(worker)
-        if message is None:
-            return 0  # the worker did not want us, or is gone: nothing has been started
-        if "serve" in message:
-            import parse_server  # type: ignore[import-not-found]  # it lies beside this file
+    worker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker.connect(address)
+    worker.send(json.dumps({"hello": hello()}).encode())
+    while True:
+        with worker:
+            message, descriptors = receive_work(worker)
+            if message is None:
+                return 0  # the worker did not want us, or is gone: nothing has been started
+            code: int
+            if "serve" in message:
+                import parse_server  # type: ignore[import-not-found]  # it lies beside this file
 
-            code: int = parse_server.serve(worker, message["serve"])
-            return code
-        return run_one(worker, message["start"], descriptors)
+                code = parse_server.serve(worker, message["serve"])
+                return code
+            if "zygote" in message:
+                import zygote  # type: ignore[import-not-found]
+
+                zygote.become_zygote(worker, message["zygote"], descriptors[0])
+            if "adopt" in message:
+                return adopt(worker, message["adopt"])
+            if "start" in message:
+                return run_one(worker, message["start"], descriptors)
+            discard_standard_streams()
+            claimant = await_claim(descriptors[0], message["await"]["seconds"])
+        if claimant is None:
+            return 0
+        worker = claimant
 
 
-def receive_work(worker: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+def await_claim(listening: int, seconds: float) -> socket.socket | None:
+    """The worker that wants this container; None when nobody did in time."""
+    with socket.socket(fileno=listening) as listener:
+        listener.settimeout(seconds)
+        try:
+            return listener.accept()[0]
+        except OSError:
+            return None
+
+
+def receive_work(worker: socket.socket, most: int = 4) -> tuple[dict[str, Any] | None, list[int]]:
     """The next message, which may bring descriptors; None when the worker is gone."""
     try:
-        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, 4)
+        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, most)
     except OSError:
         return None, []
     for descriptor in descriptors:
@@ -103,7 +135,20 @@ def run_one(worker: socket.socket, start: dict[str, Any], descriptors: list[int]
     for descriptor in descriptors:
         os.close(descriptor)
     discard_standard_streams()
-    status = watch(child, worker, wakeups, start["grace"])
+    return see_off(child, worker, wakeups, start["grace"])
+
+
+def adopt(worker: socket.socket, what: dict[str, Any]) -> int:
+    """As ``run_one``, with a child that the kernel has given to this process."""
+    wakeups = listen_to_signals()
+    discard_standard_streams()
+    say(worker, {"adopted": {}})
+    return see_off(what["child"], worker, wakeups, what["grace"])
+
+
+def see_off(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
+    """Wait for the workload's end, report it, and end."""
+    status = watch(child, worker, wakeups, grace)
     end_everyone_else()
     end = how_it_ended(status)
     say(worker, {"exited": end})
@@ -294,4 +339,8 @@ def enter_airflow(purpose: str) -> NoReturn:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
         run(sys.argv[2])
+    if sys.argv[1:2] == ["zygote"]:
+        import zygote
+
+        sys.exit(zygote.main(*sys.argv[2:]))
     sys.exit(converse(os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.sock")))

@@ -20,7 +20,6 @@ limits and priorities of process 1, which forks inherit (they are compared; any 
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import select
 import signal
@@ -31,12 +30,12 @@ import time
 TYPE_CHECKING = False  # as in agent.py
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
     from typing import Any
 
-    from airflow_isolation.agent import agent
+    from airflow_isolation.agent import agent, preload
 else:
     import agent
+    import preload
 
 #: Seconds for removing what a file left behind; a container that takes longer is not used again.
 WIPE_SECONDS = 5.0
@@ -49,16 +48,6 @@ REQUIRED = (
     "airflow.serialization.serialized_objects",
 )
 
-#: What nearly every parse imports while it runs, 0.1 s of CPU; in process 1 it costs once. Not every image has all.
-USUAL = (
-    "airflow.models.serialized_dag",
-    "airflow.providers.standard.operators.bash",
-    "airflow.providers.standard.operators.empty",
-    "airflow.providers.standard.operators.python",
-    "airflow.providers.standard.operators.trigger_dagrun",
-    "airflow.providers.standard.sensors.external_task",
-)
-
 # prctl(2) and the IPC_RMID of shmctl(2), msgctl(2) and semctl(2).
 PR_SET_DUMPABLE = 4
 IPC_RMID = 0
@@ -67,99 +56,15 @@ IPC_RMID = 0
 def serve(worker: socket.socket, what: dict[str, Any]) -> int:
     """Import Airflow, then fork a child for each file, until the worker is gone or a file has done lasting harm."""
     os.environ.update(what["environment"])
-    end_with_worker(worker)
     try:
-        import_airflow()
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        os.write(2, f"agent: image can't import Airflow: {error!r:.1000}\n".encode())
+        preload.import_airflow(worker, REQUIRED)
+    except preload.Unable as error:
+        os.write(2, f"agent: {error}\n".encode())
         return 1
-    if threads() > 1:
-        os.write(2, f"agent: importing Airflow left {threads()} threads running, which can't be forked\n".encode())
-        return 1
-    stop_ending_with_worker(worker)
-    sys.stdout.flush()
-    sys.stderr.flush()
     agent.discard_standard_streams()
     set_dumpable(False)
-    wakeups = listen_to_children_alone()
+    wakeups = preload.listen_to_children_alone()
     return Server(worker, wakeups, what["scratch"]).run()
-
-
-def import_airflow() -> None:
-    """Everything that a child would import for itself, in a process of one thread."""
-    from importlib import import_module
-
-    sys.path.pop(0)  # this file's directory, which is nobody's library
-    # Files may have modules of their own that are called so.
-    del sys.modules["agent"], sys.modules["parse_server"]
-    agent.keep_segfaults_deadly()
-    for module in REQUIRED:
-        import_module(module)
-    try:
-        from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
-    except ImportError:
-        pass  # the children look for it themselves
-    else:
-        runtime: Any = ProvidersManagerTaskRuntime
-        runtime().initialize_providers_taskflow_decorator()
-    preload(USUAL)
-    sdk = import_module("airflow.sdk")
-    for name in sdk.__all__:
-        # Its names are imported when they are first asked for.
-        try:
-            getattr(sdk, name)
-        except Exception:  # noqa: S110 - a provider that the image lacks
-            pass
-    gc.collect()
-    gc.freeze()
-
-
-def preload(modules: Iterable[str]) -> None:
-    """Import what children will need; whose import fails, fails again in the child that needs it, and is told there."""
-    from importlib import import_module
-
-    for module in modules:
-        if module not in sys.modules:
-            try:
-                import_module(module)
-            except (Exception, SystemExit):  # noqa: S110 - see above
-                pass
-
-
-def end_with_worker(worker: socket.socket) -> None:
-    """End when the worker does, even while an import hangs: the kernel sends SIGIO when the connection closes."""
-
-    def look(*_: object) -> None:
-        poll = select.poll()
-        poll.register(worker, select.POLLHUP)
-        if poll.poll(0):
-            os._exit(1)
-
-    signal.signal(signal.SIGIO, look)
-    signal.siginterrupt(signal.SIGIO, False)
-    fcntl.fcntl(worker, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(worker, fcntl.F_SETFL, fcntl.fcntl(worker, fcntl.F_GETFL) | os.O_ASYNC)
-    look()
-
-
-def stop_ending_with_worker(worker: socket.socket) -> None:
-    fcntl.fcntl(worker, fcntl.F_SETFL, fcntl.fcntl(worker, fcntl.F_GETFL) & ~os.O_ASYNC)
-
-
-def listen_to_children_alone() -> int:
-    """As ``agent.listen_to_signals``, but no other signal has a handler, Python's own for SIGINT included.
-
-    The kernel then drops them: files can't reach process 1 with any signal.
-    """
-    wakeups = agent.listen_to_signals()
-    for number in signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}:
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    return wakeups
 
 
 class Server:
@@ -177,7 +82,7 @@ class Server:
 
     def run(self) -> int:
         untouched = inherited_traits()
-        agent.say(self.worker, {"ready": {"memory": memory()}})
+        agent.say(self.worker, {"ready": {"memory": preload.memory()}})
         poll = select.poll()
         poll.register(self.worker, select.POLLIN)
         poll.register(self.wakeups, select.POLLIN)
@@ -218,9 +123,9 @@ class Server:
         if "parse" in message:
             if self.child or self.wiper:
                 return False
-            preload(module for module in message["parse"]["modules"] if module.startswith("airflow."))
+            preload.preload(module for module in message["parse"]["modules"] if module.startswith("airflow."))
             # What has threads is forked as stock Airflow does, but not for long.
-            self.last = self.last or threads() > 1
+            self.last = self.last or preload.threads() > 1
             self.child = fork_parse(message["parse"]["environment"], descriptors, self.worker)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -252,7 +157,7 @@ class Server:
             os._exit(1)
 
     def report(self) -> None:
-        agent.say(self.worker, {"exited": {**self.ended, "memory": memory()}})
+        agent.say(self.worker, {"exited": {**self.ended, "memory": preload.memory()}})
 
 
 def fork_parse(environment: dict[str, str], descriptors: list[int], worker: socket.socket) -> int:
@@ -310,16 +215,6 @@ def inherited_traits() -> tuple[object, ...]:
             os.sched_getaffinity(0),
             mounts.read(),
         )
-
-
-def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
-
-
-def memory() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm") as counters:
-        return int(counters.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Scratch:

@@ -145,6 +145,45 @@ class AgentConnection:
         """As ``start``, to an agent that serves. Never blocks."""
         self._hand_over({"parse": {"environment": dict(environment), "modules": list(modules)}}, descriptors)
 
+    def become_zygote(
+        self,
+        *,
+        user: str,
+        environment: Mapping[str, str],
+        modules: Sequence[str],
+        limits: Mapping[str, float],
+        listener: socket.socket,
+    ) -> None:
+        """Have the agent import Airflow, and fork for everyone who connects to ``listener``.
+
+        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        """
+        what = {"user": user, "environment": dict(environment), "modules": list(modules), **limits}
+        self._hand_over({"zygote": what}, (listener,))
+
+    def adopt(self, *, child: int, grace: float, timeout: float) -> None:
+        """Tell process 1 of its new child; when this returns, it watches it.
+
+        :raises ContainerFailed: it is gone, or does not answer within ``timeout`` seconds.
+        """
+        self._hand_over({"adopt": {"child": child, "grace": grace}}, ())
+        self._socket.settimeout(timeout)
+        try:
+            said = self._receive()
+        except OSError as error:
+            raise ContainerFailed(f"Process 1 does not answer: {error}") from error
+        finally:
+            self._socket.settimeout(None)
+        if said is None or "adopted" not in said:
+            raise ContainerFailed(f"Process 1 did not adopt the workload: {said!r:.200}")
+
+    def await_claim(self, *, seconds: float, listener: socket.socket) -> None:
+        """Have process 1 wait for the worker that will need it, and end when none comes.
+
+        :raises ContainerFailed: it is gone.
+        """
+        self._hand_over({"await": {"seconds": seconds}}, (listener,))
+
     def _hand_over(self, message: dict[str, Any], descriptors: Sequence[socket.socket]) -> None:
         packet = json.dumps(message).encode()
         try:
@@ -194,7 +233,7 @@ class AgentConnection:
             return None
         try:
             said = json.loads(packet)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContainerFailed("The agent sent something that is not JSON") from error
         if not isinstance(said, dict):
             raise ContainerFailed(f"The agent sent {type(said).__name__} where a message belongs")

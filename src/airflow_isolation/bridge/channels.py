@@ -56,11 +56,42 @@ class FrameReader:
         return True
 
 
+class LineAllowance:
+    """How many lines, and how many bytes of them, the readers of one workload deliver together. The rest is left out."""
+
+    def __init__(self, lines: int, size: int, *, spent: Callable[[], object]) -> None:
+        """``spent`` is called once, when something is left out."""
+        self._lines = lines
+        self._size = size
+        self._spent = spent
+        self.is_spent = False
+
+    def take(self, size: int) -> bool:
+        """Whether one more line, of so many bytes, may be delivered."""
+        if self.is_spent:
+            return False
+        self._lines -= 1
+        self._size -= size
+        if self._lines < 0 or self._size < 0:
+            self.is_spent = True
+            self._spent()
+        return not self.is_spent
+
+
 class LineReader:
     """Lines of text. ``deliver`` gets each without its newline; a longer one than ``limit`` bytes arrives in pieces."""
 
-    def __init__(self, deliver: Callable[[bytes], None], *, limit: int = LINE_LIMIT, pending: bytes = b"") -> None:
-        self._deliver = deliver
+    def __init__(
+        self,
+        deliver: Callable[[bytes], None],
+        *,
+        limit: int = LINE_LIMIT,
+        pending: bytes = b"",
+        allowance: LineAllowance | None = None,
+    ) -> None:
+        """:param allowance: what may be delivered in all; without one, there is no end to it."""
+        self._allowance = allowance
+        self._deliver_line = deliver
         self._limit = limit
         self._buffer = bytearray()
         self._searched = 0
@@ -74,8 +105,15 @@ class LineReader:
                 self._deliver(bytes(self._buffer))
                 self._buffer.clear()
             return False
-        self._take(chunk)
+        if self._allowance is None or not self._allowance.is_spent:
+            self._take(chunk)
+        else:
+            self._buffer.clear()  # read, so that who writes need not wait, and not even looked at
         return True
+
+    def _deliver(self, line: bytes) -> None:
+        if self._allowance is None or self._allowance.take(len(line)):
+            self._deliver_line(line)
 
     def _take(self, chunk: bytes) -> None:
         self._buffer += chunk

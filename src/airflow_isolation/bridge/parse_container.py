@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,16 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from airflow_isolation.bridge.agent_socket import end_of
-from airflow_isolation.bridge.workload import Launch, NegativeSignal, RunningAgent, named, readable, start_agent
+from airflow_isolation.bridge.started_agent import (
+    Launch,
+    NegativeSignal,
+    RunningAgent,
+    await_ready,
+    named,
+    start_agent,
+)
 from airflow_isolation.cgroups import counters_of_process
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
+from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError
 
 if TYPE_CHECKING:
     import socket
@@ -37,12 +44,6 @@ log = structlog.get_logger(logger_name="airflow_isolation.parse_container")
 
 #: How long process 1 may take to kill a child before the runtime is asked to kill them both, in seconds.
 KILL_ESCALATION = 1.5
-
-#: How long the runtime may take to report an end, before that is told without an exit code, in seconds.
-EXIT_REPORT_TIMEOUT = 5.0
-
-#: How much of what a container printed goes into an error, in bytes.
-OUTPUT_TAIL = 4096
 
 #: Writable by user code in every container, and not on a disk; process 1 wipes them after each file.
 _SCRATCH = ("/tmp", "/dev/shm", "/dev/mqueue", "/run")  # noqa: S108 - of the container, not of the host
@@ -235,9 +236,7 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
         counters = undo.enter_context(counters_of_process(started.container.pid))
         started.connection.serve(environment=what.environment, scratch=scratch_directories(what.spec))
-        ready = _await_ready(started, deadline)
-        if ready is None:
-            raise _not_ready(runtime, what, started, hung=time.monotonic() >= deadline)
+        memory = await_ready(runtime, what, started, deadline=deadline, doing="parse DAG files")
         poll = select.epoll()
         undo.callback(poll.close)
         poll.register(started.connection.fileno(), select.EPOLLIN)
@@ -248,7 +247,7 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
             started=started,
             poll=poll,
             counters=counters,
-            memory=ready,
+            memory=memory,
             resources=undo.pop_all(),
         )
 
@@ -264,47 +263,8 @@ def scratch_directories(spec: ContainerSpec) -> tuple[str, ...]:
     )
 
 
-def _await_ready(started: RunningAgent, deadline: float) -> int | None:
-    """Process 1's memory once it is ready; None when the deadline came first, or the container's end."""
-    poll = select.poll()
-    poll.register(started.connection.fileno(), select.POLLIN)
-    poll.register(started.pending_exit.fileno(), select.POLLIN)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        return None
-    said: dict[str, Any] | None = started.connection.news() if readable(started.connection) else None
-    match said:
-        case {"ready": {"memory": int(memory)}}:
-            return memory
-    return None
-
-
 def _memory_in(message: Mapping[str, Any]) -> int:
     match message:
         case {"memory": int(memory)} if memory >= 0:
             return memory
     return 0
-
-
-def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool) -> ContainerRuntimeError:
-    code: int | None = None
-    if not hung:
-        with suppress(TimeoutError, IsolationError):
-            code = started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
-    said = runtime.output(what.id, limit=OUTPUT_TAIL).decode(errors="replace").strip()
-    output = f". It printed: {said}" if said else ". It printed nothing"
-    container = f"container {what.id} of image {what.spec.image}"
-    if hung:
-        return ContainerFailed(
-            f"Airflow was not imported in {container} within {what.start_timeout:g} seconds{output}",
-            hint="Raise `start_timeout` if the host is merely slow",
-        )
-    verdict = said.rpartition("\n")[2]
-    if verdict.startswith("agent: "):
-        return ImageInvalid(
-            f"Image {what.spec.image} can't parse DAG files: {verdict.removeprefix('agent: ')}{output}",
-            hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
-        )
-    return ContainerFailed(
-        f"The {container} ended with exit code {'unknown' if code is None else code} while it imported Airflow{output}",
-        hint="Code 137 is a SIGKILL: raise the memory limit if there is one" if code == 137 else "",
-    )

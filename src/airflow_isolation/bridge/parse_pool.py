@@ -24,7 +24,7 @@ from airflow_isolation.bridge.backoff import Backoff
 from airflow_isolation.bridge.crew import Crew
 from airflow_isolation.bridge.parse_container import ParseContainer, start_parse_container
 from airflow_isolation.bridge.parse_schedule import Give, ParseSchedule, Refuse, Remove, Start, Waiting
-from airflow_isolation.bridge.workload import Launch
+from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.errors import ContainerFailed, ImageInvalid, IsolationError, SettingError, SpecRefused
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels

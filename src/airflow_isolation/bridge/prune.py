@@ -2,7 +2,7 @@
 
 A living owner is never robbed: a container is judged by its owner label (host, pid, start time), a directory by
 the lock that its worker holds on it for as long as it lives. What a living owner could not remove himself, because the
-daemon was away, he has noted with ``abandon``.
+daemon was away, he has noted with ``abandon``. A zygote has no owner: it stays while somebody listens in its directory.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import fcntl
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from airflow_isolation.bridge.abandoned import notes
+from airflow_isolation.bridge.spare import is_claimed, prune_spares
+from airflow_isolation.bridge.zygote import alone_in, failed_lately, is_alive, zygote_of
 from airflow_isolation.errors import ContainerRuntimeError
 from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from airflow_isolation.runtime.interface import Container, ContainerRuntime
 
@@ -39,60 +43,79 @@ class Pruned:
 
     containers: tuple[Container, ...]
     directories: tuple[Path, ...]
-
-
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a workload's directory; the kernel lets go when this process dies, however it dies."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    cgroups: tuple[str, ...] = ()
 
 
 def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) -> Pruned:
     """Remove the left-overs of this host's dead workers. What can't be removed is logged, and left for the next time."""
     containers = []
-    abandoned = _notes(runtime, state_dir)
+    abandoned = notes(runtime, state_dir)
     for container in runtime.list():
-        owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
-        if container.id not in abandoned and (owner is None or not owner.is_gone()):
-            continue
-        if not dry_run:
-            try:
-                runtime.remove(container.id)
-            except ContainerRuntimeError as error:
-                log.warning("A left-over container could not be removed", container=container.id, error=str(error))
+        with _left_over(runtime, container, abandoned, state_dir) as left_over:
+            if not left_over:
+                continue
+            if not dry_run and not _removed(runtime, container):
                 abandoned.pop(container.id, None)
                 continue
-            log.info("Removed a left-over container", container=container.id, owner=str(owner))
         containers.append(container)
     if not dry_run:
+        prune_spares(runtime, state_dir=state_dir)
         for note in abandoned.values():
             note.unlink(missing_ok=True)
-    return Pruned(tuple(containers), tuple(_abandoned(state_dir / "workloads", dry_run=dry_run)))
+    return Pruned(
+        tuple(containers),
+        (
+            *_abandoned(state_dir / "workloads", dry_run=dry_run),
+            *_of_no_zygote(state_dir / "zygotes", dry_run=dry_run),
+        ),
+        _abandoned_cgroups(runtime, {container.id for container in containers}, dry_run=dry_run),
+    )
 
 
-def abandon(runtime: ContainerRuntime, id: str, *, state_dir: Path) -> None:
-    """Have the next ``prune`` remove a container of ours, although we live: the daemon did not do it."""
-    notes = _notes_directory(runtime, state_dir)
-    notes.mkdir(parents=True, exist_ok=True)
-    (notes / id).touch()
+@contextmanager
+def _left_over(
+    runtime: ContainerRuntime, container: Container, abandoned: Mapping[str, Path], state_dir: Path
+) -> Iterator[bool]:
+    """Whether nobody needs a container any more, and while this is open nobody begins to."""
+    if container.id in abandoned:
+        yield True
+    elif container.labels.get(labels.PURPOSE) == "zygote":
+        with _left_over_zygote(container) as left_over:
+            yield left_over
+    else:
+        owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
+        # A spare may have another owner by now.
+        yield owner is not None and owner.is_gone() and not is_claimed(runtime, container.id, state_dir=state_dir)
 
 
-def _notes(runtime: ContainerRuntime, state_dir: Path) -> dict[str, Path]:
-    """The containers that were abandoned, by id."""
+@contextmanager
+def _left_over_zygote(container: Container) -> Iterator[bool]:
+    directory = Path(container.labels.get(labels.DIRECTORY, ""))
+    if not directory.is_absolute():
+        yield False  # not one of ours
+    elif not directory.is_dir():
+        yield True
+    else:
+        with ExitStack() as alone:
+            try:
+                alone.enter_context(alone_in(directory, end=time.monotonic()))
+                runs = container.state is ContainerState.RUNNING and zygote_of(directory) == container.id
+                dead = not (runs and is_alive(directory))
+            except OSError:
+                dead = False  # it is being started, or removed
+            yield dead
+
+
+def _removed(runtime: ContainerRuntime, container: Container) -> bool:
     try:
-        return {note.name: note for note in _notes_directory(runtime, state_dir).iterdir()}
-    except FileNotFoundError:
-        return {}
-
-
-def _notes_directory(runtime: ContainerRuntime, state_dir: Path) -> Path:
-    # Two backends may share a state directory, and a daemon that is away can't be asked who it is.
-    return state_dir / "abandoned" / type(runtime).__name__
+        runtime.remove(container.id)
+    except ContainerRuntimeError as error:
+        log.warning("A left-over container could not be removed", container=container.id, error=str(error))
+        return False
+    log.info(
+        "Removed a left-over container", container=container.id, owner=container.labels.get(labels.OWNER, "nobody")
+    )
+    return True
 
 
 def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float = 600.0) -> None:
@@ -102,7 +125,7 @@ def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float =
         due = time.time() - stamp.stat().st_mtime >= every
     except FileNotFoundError:
         due = True
-    if not due and not _notes(runtime, state_dir):
+    if not due and not notes(runtime, state_dir):
         return
     try:
         with stamp.open("ab") as lock:
@@ -113,6 +136,32 @@ def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float =
         return  # another worker is at it
     except (OSError, ContainerRuntimeError) as error:
         log.warning("Looking for left-overs of dead workers failed", error=str(error))
+
+
+def _abandoned_cgroups(runtime: ContainerRuntime, removed: set[str], *, dry_run: bool) -> tuple[str, ...]:
+    """Of containers that somebody else took away, such as an operator with the daemon's own tools."""
+    try:
+        found = runtime.remove_abandoned_cgroups(dry_run=dry_run)
+    except ContainerRuntimeError as error:
+        log.warning("Left-over cgroups could not be removed", error=str(error))
+        return ()
+    return tuple(id for id in found if id not in removed)
+
+
+def _of_no_zygote(zygotes: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Directories in which nobody listens. The container, if there is still one, is known by its labels."""
+    for directory in sorted(zygotes.glob("*")):
+        try:
+            if time.time() - directory.stat().st_mtime < _NEWBORN or failed_lately(directory):
+                continue
+            with alone_in(directory, end=time.monotonic()):
+                if is_alive(directory):
+                    continue
+                if not dry_run:
+                    shutil.rmtree(directory, ignore_errors=True)
+            yield directory
+        except OSError:
+            continue
 
 
 def _abandoned(workloads: Path, *, dry_run: bool) -> Iterator[Path]:

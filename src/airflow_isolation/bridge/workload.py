@@ -10,42 +10,31 @@
 
 from __future__ import annotations
 
-import enum
-import os
-import select
-import shutil
 import signal
 import socket
-import stat
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from airflow_isolation import agent
-from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
+from airflow_isolation.bridge import zygote
 from airflow_isolation.bridge.ending import Meter
-from airflow_isolation.bridge.prune import abandon, held
-from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import (
-    ContainerFailed,
-    ContainerRuntimeError,
-    ImageInvalid,
-    IsolationError,
-    RuntimeUnreachable,
-)
+from airflow_isolation.bridge.spare import claim, make_ones_own
+from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
+from airflow_isolation.bridge.zygote import ZygotePlan, ZygoteUnavailable
+from airflow_isolation.errors import ContainerFailed, IsolationError, RuntimeUnreachable, SpecRefused
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
+    from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
     from airflow_isolation.bridge.ending import Ending
-    from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
 
 log = structlog.get_logger(logger_name="airflow_isolation.workload")
@@ -56,34 +45,8 @@ EXIT_REPORT_TIMEOUT = 20.0
 #: How long an agent that has said its last word may take to end, in seconds.
 AGENT_END_TIMEOUT = 1.0
 
-#: Airflow's supervisor names the signal in its message, and calls a SIGKILL a probable OOM, if the exit code has a
-#: name: psutil's negative signals have one, and so have these.
-NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this machine's signals
-    "NegativeSignal", {number.name: -number.value for number in signal.Signals}
-)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What is to be started.
-
-    Attributes:
-        spec: the container, without argv and without the agent's mount, which are added here.
-        python: the interpreter in the image, a name on its PATH or an absolute path.
-        purpose: ``task`` or ``parse``.
-        environment: for the workload's process alone; it is not in the container's record.
-        airflow: the worker's version of Airflow; the image must have the same minor.
-        start_timeout: seconds from start to hello.
-    """
-
-    id: str
-    spec: ContainerSpec
-    image: Image
-    purpose: str
-    environment: Mapping[str, str]
-    airflow: str
-    python: str = "python3"
-    start_timeout: float = 60.0
+StartMode = Literal["fork", "fresh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +63,8 @@ class Workload:
     """A started workload. ``close`` releases everything, whether it has ended or not.
 
     Attributes:
+        start_mode: how it was started.
+        why_fresh: why it could not be forked, although it was to be.
         ending: what it has used, and whether it died for want of memory; from when ``exit_code`` has an answer.
 
     """
@@ -116,6 +81,8 @@ class Workload:
         channels: Channels,
         meter: Meter,
         resources: ExitStack,
+        start_mode: StartMode = "fresh",
+        why_fresh: str = "",
     ) -> None:
         self.container = container
         self.image = image
@@ -123,6 +90,8 @@ class Workload:
         self.channels = channels
         self.connection = connection
         self.pending_exit = pending_exit
+        self.start_mode = start_mode
+        self.why_fresh = why_fresh
         self.ending: Ending | None = None
         self._runtime = runtime
         self._meter = meter
@@ -206,28 +175,73 @@ class Workload:
         self._resources.close()
 
 
-@dataclass(frozen=True, slots=True)
-class RunningAgent:
-    """A started container whose agent has said hello."""
-
-    container: Container
-    hello: Hello
-    connection: AgentConnection
-    pending_exit: PendingExit
-
-
-def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workload:
+def launch(
+    runtime: ContainerRuntime,
+    what: Launch,
+    *,
+    state_dir: Path,
+    plan: ZygotePlan | None = None,
+    replenish: Callable[[Launch], None] | None = None,
+) -> Workload:
     """Start a workload; when this fails nothing of it stays.
+
+    With a ``plan`` it is forked from that zygote, into a spare container where there is one. Where it can't be
+    forked, whatever the reason, it starts fresh. ``replenish`` is told for what another spare would do.
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
-    with ExitStack() as undo:
-        started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
+    with ExitStack() as undo, ExitStack() as asked:
+        asking: tuple[zygote.Zygote, socket.socket] | None = None
+        why_fresh = ""
+        if plan is not None:
+            try:
+                asking = asked.enter_context(zygote.asking(runtime, plan, state_dir=state_dir))
+                what = _beside(what, asking[0])
+            except ZygoteUnavailable as error:
+                why_fresh = str(error)
+                # What kept the zygote from its user namespace would keep the workload, too.
+                what = replace(what, spec=replace(what.spec, user_namespace=None))
+        spare = claim(runtime, what, state_dir=state_dir, undo=undo) if asking is not None else None
+        started = spare
+        if started is None:
+            try:
+                started = _started(runtime, what, state_dir, undo)
+            except (ContainerFailed, SpecRefused) as error:
+                if asking is None or what.spec.user_namespace is None:
+                    raise
+                # The namespace is its zygote's, and may be gone with it.
+                asking, why_fresh = None, f"no container could be started beside the zygote: {error}"
+                what = replace(what, spec=replace(what.spec, user_namespace=None))
+                started = _started(runtime, what, state_dir, undo)
+        if spare is not None:
+            what = replace(what, id=spare.container.id)
         meter = Meter(started.container.pid)
         undo.callback(meter.close)
-        channels = _hand_over(started.connection, what, undo)
+        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
+        for end in ours:
+            undo.callback(end.close)
+        try:
+            if asking is not None:
+                why_fresh = _forked(runtime, what, started, asking, theirs)
+            if asking is None or why_fresh:
+                started.connection.start(
+                    purpose=what.purpose,
+                    environment=what.environment,
+                    grace=what.spec.stop_grace_period,
+                    descriptors=theirs,
+                )
+        finally:
+            # A copy that stayed open here would keep end-of-file from ever coming.
+            for end in theirs:
+                end.close()
+        if spare is not None:
+            make_ones_own(runtime, what.id, what, state_dir=state_dir)
+        if asking is not None and replenish is not None:
+            replenish(what)
+        if why_fresh:
+            log.warning("A workload could not be forked, and started fresh", container=what.id, why=why_fresh)
         return Workload(
             container=started.container,
             image=what.image,
@@ -235,148 +249,54 @@ def launch(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Workl
             connection=started.connection,
             pending_exit=started.pending_exit,
             runtime=runtime,
-            channels=channels,
+            channels=Channels(*ours),
             meter=meter,
+            start_mode="fork" if asking is not None and not why_fresh else "fresh",
+            why_fresh=why_fresh,
             resources=undo.pop_all(),
         )
 
 
-def start_agent(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack) -> RunningAgent:
-    """Start a container up to its agent's hello; ``undo`` gets what takes all of it away again.
+def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: ExitStack) -> RunningAgent:
+    """As ``start_agent``; when this fails nothing of it stays, and it may be called again."""
+    with ExitStack() as attempt:
+        started = start_agent(runtime, what, state_dir=state_dir, undo=attempt)
+        undo.push(attempt.pop_all())
+    return started
 
-    Raises as ``launch`` does.
-    """
-    _prepare(state_dir)
-    directory = state_dir / "workloads" / what.id
-    # Python lists a directory from which it imports, and the agent has the image's uid.
-    directory.mkdir(mode=0o755)
-    undo.callback(shutil.rmtree, directory, ignore_errors=True)
-    undo.enter_context(held(directory))
-    agent.copy_to(directory)
-    listener = AgentListener(directory)
-    undo.callback(listener.close)
 
-    container = runtime.create(what.id, _with_agent(what, directory))
-    # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
-    undo.callback(_remove, runtime, what.id, state_dir)
-    pending_exit = runtime.wait(what.id)
-    undo.callback(pending_exit.close)
-    pid = runtime.start(what.id)
+def _beside(what: Launch, zygote: zygote.Zygote) -> Launch:
+    """A workload in its zygote's user namespace, where that has one of its own."""
+    namespace = what.spec.user_namespace
+    if namespace is None:
+        return what
+    return replace(what, spec=replace(what.spec, user_namespace=replace(namespace, path=f"/proc/{zygote.pid}/ns/user")))
+
+
+def _forked(
+    runtime: ContainerRuntime,
+    what: Launch,
+    started: RunningAgent,
+    asking: tuple[zygote.Zygote, socket.socket],
+    channels: Sequence[socket.socket],
+) -> str:
+    """Have the workload forked into its container; why it could not be, or nothing."""
+    found, connection = asking
     try:
-        connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
-    except (EndedBeforeHello, TimeoutError) as error:
-        raise _silent_container(runtime, what, pending_exit, error) from error
-    undo.callback(connection.close)
-    # Nobody else is awaited; user code that connects finds nobody.
-    listener.close()
-    _check_versions(hello, what)
-    log.debug("Container started", container=what.id, pid=pid, image=what.image.digest)
-    return RunningAgent(replace(container, pid=pid), hello, connection, pending_exit)
-
-
-def _prepare(state_dir: Path) -> None:
-    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there."""
-    try:
-        for directory in (state_dir, state_dir / "workloads"):
-            directory.mkdir(parents=True, mode=0o711, exist_ok=True)
-            status = directory.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise ContainerFailed(
-                    f"The state directory {directory} is not a directory of uid {os.geteuid()} that only it can write",
-                    hint="Remove it, or set [container_runtime] state_dir to one of the worker's user alone",
-                )
-    except OSError as error:
-        raise ContainerFailed(
-            f"The worker can't make its state directory {state_dir}: {error}",
-            hint="Set [container_runtime] state_dir to a place where the worker's user may write",
-        ) from error
-
-
-def _remove(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
-    """Never raises: the workload's end is known by now, and must not be hidden behind trouble with what is left of it."""
-    try:
-        runtime.remove(id)
-    except ContainerRuntimeError as error:
-        log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
-        abandon(runtime, id, state_dir=state_dir)
-
-
-def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
-    return replace(
-        what.spec,
-        argv=(what.python, f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
-        mounts=(*what.spec.mounts, Mount(source=str(directory.resolve()), target=agent.DIRECTORY)),
-    )
-
-
-def _hand_over(connection: AgentConnection, what: Launch, undo: ExitStack) -> Channels:
-    ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
-    for end in ours:
-        undo.callback(end.close)
-    try:
-        connection.start(
-            purpose=what.purpose,
+        child = zygote.fork_into(
+            connection,
+            started.container.pid,
+            id=what.id,
+            spec=what.spec,
             environment=what.environment,
-            grace=what.spec.stop_grace_period,
-            descriptors=theirs,
+            purpose=what.purpose,
+            channels=channels,
         )
-    finally:
-        # A copy that stayed open here would keep end-of-file from ever coming.
-        for end in theirs:
-            end.close()
-    return Channels(*ours)
-
-
-def _check_versions(hello: Hello, what: Launch) -> None:
-    image = what.spec.image
-    if hello.agent != agent.VERSION:
-        raise ContainerFailed(f"The agent in the container has version {hello.agent}, not {agent.VERSION}")
-    if hello.airflow is None:
-        raise ImageInvalid(
-            f"Image {image} has no Airflow that its {what.python} (Python {hello.python}) could import",
-            hint=f"Install apache-airflow {_minor(what.airflow)}.* in the image, or name its interpreter with `python`",
-        )
-    if _minor(hello.airflow) != _minor(what.airflow):
-        raise ImageInvalid(
-            f"Image {image} has Airflow {hello.airflow}, this worker has {what.airflow}",
-            hint=f"The minor versions must be equal: use an image with Airflow {_minor(what.airflow)}.*",
-        )
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
-def _silent_container(
-    runtime: ContainerRuntime, what: Launch, pending_exit: PendingExit, error: Exception
-) -> ContainerFailed:
-    said = runtime.output(what.id, limit=4096).decode(errors="replace").strip()
-    output = f". It printed: {said}" if said else ". It printed nothing"
-    if isinstance(error, TimeoutError):
-        return ContainerFailed(
-            f"The agent in container {what.id} of image {what.spec.image} did not report"
-            f" within {what.start_timeout:g} seconds{output}",
-            hint="Raise `start_timeout` if the host is merely slow",
-        )
-    try:
-        code = str(pending_exit.result(timeout=5).code)
+        started.connection.adopt(child=child, grace=what.spec.stop_grace_period, timeout=zygote.ANSWER_TIMEOUT)
+        zygote.release(connection)
+    except (ZygoteUnavailable, IsolationError) as error:
+        return str(error)
     except TimeoutError:
-        code = "unknown"
-    return ContainerFailed(
-        f"Container {what.id} of image {what.spec.image} ended with exit code {code} before the agent spoke{output}",
-        hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another",
-    )
-
-
-def readable(connection: AgentConnection) -> bool:
-    """Whether there is a message, or the agent is gone."""
-    if connection.fileno() < 0:
-        return False
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP)
-    return bool(poll.poll(0))
-
-
-def named(code: int) -> int:
-    """An exit code as the supervisor wants it: minus a signal's number becomes a ``NegativeSignal``."""
-    return NegativeSignal(code) if code < 0 and -code in set(signal.Signals) else code
+        zygote.replace_hung(runtime, found)
+        return f"the zygote {found.container} did not answer within {zygote.ANSWER_TIMEOUT:g} seconds"
+    return ""

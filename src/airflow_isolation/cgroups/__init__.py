@@ -36,16 +36,31 @@ from airflow_isolation.cgroups.errors import (
 from airflow_isolation.cgroups.hierarchy import Hierarchy, find_hierarchy
 from airflow_isolation.cgroups.io import Io, IoStat
 from airflow_isolation.cgroups.kernel_log import Victim, read_victims
-from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, budget_of, check_limits, limits_of, set_limits
+from airflow_isolation.cgroups.limits import (
+    NO_LIMITS,
+    Limits,
+    budget_of,
+    change_limits,
+    change_of,
+    check_limits,
+    limits_of,
+    read_limits,
+    set_limits,
+)
 from airflow_isolation.cgroups.memory import Memory, MemoryEvents, MemoryStat, throttle_from
 from airflow_isolation.cgroups.out_of_memory import Limit, MemorySample, OutOfMemory, attribute, take_sample
 from airflow_isolation.cgroups.pids import Pids, PidsStat
 from airflow_isolation.cgroups.pressure import Pressure, Stall
+from airflow_isolation.cgroups.slices import slice_name, slice_path
 from airflow_isolation.cgroups.statistics import PressureStat, Statistics, read_statistics
 from airflow_isolation.cgroups.tree import (
     LEAF,
+    OTHERS,
+    PARSING,
+    TASKS,
     Tree,
     Workload,
+    check_budget,
     find_tree,
     list_workloads,
     make_workload,
@@ -58,6 +73,9 @@ __all__ = [
     "LEAF",
     "MAX",
     "NO_LIMITS",
+    "OTHERS",
+    "PARSING",
+    "TASKS",
     "UNIFIED",
     "Cgroup",
     "CgroupBusy",
@@ -96,6 +114,9 @@ __all__ = [
     "Workload",
     "attribute",
     "budget_of",
+    "change_limits",
+    "change_of",
+    "check_budget",
     "check_limits",
     "counters_at",
     "counters_of_process",
@@ -107,11 +128,14 @@ __all__ = [
     "make_workload",
     "open_cgroup",
     "paths_of_process",
+    "read_limits",
     "read_statistics",
     "read_victims",
     "remove_abandoned",
     "remove_workload",
     "set_limits",
+    "slice_name",
+    "slice_path",
     "take_sample",
     "throttle_from",
     "usage_of",

@@ -17,7 +17,7 @@ from airflow_isolation.cgroups.errors import CgroupError
 from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.cgroups.out_of_memory import MemorySample, take_sample
 from airflow_isolation.cgroups.statistics import Statistics, read_statistics
-from airflow_isolation.cgroups.tree import LEAF, Tree
+from airflow_isolation.cgroups.tree import Tree, directory_around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,9 @@ def find_mounts(proc: Path = _PROC) -> CgroupMounts:
     except OSError:
         return CgroupMounts()
     found = {}
-    for mount in mounts(mountinfo):
+    # Every container of the host has a mount here, and this is read for every task.
+    of_cgroups = "\n".join(line for line in mountinfo.splitlines() if " - cgroup" in line)
+    for mount in mounts(of_cgroups):
         if mount.kind == "cgroup2":
             found[UNIFIED] = Mounted(Path(mount.point), mount.root)
         elif mount.kind == "cgroup":
@@ -180,10 +182,10 @@ def _opened(paths: Mapping[str, str], mounts: CgroupMounts) -> Counters:
             name = mounted.name(paths[controller]) if mounted and controller in paths else None
             if mounted is None or name is None:
                 continue
-            if controller == UNIFIED and name.endswith(f"/{LEAF}"):
-                # Around the runtime's own directory there is ours, which outlives it.
-                name = name.removesuffix(f"/{LEAF}")
-                tree = Tree(mount=mounted.point, root="/".join(name.split("/")[:-2]))
+            if controller == UNIFIED and (ours := directory_around(name)):
+                # It outlives the runtime's own.
+                root, name = ours
+                tree = Tree(mount=mounted.point, root=root)
             try:
                 cgroups[controller] = undo.enter_context(open_directory(mounted.point, name))
             except (CgroupError, OSError):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_isolation.cgroups.directory import MAX, Max, flat_keyed
+from airflow_isolation.cgroups.directory import MAX, Max, flat_keyed, limit_or_none
 from airflow_isolation.cgroups.errors import ValueRefused
 
 if TYPE_CHECKING:
@@ -83,6 +83,12 @@ def stat(cgroup: Cgroup) -> CpuStat:
         periods_throttled=counters.get("nr_throttled", 0),
         limit=parse_limit(cgroup.read_if_there("cpu.max")),
     )
+
+
+def limits(cgroup: Cgroup) -> Cpu:
+    """What holds now; a field is None where the controller is not enabled."""
+    quota, weight = cgroup.read_if_there("cpu.max"), limit_or_none(cgroup.read_if_there("cpu.weight"))
+    return Cpu(cpus=None if quota is None else parse_limit(quota) or MAX, weight=weight)
 
 
 def parse_limit(content: str | None) -> float | None:

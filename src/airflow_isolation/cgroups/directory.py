@@ -287,6 +287,18 @@ def limit_or_none(content: str | None) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def limit_or_max(content: str | None) -> int | Max | None:
+    r"""A single limit as it is written; None where there is no such file.
+
+    >>> limit_or_max("4096\n"), limit_or_max("max\n"), limit_or_max(None)
+    (4096, 'max', None)
+    """
+    if content is None:
+        return None
+    limit = limit_or_none(content)
+    return MAX if limit is None else limit
+
+
 def _opened(mount: Path, root: int, parent: str, name: str) -> Cgroup:
     name = name.strip("/")
     whole = "/".join(part for part in (parent, name) if part)

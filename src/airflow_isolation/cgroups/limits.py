@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from airflow_isolation.cgroups import cpu, cpuset, io, memory, pids
-from airflow_isolation.cgroups.directory import MAX
+from airflow_isolation.cgroups.directory import MAX, Max
+from airflow_isolation.cgroups.errors import CgroupError
 
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
@@ -68,6 +70,65 @@ def budget_of(resources: Resources) -> Limits:
         memory=memory.Memory(max=MAX if resources.memory is None else resources.memory),
         pids=pids.Pids(max=MAX if resources.pids is None else resources.pids),
     )
+
+
+def read_limits(cgroup: Cgroup) -> Limits:
+    """What the kernel holds of cpu, memory and pids; ``MAX`` is no limit, None what is not enabled here.
+
+    :raises CgroupGone: the cgroup has been removed.
+    """
+    return Limits(cpu=cpu.limits(cgroup), memory=memory.limits(cgroup), pids=pids.limits(cgroup))
+
+
+def change_of(resources: Resources, now: Limits) -> Limits:
+    """What is to be written to a workload that has ``now``; what ``resources`` leaves open stays as it is.
+
+    A ``memory.high`` that came from request and limit follows them; one that was set stays.
+    """
+    held = now.memory
+    low = held.low if resources.memory_request is None else resources.memory_request
+    top = held.max if resources.memory is None else resources.memory
+    high: int | Max | None = resources.memory_high
+    if high is None and held.high == _throttle(held.max, held.low):
+        high = _throttle(top, low)
+    return Limits(
+        cpu=cpu.Cpu(cpus=resources.cpus, weight=resources.cpu_weight),
+        memory=memory.Memory(
+            max=resources.memory,
+            high=None if high == held.high else high,
+            low=resources.memory_request,
+            swap=resources.memory_swap,
+        ),
+        pids=pids.Pids(max=resources.pids),
+        io=io.Io(max=resources.io_max, weight=resources.io_weight),
+        cpuset=cpuset.Cpuset(cpus=resources.cpuset),
+    )
+
+
+def _throttle(limit: int | Max | None, request: int | None) -> int | Max:
+    top = limit if isinstance(limit, int) else None
+    return memory.throttle_from(limit=top, request=request or None) or MAX
+
+
+def change_limits(cgroup: Cgroup, change: Limits) -> None:
+    """Write what is set to a workload that runs. When the kernel refuses one, those of cpu, memory and pids are as before.
+
+    :raises ValueRefused: a limit, by name, also because of one that holds already; or less memory than is in use.
+    :raises CgroupError: what the kernel said, with file and value.
+    """
+    before = read_limits(cgroup)
+    memory.check(_over(before.memory, change.memory))
+    try:
+        set_limits(cgroup, change)
+    except CgroupError:
+        with suppress(CgroupError):
+            set_limits(cgroup, before)
+        raise
+
+
+def _over(lower: memory.Memory, upper: memory.Memory) -> memory.Memory:
+    given = {each.name: getattr(upper, each.name) for each in fields(upper)}
+    return replace(lower, **{name: value for name, value in given.items() if value is not None})
 
 
 def check_limits(limits: Limits) -> None:

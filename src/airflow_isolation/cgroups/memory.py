@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from airflow_isolation.cgroups.directory import MAX, Max, flat_keyed, limit_or_none
+from airflow_isolation.cgroups.directory import MAX, Max, flat_keyed, limit_or_max, limit_or_none
 from airflow_isolation.cgroups.errors import ValueRefused
 
 if TYPE_CHECKING:
@@ -112,6 +112,16 @@ def check(memory: Memory) -> None:
                 )
 
 
+def limits(cgroup: Cgroup) -> Memory:
+    """What holds now; a field is None where the kernel does not have it, or the controller is not enabled."""
+    return Memory(
+        max=limit_or_max(cgroup.read_if_there("memory.max")),
+        high=limit_or_max(cgroup.read_if_there("memory.high")),
+        low=limit_or_none(cgroup.read_if_there("memory.low")),
+        swap=limit_or_max(cgroup.read_if_there("memory.swap.max")),
+    )
+
+
 def stat(cgroup: Cgroup) -> MemoryStat | None:
     """None where the controller is not enabled.
 
@@ -187,6 +197,7 @@ __all__ = [
     "MemoryEvents",
     "MemoryStat",
     "check",
+    "limits",
     "own_events",
     "parse_events",
     "set",

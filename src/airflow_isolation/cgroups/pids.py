@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_isolation.cgroups.directory import Max, flat_keyed, limit_or_none
+from airflow_isolation.cgroups.directory import Max, flat_keyed, limit_or_max, limit_or_none
 from airflow_isolation.cgroups.errors import ValueRefused
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def check(pids: Pids) -> None:
     """:raises ValueRefused: a value that the kernel would refuse, or with which nothing can begin."""
     if isinstance(pids.max, int) and not 1 <= pids.max <= MAX_PIDS:
         raise ValueRefused(f"pids is {pids.max}", hint=f"Give 1 to {MAX_PIDS}")
+
+
+def limits(cgroup: Cgroup) -> Pids:
+    """What holds now; None where the controller is not enabled."""
+    return Pids(max=limit_or_max(cgroup.read_if_there("pids.max")))
 
 
 def stat(cgroup: Cgroup) -> PidsStat | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from airflow_isolation.cgroups.directory import nested_keyed
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
+
+# kernel/sched/psi.c, psi_show
+_LINE: Final = re.compile(
+    r"^(?P<share>some|full) avg10=([0-9.]+) avg60=([0-9.]+) avg300=([0-9.]+) total=([0-9]+)$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +44,12 @@ def stat(cgroup: Cgroup, resource: Literal["cpu", "memory", "io"]) -> Pressure |
 
 def parse(content: str) -> Pressure:
     """The content of such a file. cpu.pressure has no line ``full`` before Linux 5.13."""
-    lines = nested_keyed(content)
-    return Pressure(some=_stall(lines.get("some", {})), full=_stall(lines.get("full", {})))
+    lines = {line["share"]: line for line in _LINE.finditer(content)}
+    return Pressure(some=_stall(lines.get("some")), full=_stall(lines.get("full")))
 
 
-def _stall(values: dict[str, str]) -> Stall:
-    return Stall(
-        avg10=float(values.get("avg10", "0")),
-        avg60=float(values.get("avg60", "0")),
-        avg300=float(values.get("avg300", "0")),
-        total=int(values.get("total", "0")) / 1e6,
-    )
+def _stall(line: re.Match[str] | None) -> Stall:
+    if line is None:
+        return Stall()
+    _, avg10, avg60, avg300, total = line.groups()
+    return Stall(avg10=float(avg10), avg60=float(avg60), avg300=float(avg300), total=int(total) / 1e6)

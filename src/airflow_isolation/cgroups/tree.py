@@ -7,7 +7,7 @@
 
 Several workers share the tree without talking to each other. The upper levels are made by whoever comes first and go
 with the last workload. A workload's directory is locked (flock) by the process that made it for as long as that process
-lives; what is not locked has been left behind by a dead worker, and anybody may remove it.
+lives; what is not locked has been left behind by a dead worker, and once nobody is in it anybody may remove it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The runtime's directory in a workload's.
 LEAF = "container"
+#: The levels below the root: one for each purpose.
+TASKS, PARSING, OTHERS = LEVELS = ("task_execution", "dag_parsing", "others")
 #: All that gives limits or counters. Those come first that a cgroup with processes in it can't hand down: by the others
 #: it would become the root of a threaded subtree.
 CONTROLLERS = ("memory", "io", "cpu", "pids", "cpuset")
@@ -60,6 +62,20 @@ class Tree:
     def leaf(self, purpose: str, id: str) -> str:
         """For the runtime: ``linux.cgroupsPath`` without its leading slash."""
         return f"{self.root}/{purpose}/{id}/{LEAF}"
+
+
+def directory_around(leaf: str) -> tuple[str, str] | None:
+    """The tree's root and the workload's directory around the cgroup of a runtime; None when it isn't in a tree of ours.
+
+    containerd names it as we tell it to, dockerd by an id of its own.
+
+    >>> directory_around("airflow/task_execution/w1/container")
+    ('airflow', 'airflow/task_execution/w1')
+    """
+    parts = leaf.split("/")
+    if len(parts) < 4 or not (parts[-1] == LEAF or parts[-3] in LEVELS):
+        return None
+    return "/".join(parts[:-3]), "/".join(parts[:-1])
 
 
 def find_tree(hierarchy: Hierarchy, parent: str) -> Tree:
@@ -183,19 +199,23 @@ def list_workloads(tree: Tree) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def remove_abandoned(tree: Tree, seconds: float = 10.0) -> tuple[str, ...]:
-    """Remove the directories of workloads whose worker is dead, and give their ids.
+def remove_abandoned(tree: Tree, seconds: float = 10.0, *, dry_run: bool = False) -> tuple[str, ...]:
+    """Remove directories that dead workers left and nobody is in, and give their ids; with ``dry_run`` that alone.
 
-    :raises CgroupBusy: processes don't end within ``seconds``; the rest has been removed.
+    Where processes are, a container is: it may have gone over to another worker, and goes with its own removal.
+
+    :raises CgroupBusy: somebody came in meanwhile and does not end within ``seconds``; the rest has been removed.
     """
     deadline = time.monotonic() + seconds
     removed, busy = [], None
     for purpose, id in list_workloads(tree):
         try:
             with open_cgroup(tree.mount, tree.workload(purpose, id)) as cgroup:
-                if _lock(cgroup):
+                if processes.is_populated(cgroup) or not _lock(cgroup):
+                    continue
+                if not dry_run:
                     remove_workload(tree, purpose, id, max(0.0, deadline - time.monotonic()))
-                    removed.append(id)
+                removed.append(id)
         except CgroupGone:
             continue
         except CgroupBusy as error:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from airflow_isolation.containerd.file_lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-_PAUSE_SECONDS = 0.05
 
 
 class LastPull:
@@ -46,17 +44,5 @@ def turn(directory: Path, key: str, *, end: float) -> Iterator[LastPull]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"pull-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                # Of each open file its own, so threads of one process wait for each other too.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise TimeoutError(f"somebody else has held {path} all the time") from None
-            time.sleep(_PAUSE_SECONDS)
+    with locked(path, end=end) as descriptor:
         yield LastPull(descriptor)
-    finally:
-        os.close(descriptor)

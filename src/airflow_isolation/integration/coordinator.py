@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ import structlog
 from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
-from airflow_isolation.bridge.prune import prune_when_due
-from airflow_isolation.bridge.workload import Launch, launch
+from airflow_isolation.bridge.start_mode import decide
+from airflow_isolation.bridge.started_agent import Launch
+from airflow_isolation.bridge.workload import launch
 from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
 from airflow_isolation.integration import end_of_try, workload_environment
-from airflow_isolation.integration.connection import connect
+from airflow_isolation.integration.backstages import backstage
 from airflow_isolation.integration.seams import checks, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
+from airflow_isolation.integration.zygotes import zygote_plan
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
@@ -118,35 +121,42 @@ class ContainerCoordinator(BaseCoordinator):
                     executor_config=executor_config,
                     hook=image_hook(),
                 )
-                state_dir = settings.connection.state_dir
-                runtime = stack.enter_context(connect(settings.connection))
+                behind = backstage(settings.connection)
+                runtime = behind.runtime
                 image = runtime.ensure_image(
                     settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
                 )
-                workload = stack.enter_context(
-                    launch(
-                        runtime,
-                        Launch(
-                            id=new_container_id("task"),
-                            spec=container_spec(
-                                settings,
-                                argv=(),
-                                mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
-                                labels=_labels(what, bundle_info.name, dag_rel_path),
-                            ),
-                            image=image,
-                            purpose="task",
-                            environment={
-                                **workload_environment.forwarded_environment(),
-                                **workload_environment.bundle_environment(bundle_info.name, bundle_path),
-                            },
-                            airflow=airflow_version,
-                            python=settings.python,
-                            start_timeout=settings.start_timeout,
-                        ),
-                        state_dir=state_dir,
-                    )
+                spec = container_spec(
+                    settings,
+                    argv=(),
+                    mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+                    labels=_labels(what, bundle_info.name, dag_rel_path),
                 )
+                forwarded = workload_environment.forwarded_environment()
+                decision = decide(settings, spec, image_digest=image.digest)
+                task = Launch(
+                    id=new_container_id("task"),
+                    spec=dataclasses.replace(spec, user_namespace=decision.user_namespace),
+                    image=image,
+                    purpose="task",
+                    environment={
+                        **forwarded,
+                        **workload_environment.bundle_environment(bundle_info.name, bundle_path),
+                    },
+                    airflow=airflow_version,
+                    python=settings.python,
+                    start_timeout=settings.start_timeout,
+                )
+                plan = zygote_plan(settings, task, decision, environment=forwarded) if decision.mode == "fork" else None
+                spares = settings.zygote.spare_containers
+                workload = launch(
+                    runtime,
+                    task,
+                    state_dir=settings.connection.state_dir,
+                    plan=plan,
+                    replenish=partial(behind.replenish, wanted=spares) if spares else None,
+                )
+                stack.callback(behind.release, workload.close)
             except IsolationError as error:
                 raise _NotStarted(error) from error
             task_log.info(
@@ -155,7 +165,10 @@ class ContainerCoordinator(BaseCoordinator):
                 image=settings.image,
                 digest=image.digest,
                 runtime=settings.backend,
+                start_mode=workload.start_mode,
             )
+            if workload.why_fresh:
+                task_log.warning("The task could not be forked, and was started fresh", why=workload.why_fresh)
             process = supervision.ContainerActivitySubprocess.supervise(
                 workload,
                 what=what,
@@ -168,8 +181,6 @@ class ContainerCoordinator(BaseCoordinator):
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()
-            workload.close()
-            prune_when_due(runtime, state_dir=state_dir)
         return self.ExecutionResult(exit_code, process.final_state)
 
 

@@ -97,11 +97,17 @@ def bundle_environment(name: str, path: Path) -> dict[str, str]:
     return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle])}
 
 
-def airflow_mounts(bundle_path: Path, dag_file: Path) -> tuple[Mount, ...]:
-    """The bundle, the local settings and the plugins, each where it is on the worker, read-only."""
+def administrators_directories() -> list[Path]:
+    """The local settings and the plugins, where they are."""
     from airflow.configuration import AIRFLOW_HOME, conf
 
-    wanted = [bundle_path, Path(AIRFLOW_HOME, "config"), Path(conf.get("core", "plugins_folder"))]
+    wanted = [Path(AIRFLOW_HOME, "config"), Path(conf.get("core", "plugins_folder"))]
+    return [path.absolute() for path in wanted if path.is_dir()]
+
+
+def airflow_mounts(bundle_path: Path, dag_file: Path) -> tuple[Mount, ...]:
+    """The bundle, the local settings and the plugins, each where it is on the worker, read-only."""
+    wanted = [bundle_path, *administrators_directories()]
     if not dag_file.is_relative_to(bundle_path):
         # `airflow dags test` names example DAGs by their absolute path.
         wanted.append(dag_file.parent)

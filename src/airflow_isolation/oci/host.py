@@ -65,7 +65,7 @@ def read_host(
     cgroup = root / "sys/fs/cgroup"
     cgroup_v2 = (cgroup / "cgroup.controllers").exists()
     return HostFacts(
-        architecture=_GO_ARCHITECTURES.get(platform.machine(), platform.machine()),
+        architecture=host_architecture(),
         kernel=kernel,
         cgroup_v2=cgroup_v2,
         swap_limit=_swap_limit(cgroup, cgroup_v2=cgroup_v2),
@@ -78,6 +78,11 @@ def read_host(
         open_files=_open_files(root / "proc" / (str(daemon_pid) if daemon_pid else "self")),
         daemon_paths=daemon_paths,
     )
+
+
+def host_architecture() -> str:
+    """Go's name for this host's."""
+    return _GO_ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def kernel_version(release: str) -> tuple[int, int]:

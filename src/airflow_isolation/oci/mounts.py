@@ -88,14 +88,19 @@ def runtime_mounts(
     shm_size: int,
     etc: EtcFiles,
     recursive_read_only: bool,
+    host_proc: bool = False,
+    host_sys: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every mount of a container, parents before children.
+    """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
     :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
+    for target, wanted_of_host in (("/proc", host_proc), ("/sys", host_sys)):
+        if wanted_of_host:
+            entries[target] = _bind(target, target, "bind", "ro", "noexec")
     wanted: dict[str, Mount] = {}
     for mount in mounts:
         check_mount_target(mount.target, ours=True)

@@ -42,6 +42,7 @@ NO_ETC_FILES = EtcFiles()
 _CPU_PERIOD = 100_000
 _MIN_CPUS = 0.01
 _MAX_CPUS = 65536
+_USUAL_SHARES, _USUAL_WEIGHT = 1024, 100
 
 # Below it runc itself does not fit in.
 _MIN_MEMORY = 6 * 1024 * 1024
@@ -107,9 +108,12 @@ def build_runtime_spec(
             shm_size=spec.shm_size,
             etc=etc,
             recursive_read_only=host.recursive_read_only,
+            # In a user namespace the kernel mounts them anew only for who owns the pid or network namespace, too.
+            host_proc=spec.pid_namespace == "host",
+            host_sys=spec.user_namespace is not None and spec.network == "host",
         ),
         "linux": {
-            "namespaces": _namespaces(spec.network),
+            "namespaces": _namespaces(spec),
             "cgroupsPath": cgroups_path or f"/{_cgroup_parent(spec.cgroup_parent)}/{id}",
             "resources": linux_resources(spec.resources, host),
             # What the host mounts later stays out, and what the container mounts stays in.
@@ -118,6 +122,9 @@ def build_runtime_spec(
             "readonlyPaths": list(READONLY_PATHS),
         },
     }
+    if spec.user_namespace is not None:
+        range_ = {"containerID": 0, "hostID": spec.user_namespace.first, "size": spec.user_namespace.size}
+        document["linux"].update(uidMappings=[range_], gidMappings=[dict(range_)])
     if seccomp is not None:
         document["linux"]["seccomp"] = resolve_profile(
             seccomp, architecture=host.architecture, capabilities=spec.capabilities, kernel=host.kernel
@@ -206,29 +213,67 @@ def capability_names(capabilities: frozenset[str]) -> list[str]:
 
 
 def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
-    """``linux.resources``: every device denied but the usual ones, and the limits that are set. Swap is never added.
+    """``linux.resources``: every device denied but the usual ones, and the limits that are set.
 
     :raises SpecRefused: a limit that the kernel would refuse, or take for no limit at all.
     """
-    document: dict[str, Any] = {"devices": _device_rules()}
-    if resources.memory is not None:
-        if resources.memory < _MIN_MEMORY:
-            raise SpecRefused(f"memory is {resources.memory} bytes", hint=f"Give at least {_MIN_MEMORY} bytes")
-        document["memory"] = {"limit": resources.memory}
-        if host.swap_limit:
-            document["memory"]["swap"] = resources.memory
-    if resources.cpus is not None:
-        if not (math.isfinite(resources.cpus) and _MIN_CPUS <= resources.cpus <= _MAX_CPUS):
-            raise SpecRefused(f"cpus is {resources.cpus}", hint=f"Give cores, at least {_MIN_CPUS}")
-        document["cpu"] = {"quota": round(resources.cpus * _CPU_PERIOD), "period": _CPU_PERIOD}
-    if resources.pids is not None:
-        if resources.pids < 1:
-            raise SpecRefused(f"pids is {resources.pids}", hint="Give at least 1")
-        document["pids"] = {"limit": resources.pids}
+    document: dict[str, Any] = {"devices": _device_rules(), **linux_limits(resources, host)}
     if host.cgroup_v2 and resources.oom_group:
         # The kernel would kill one process and leave the others of the workload to wait for it.
         document["unified"] = {"memory.oom.group": "1"}
     return document
+
+
+def linux_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
+    """Of ``linux.resources`` what can change while the container runs: the limits that are set. Swap is off unless set.
+
+    :raises SpecRefused: a limit that the kernel would refuse, or take for no limit at all.
+    """
+    limits: dict[str, Any] = {}
+    if resources.memory is not None:
+        if resources.memory < _MIN_MEMORY:
+            raise SpecRefused(f"memory is {resources.memory} bytes", hint=f"Give at least {_MIN_MEMORY} bytes")
+        limits["memory"] = {"limit": resources.memory}
+        if host.swap_limit:
+            # Memory and swap together.
+            limits["memory"]["swap"] = resources.memory + (resources.memory_swap or 0)
+    if resources.memory_swap:
+        if resources.memory is None:
+            raise SpecRefused("memory_swap is set without memory", hint="Give memory too")
+        if not host.swap_limit:
+            raise SpecRefused(
+                "memory_swap can't be had: this kernel does not limit swap",
+                hint="Start the host with swapaccount=1 on the kernel's command line",
+            )
+    if cpu := _cpu(resources):
+        limits["cpu"] = cpu
+    if resources.pids is not None:
+        if resources.pids < 1:
+            raise SpecRefused(f"pids is {resources.pids}", hint="Give at least 1")
+        limits["pids"] = {"limit": resources.pids}
+    return limits
+
+
+def _cpu(resources: Resources) -> dict[str, Any]:
+    cpu: dict[str, Any] = {}
+    if resources.cpus is not None:
+        if not (math.isfinite(resources.cpus) and _MIN_CPUS <= resources.cpus <= _MAX_CPUS):
+            raise SpecRefused(f"cpus is {resources.cpus}", hint=f"Give cores, at least {_MIN_CPUS}")
+        cpu.update(quota=round(resources.cpus * _CPU_PERIOD), period=_CPU_PERIOD)
+    if resources.cpu_weight is not None:
+        cpu["shares"] = cpu_shares(resources.cpu_weight)
+    if resources.cpuset is not None:
+        cpu["cpus"] = resources.cpuset
+    return cpu
+
+
+def cpu_shares(weight: int) -> int:
+    """The ``cpu.shares`` of cgroup v1, of which 1024 is usual, for a weight of v2, of which 100 is usual.
+
+    >>> cpu_shares(100), cpu_shares(50)
+    (1024, 512)
+    """
+    return round(weight * _USUAL_SHARES / _USUAL_WEIGHT)
 
 
 def _process(
@@ -269,12 +314,19 @@ def _process(
     return process
 
 
-def _namespaces(network: str) -> list[dict[str, str]]:
-    # A user namespace comes first once there is one: the others must belong to it.
-    kinds = ["pid", "ipc", "uts", "mount", "cgroup"]
-    if network != "host":
+def _namespaces(spec: ContainerSpec) -> list[dict[str, str]]:
+    namespaces: list[dict[str, str]] = []
+    if spec.user_namespace is not None:
+        # The first, because the others must belong to it.
+        namespaces.append({"type": "user"})
+        if spec.user_namespace.path:
+            namespaces[0]["path"] = spec.user_namespace.path
+    kinds = ["ipc", "uts", "mount", "cgroup"]
+    if spec.pid_namespace == "private":
+        kinds.insert(0, "pid")
+    if spec.network != "host":
         kinds.append("network")
-    return [{"type": kind} for kind in kinds]
+    return [*namespaces, *({"type": kind} for kind in kinds)]
 
 
 def _cgroup_parent(cgroup_parent: str) -> str:

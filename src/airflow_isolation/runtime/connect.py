@@ -17,7 +17,7 @@ _BACKENDS = {
     "docker": ("airflow_isolation.runtime.docker", "DockerRuntime"),
 }
 # What only containerd has; to docker these settings are nothing.
-_CONTAINERD_ONLY = frozenset({"snapshotter", "runtime_binary", "hosts_dir", "cgroup_mount_path"})
+_CONTAINERD_ONLY = frozenset({"snapshotter", "runtime_binary", "hosts_dir"})
 
 
 def connect(backend: str, **settings: str | Path | float) -> ContainerRuntime:

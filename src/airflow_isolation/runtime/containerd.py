@@ -20,10 +20,11 @@ from dataclasses import replace
 from datetime import timedelta, timezone
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.containerd import errors as containerd
@@ -37,7 +38,8 @@ from airflow_isolation.containerd.api import (
 )
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
-from airflow_isolation.containerd.payload import SPEC, pack, pack_json
+from airflow_isolation.containerd.mount_points import MountPointError, layers_of, make_mount_points
+from airflow_isolation.containerd.payload import LINUX_RESOURCES, SPEC, pack, pack_json
 from airflow_isolation.containerd.progress import ignore
 from airflow_isolation.containerd.unpack import is_unpacked, link, unpack
 from airflow_isolation.errors import (
@@ -57,16 +59,18 @@ from airflow_isolation.oci import (
     check_identifier,
     check_mount_source_on_disk,
     container_hostname,
+    linux_limits,
     load_profile,
     needs_account_files,
     read_host,
     resolve_account,
     write_etc_files,
 )
+from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
-from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.interface import (
+    COUNTED,
     Container,
     ContainerRuntime,
     ContainerState,
@@ -80,7 +84,6 @@ from airflow_isolation.runtime.interface import (
 )
 from airflow_isolation.runtime.kept_output import KeptOutput, output_file, release
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
-from airflow_isolation.runtime.placement import Placements
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
 
@@ -93,10 +96,13 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.container_spec import ContainerSpec, Resources
+    from airflow_isolation.containerd.api import types_pb2
     from airflow_isolation.containerd.layout import Layout
     from airflow_isolation.containerd.progress import Report
     from airflow_isolation.oci import Account, HostFacts
+    from airflow_isolation.runtime.counted import CgroupFiles
+    from airflow_isolation.runtime.placement import Placements
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +169,7 @@ class ContainerdRuntime(ContainerRuntime):
         self._snapshotter = snapshotter
         self._runtime_binary = runtime_binary
         self._hosts_dir = hosts_dir
-        self._placements = Placements(cgroup_mount_path)
-        self._cgroup_files = CgroupFiles(f"/{self._cgroup_parent()}/{{}}")
+        self._cgroup_mount_path = cgroup_mount_path
         self._timeout = timeout
         self._connecting = threading.Lock()
         self._client: Client | None = None
@@ -280,7 +285,11 @@ class ContainerdRuntime(ContainerRuntime):
                     snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
-            files.mkdir(parents=True, mode=0o755)
+            if spec.user_namespace is not None:
+                _make_mount_points(id, rootfs, document["mounts"])
+            files.mkdir(parents=True)
+            # Whatever the umask: the shim's user and the container's may be others.
+            files.chmod(0o755)
             write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
             output = KeptOutput(id, files)
             undo.callback(output.close)
@@ -290,7 +299,10 @@ class ContainerdRuntime(ContainerRuntime):
                 task = client.tasks.Create(
                     tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=stdio, stderr=stdio)
                 )
-            _check_cgroup(task.pid, placement.cgroups_path)
+            # With the placements, see there.
+            from airflow_isolation.runtime.placement import check_cgroup
+
+            check_cgroup(task.pid, placement.cgroups_path)
             undo.pop_all()
         output.begin()
         self._outputs[id] = output
@@ -311,6 +323,32 @@ class ContainerdRuntime(ContainerRuntime):
         with self._translated(f"send {signal.name} to the container {id}"), suppress(containerd.NotFound):
             self._connected().tasks.Kill(request)
 
+    def update(self, id: str, resources: Resources) -> None:
+        check_identifier(id)
+        with self._translated(f"look at the container {id}"):
+            client = self._connected()
+            record = client.containers.Get(containers_pb2.GetContainerRequest(id=id)).container
+        check_not_ended(self.get(id))
+        if self._placements.update(id, _cgroups_path(record), resources):
+            return
+        limits = linux_limits(resources, self._host)
+        if self._host.cgroup_v2:
+            check_in_use(id, resources, self.stats([id]).get(id))
+        request = tasks_pb2.UpdateTaskRequest(container_id=id, resources=pack_json(LINUX_RESOURCES, limits))
+        with (
+            limits_refused(id, resources),
+            self._translated(f"change the limits of the container {id}", failed=ContainerFailed),
+        ):
+            client.tasks.Update(request)
+
+    def relabel(self, id: str, labels: Mapping[str, str]) -> None:
+        check_identifier(id)
+        request = containers_pb2.UpdateContainerRequest(
+            container=containers_pb2.Container(id=id, labels=labels), update_mask=FieldMask(paths=["labels"])
+        )
+        with self._translated(f"give labels to the container {id}"):
+            self._connected().containers.Update(request)
+
     def remove(self, id: str) -> None:
         check_identifier(id)
         with self._translated(f"remove the container {id}"), _one_at_a_time(self._files(id), _REMOVE_SECONDS):
@@ -320,6 +358,9 @@ class ContainerdRuntime(ContainerRuntime):
             except containerd.NotFound:
                 return
             self._dismantle(record, _REMOVE_SECONDS)
+
+    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
+        return self._placements.remove_abandoned(self._cgroup_parent(), _UNDO_SECONDS, dry_run=dry_run)
 
     def get(self, id: str) -> Container:
         check_identifier(id)
@@ -333,21 +374,41 @@ class ContainerdRuntime(ContainerRuntime):
         return _container(record, process)
 
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
+        return tuple(container for container, _ in self._listed(labels, lambda _: {}))
+
+    def list_with_use(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[tuple[Container, Stats | None], ...]:
+        listed = self._listed(labels, self._read_use)
+        unread = [container.id for container, use in listed if use is None and container.state in COUNTED]
+        stats = self.stats(unread) if unread else {}
+        # One that waits for its start has a process too, the runtime's own.
+        return tuple(
+            (container, (use or stats.get(container.id)) if container.state in COUNTED else None)
+            for container, use in listed
+        )
+
+    def _listed(
+        self, labels: Mapping[str, str], read_use: Callable[[frozenset[str]], Mapping[str, Stats]]
+    ) -> tuple[tuple[Container, Stats | None], ...]:
         # containerd drops a label without a value, and its filters don't find one: those are looked at below.
         wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items() if value)
         request = containers_pb2.ListContainersRequest(filters=[wanted] if wanted else [])
         with self._translated("list the containers"):
             client = self._connected()
-            # Both at once: the second asks every shim, which takes its time.
+            # Asks every shim, which takes its time; all the rest is done meanwhile.
             processes_asked = client.tasks.List.future(tasks_pb2.ListTasksRequest(), timeout=self._timeout)
             records = [
                 record
                 for record in _records(client, request)
                 if all(record.labels.get(key, "") == value for key, value in labels.items())
             ]
+            used = read_use(frozenset(record.id for record in records))
             processes = {process.id: process for process in processes_asked.result().tasks}
         records.sort(key=lambda record: (record.created_at.ToNanoseconds(), record.id))
-        return tuple(_container(record, processes.get(record.id)) for record in records)
+        return tuple((_container(record, processes.get(record.id)), used.get(record.id)) for record in records)
+
+    def _read_use(self, ids: frozenset[str]) -> Mapping[str, Stats]:
+        ours = self._placements.stats(ids, self._cgroup_parent())
+        return {**ours, **self._cgroup_files.read_use({one: one for one in ids - ours.keys()})}
 
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
         asked = frozenset(check_identifier(one) for one in ids)
@@ -408,6 +469,20 @@ class ContainerdRuntime(ContainerRuntime):
             return self.get(id).pid
         except ContainerNotFound:
             return 0
+
+    # What knows of cgroups is loaded with its first use: in list_with_use, while the daemon asks its shims.
+
+    @cached_property
+    def _placements(self) -> Placements:
+        from airflow_isolation.runtime.placement import Placements
+
+        return Placements(self._cgroup_mount_path)
+
+    @cached_property
+    def _cgroup_files(self) -> CgroupFiles:
+        from airflow_isolation.runtime.counted import CgroupFiles
+
+        return CgroupFiles(f"/{self._cgroup_parent()}/{{}}")
 
     @cached_property
     def _host(self) -> HostFacts:
@@ -593,6 +668,7 @@ def _described(image: images.Image, layout: Layout) -> Image:
         size=layout.size,
         created_at=config.created,
         architecture=config.architecture,
+        user=config.user,
         labels=config.labels,
     )
 
@@ -619,19 +695,21 @@ def _check_network(spec: ContainerSpec) -> None:
         )
 
 
-def _check_cgroup(pid: int, cgroups_path: str) -> None:
-    """Its limits hold only where the process really is (CVE-2025-47291)."""
+def _make_mount_points(id: str, rootfs: Iterable[types_pb2.Mount], mounts: Iterable[Mapping[str, Any]]) -> None:
+    (mounted,) = rootfs
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return  # A worker in a pid namespace of its own can't look.
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory", "pids") and not path.endswith(cgroups_path):
-            raise ContainerFailed(
-                f"the container's process is in the cgroup {path} instead of {cgroups_path}, where no limit holds it",
-                hint="Update containerd and runc",
-            )
+        layers, merged = layers_of(mounted.type, mounted.source, mounted.options)
+        made: list[str] = []
+        for mount in mounts:
+            target = mount["destination"]
+            # What lies in another mount is made in there, where the runtime may.
+            if not any(target.startswith(f"{above}/") for above in made):
+                is_directory = mount["type"] != "bind" or Path(mount["source"]).is_dir()
+                make_mount_points(layers, [(target, is_directory)], merged=merged)
+            if mount["type"] != "bind":
+                made.append(target)
+    except (MountPointError, ValueError) as error:
+        raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
 
 
 def _container(

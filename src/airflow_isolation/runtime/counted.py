@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -11,8 +12,11 @@ from airflow_isolation.runtime.interface import Stats
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from airflow_isolation.cgroups import CgroupMounts, Statistics
+    from airflow_isolation.cgroups import CgroupMounts, Pressure, Statistics
+    from airflow_isolation.cgroups.counters import Mounted
 
+#: What is in use, on v1: nanoseconds, bytes, and how many are in the cgroup.
+_USE_V1: Final = (("cpuacct", "cpuacct.usage"), ("memory", "memory.usage_in_bytes"), ("pids", "pids.current"))
 #: Of so many containers the process is looked at, to learn where the cgroups of all are.
 _ASKED: Final = 3
 
@@ -34,7 +38,14 @@ def stats_of(now: Statistics) -> Stats | None:
         pids_limit=now.pids.limit,
         bytes_read=now.io.bytes_read if now.io else None,
         bytes_written=now.io.bytes_written if now.io else None,
+        cpu_pressure=_waiting(now.pressure.cpu),
+        memory_pressure=_waiting(now.pressure.memory),
+        io_pressure=_waiting(now.pressure.io),
     )
+
+
+def _waiting(pressure: Pressure | None) -> float | None:
+    return pressure.some.avg10 if pressure else None
 
 
 class CgroupFiles:
@@ -58,6 +69,24 @@ class CgroupFiles:
                 found.update(more)
         return found, unknown
 
+    def read_use(self, names: Mapping[str, str]) -> dict[str, Stats]:
+        """Processor time, memory and processes alone, of those that run and whose paths are known; asks nobody.
+
+        On v1 that is a fifth of the files, and of the time.
+        """
+        mounts = self._mounts.by_controller
+        if not all(controller in mounts for controller, _ in _USE_V1):
+            return self._read(names)[0]
+        found = {}
+        for id, name in names.items():
+            for pattern in self._patterns:
+                path = pattern.format(name)
+                cpu, memory, pids = (_count(mounts[controller], path, file) for controller, file in _USE_V1)
+                if cpu is not None and memory is not None and pids:
+                    found[id] = Stats(cpu_seconds=cpu / 1e9, memory=memory, pids=pids)
+                    break
+        return found
+
     @cached_property
     def _mounts(self) -> CgroupMounts:
         return find_mounts()
@@ -76,6 +105,23 @@ class CgroupFiles:
             else:
                 unknown.add(id)
         return found, frozenset(unknown)
+
+
+def _count(mounted: Mounted, path: str, file: str) -> int | None:
+    """One number that the kernel tells of a cgroup; None where it does not."""
+    name = mounted.name(path)
+    if name is None:
+        return None
+    try:
+        descriptor = os.open(f"{mounted.point}/{name}/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return int(os.read(descriptor, 64))
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _pattern(pid: int, name: str) -> str | None:

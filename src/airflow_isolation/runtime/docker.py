@@ -20,13 +20,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from airflow_isolation.cgroups import CgroupError
+from airflow_isolation.cgroups import LEAF, CgroupError, slice_name
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.containerd.turn import turn
 from airflow_isolation.errors import (
@@ -51,9 +52,10 @@ from airflow_isolation.oci import (
     resolve_account,
 )
 from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_archive import read_archive
-from airflow_isolation.runtime.docker_config import ATTEMPT, container_config
+from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
 from airflow_isolation.runtime.interface import (
     Container,
@@ -68,8 +70,9 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
-from airflow_isolation.runtime.placement import refuse_what_needs_v2
+from airflow_isolation.runtime.placement import Placement, Placements, check_cgroup, refuse_what_needs_v2
 from airflow_isolation.runtime.reachability import peer_pid, unreachable
+from airflow_isolation.runtime.relabelled import Relabelled
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ if TYPE_CHECKING:
 
     import docker
 
-    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.container_spec import ContainerSpec, Resources
     from airflow_isolation.containerd.turn import LastPull
     from airflow_isolation.oci import Account, HostFacts
 
@@ -98,8 +101,6 @@ _STATES = {
 }
 # dockerd is asked for several containers' counters at a time; more would only queue there.
 _STATS_AT_ONCE = 8
-# Not built yet: dockerd makes the cgroups, and there is none of ours around them.
-_CGROUPS_ARE_DOCKERDS = CgroupError("the docker backend leaves cgroups to dockerd", hint="Use the containerd backend")
 _MAX_ACCOUNT_FILE = 1024 * 1024
 _IMPORT_SECONDS = 1800.0
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
@@ -113,8 +114,9 @@ _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class DockerRuntime(ContainerRuntime):
     """The containers of one ``namespace`` in the dockerd at ``socket_path``.
 
-    ``state_dir`` holds, in ``pulls``, the locks of pulls under way, and is made when it is missing. ``timeout``, in seconds, is for
-    every call that has no limit of its own.
+    ``state_dir`` holds, in ``pulls``, the locks of pulls under way, and is made when it is missing. At
+    ``cgroup_mount_path`` the host's cgroups are mounted. ``timeout``, in seconds, is for every call that has no limit of
+    its own.
 
     :raises ContainerRuntimeError: the docker SDK is not installed.
     """
@@ -125,13 +127,16 @@ class DockerRuntime(ContainerRuntime):
         namespace: str = "airflow",
         state_dir: Path = Path("/run/airflow-isolation"),
         *,
+        cgroup_mount_path: str = "/sys/fs/cgroup",
         timeout: float = 60.0,
     ) -> None:
         _sdk()
         self._socket_path = socket_path
         self._namespace = namespace
         self._state_dir = state_dir
+        self._relabelled = Relabelled(state_dir / "labels")
         self._timeout = timeout
+        self._placements = Placements(cgroup_mount_path)
         # Where dockerd's two cgroup drivers put a container, unless it was told otherwise.
         self._cgroup_files = CgroupFiles("/docker/{}", "/system.slice/docker-{}.scope")
         self._connecting = threading.Lock()
@@ -223,25 +228,28 @@ class DockerRuntime(ContainerRuntime):
             if mount.kind == "bind":
                 check_mount_source_on_disk(mount.source)
         self._check_network(spec.network)
-        refuse_what_needs_v2(spec, _CGROUPS_ARE_DOCKERDS)
+        placement, cgroup_parent = self._placed(id, spec)
         image = self._inspect_image(spec.image)
         config = _image_config(image)
         attempt = secrets.token_hex(8)
         body = container_config(
             id,
-            spec,
+            replace(spec, resources=placement.resources),
             namespace=self._namespace,
             attempt=attempt,
             image=config,
             account=self._account(spec, image["Id"], config.user),
             host=self._host,
             seccomp=docker_profile(spec.seccomp),
+            cgroup_parent=cgroup_parent,
         )
         with ExitStack() as undo:
             # Before the call, not after it: when no answer comes, the container may still have been made.
             undo.callback(self._undo, id, attempt)
             with self._reached(f"create the container {id}", missing=ImageNotFound, invalid=SpecRefused) as api:
                 api.create_container_from_config(body, name=id)
+            # After the record, which leads a later clean-up to it.
+            self._placements.make(placement)
             container = self.get(id)
             undo.pop_all()
         return container
@@ -268,7 +276,15 @@ class DockerRuntime(ContainerRuntime):
         hint = partial(start_hint, image=container["Config"]["Image"], program=program)
         with self._reached(f"start the container {id}", invalid=ContainerFailed, hint=hint) as api:
             api.start(container["Id"])
-            return int(api.inspect_container(container["Id"])["State"]["Pid"])
+            pid = int(api.inspect_container(container["Id"])["State"]["Pid"])
+        parent = container["HostConfig"]["CgroupParent"]
+        if pid and self._placements.is_ours(id, f"{parent}/{LEAF}"):
+            try:
+                check_cgroup(pid, f"{parent}/{container['Id']}")
+            except ContainerFailed:
+                self.kill(id)
+                raise
+        return pid
 
     def kill(self, id: str, signal: signal.Signals = KILL, *, everyone: bool = False) -> None:
         check_identifier(id)
@@ -290,32 +306,71 @@ class DockerRuntime(ContainerRuntime):
                 if error.status_code not in (404, 409):
                     raise
 
+    def update(self, id: str, resources: Resources) -> None:
+        check_identifier(id)
+        container = self._inspect(id)
+        check_not_ended(_container(container))
+        if self._placements.update(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", resources):
+            return
+        limits = docker_limits(resources, self._host)
+        if self._host.cgroup_v2:
+            check_in_use(id, resources, self.stats([id]).get(id))
+        with limits_refused(id, resources), DockerExchange(self._socket_path, self._timeout) as exchange:
+            # Not by the SDK, which knows neither pids nor NanoCpus here.
+            path = self._versioned(f"/containers/{container['Id']}/update")
+            body = [json.dumps(limits).encode()]
+            status = exchange.post(path, headers={"Content-Type": "application/json"}, body=body)
+            if status >= 400:
+                reason = "".join(str(document.get("message", "")) for document in exchange.documents())
+                kind = ContainerNotFound if status == 404 else ContainerFailed
+                raise kind(f"could not change the limits of the container {id}: {reason}")
+
+    def relabel(self, id: str, labels: Mapping[str, str]) -> None:
+        check_identifier(id)
+        self._inspect(id)
+        self._relabelled.write(id, labels)
+
     def remove(self, id: str) -> None:
         check_identifier(id)
         try:
             container = self._inspect(id)
         except ContainerNotFound:
+            self._relabelled.forget(id)
             return
-        self._remove(container["Id"], time.monotonic() + self._timeout)
+        self._dismantle(id, container, self._timeout)
+        self._relabelled.forget(id)
         if container["Config"]["Image"] != container["Image"]:
             self._remove_nameless_image(container["Image"])
 
+    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
+        return self._placements.remove_abandoned(self._namespace, _UNDO_SECONDS, dry_run=dry_run)
+
     def get(self, id: str) -> Container:
         check_identifier(id)
-        return _container(self._inspect(id))
+        return self._relabelled.applied(_container(self._inspect(id)))
 
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
+        # Docker knows only the labels that a container was made with; those that it was given later are looked at here.
+        asked = NO_STRINGS if self._relabelled else labels
         with self._reached("list the containers") as api:
-            found = api.containers(all=True, filters={"label": self._label_filters(labels)})
+            found = api.containers(all=True, filters={"label": self._label_filters(asked)})
         found.sort(key=lambda summary: (summary["Created"], summary["Names"]))
-        return tuple(_summarised(summary) for summary in found)
+        containers = (self._relabelled.applied(_summarised(summary)) for summary in found)
+        return tuple(
+            container
+            for container in containers
+            if all(container.labels.get(name) == value for name, value in labels.items())
+        )
 
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
         wanted = set(ids)
         with self._reached("list the containers") as api:
             running = api.containers(filters={"label": self._label_filters(NO_STRINGS)})
         present = {name: summary["Id"] for summary in running if (name := _name(summary)) in wanted}
-        found, unknown = self._cgroup_files.read(present, self._pid)
+        ours = self._placements.stats(frozenset(present), self._namespace)
+        elsewhere = {name: docker_id for name, docker_id in present.items() if name not in ours}
+        counted_here, unknown = self._cgroup_files.read(elsewhere, self._pid)
+        found = {**ours, **counted_here}
         if not unknown:
             return found
         with ThreadPoolExecutor(max_workers=_STATS_AT_ONCE, thread_name_prefix="docker-stats") as pool:
@@ -390,6 +445,35 @@ class DockerRuntime(ContainerRuntime):
     @cached_property
     def _host(self) -> HostFacts:
         return read_host(daemon_pid=peer_pid(self._socket_path), daemon_paths=(self._socket_path,))
+
+    @cached_property
+    def _cgroup_driver(self) -> tuple[str, str]:
+        """``cgroupfs`` or ``systemd`` (``none`` without root), and the version of cgroups; dockerd has them from its start."""
+        with self._reached("ask how it makes cgroups") as api:
+            found = api.info()
+        return found.get("CgroupDriver", ""), found.get("CgroupVersion", "1")
+
+    def _placed(self, id: str, spec: ContainerSpec) -> tuple[Placement, str]:
+        """Where the container will be, and its parent in dockerd's words.
+
+        :raises SpecRefused: a limit that can't be, or one that needs a directory of ours where none can be.
+        """
+        parent = spec.cgroup_parent.strip("/")
+        driver, version = self._cgroup_driver
+        if (driver, version) == ("cgroupfs", "2"):
+            placement = self._placements.plan(id, spec, parent or self._namespace)
+            if placement.tree is not None:
+                return placement, f"/{placement.tree.workload(placement.level, id)}"
+        else:
+            refuse_what_needs_v2(
+                spec.resources, _driver_refusal(driver, version), v1=not self._host.cgroup_v2, budget=spec.budget
+            )
+            placement = Placement(id=id, cgroups_path="", resources=spec.resources)
+        try:
+            words = slice_name(parent) if parent and driver == "systemd" else f"/{parent}" if parent else ""
+        except CgroupError as error:
+            raise SpecRefused(f"cgroup_parent: {error.message}", hint=error.hint) from error
+        return placement, words
 
     def _label_filters(self, wanted: Mapping[str, str]) -> Sequence[str]:
         return [f"{name}={value}" for name, value in {**wanted, labels.NAMESPACE: self._namespace}.items()]
@@ -568,7 +652,7 @@ class DockerRuntime(ContainerRuntime):
         try:
             container = self._inspect(id)
             if container["Config"]["Labels"].get(ATTEMPT) == attempt:
-                self._remove(container["Id"], time.monotonic() + _UNDO_SECONDS)
+                self._dismantle(id, container, _UNDO_SECONDS)
         except ContainerNotFound:
             return
         except IsolationError as error:
@@ -586,6 +670,12 @@ class DockerRuntime(ContainerRuntime):
             self._remove(name, time.monotonic() + _UNDO_SECONDS)
         except IsolationError as error:
             logger.warning("The container %s will have to be pruned: %s", name, error)
+
+    def _dismantle(self, id: str, container: Mapping[str, Any], seconds: float) -> None:
+        """Docker's record goes last: it is what leads to our directory."""
+        deadline = time.monotonic() + seconds
+        self._placements.remove(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", seconds)
+        self._remove(container["Id"], deadline)
 
     def _remove(self, name: str, deadline: float) -> None:
         while True:
@@ -755,6 +845,7 @@ def _described(image: Mapping[str, Any], reference: str) -> Image:
         size=image["Size"],
         created_at=_time(image.get("Created", "")),
         architecture=image["Architecture"],
+        user=(image.get("Config") or {}).get("User") or "",
         labels=(image.get("Config") or {}).get("Labels") or {},
     )
 
@@ -806,6 +897,18 @@ def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
         if len(content) > limit:
             break
     return bytes(content)
+
+
+def _driver_refusal(driver: str, version: str) -> CgroupError:
+    if version != "2":
+        return CgroupError(
+            f"dockerd uses cgroup v{version}",
+            hint="Start the host with systemd.unified_cgroup_hierarchy=1 on the kernel's command line",
+        )
+    return CgroupError(
+        f"dockerd's cgroup driver is {driver}, which leaves no room for a directory of ours",
+        hint='Set "exec-opts": ["native.cgroupdriver=cgroupfs"] in daemon.json, or use the containerd backend',
+    )
 
 
 def _tagged(name: str) -> str:

@@ -11,7 +11,7 @@ from airflow_isolation.oci import (
     capability_names,
     check_mount_source,
     container_hostname,
-    linux_resources,
+    linux_limits,
     process_environment,
     working_directory,
 )
@@ -40,8 +40,12 @@ def container_config(
     account: Account,
     host: HostFacts,
     seccomp: str,
+    cgroup_parent: str = "",
 ) -> dict[str, Any]:
     """The whole body. ``seccomp`` is from ``docker_profile``; what is missing in the image comes from ``oci``.
+
+    ``cgroup_parent`` is in the words of dockerd's cgroup driver: an absolute path, or the name of a slice; empty is
+    dockerd's own.
 
     Three differences from containerd can't be expressed to Docker: a bind mount has no nosuid, nodev and noexec of its
     own (no_new_privileges and the device cgroup stand in for the first two), the image's VOLUMEs become anonymous
@@ -51,6 +55,8 @@ def container_config(
     """
     if not spec.argv or not spec.argv[0] or any("\0" in argument for argument in spec.argv):
         raise SpecRefused("argv is not a command: it is empty, or a NUL is in it")
+    if spec.user_namespace is not None:
+        raise SpecRefused("Docker knows no user namespace of a single container", hint="Use containerd")
     hostname = container_hostname(spec, id)
     environment = process_environment(spec, image=image, account=account, hostname=hostname)
     return {
@@ -68,20 +74,22 @@ def container_config(
         "StopTimeout": math.ceil(spec.stop_grace_period),
         "Healthcheck": {"Test": ["NONE"]},
         "NetworkDisabled": spec.network == "none",
-        "HostConfig": _host_config(spec, account, host, seccomp),
+        "HostConfig": _host_config(spec, account, host, seccomp, cgroup_parent),
     }
 
 
-def _host_config(spec: ContainerSpec, account: Account, host: HostFacts, seccomp: str) -> dict[str, Any]:
+def _host_config(
+    spec: ContainerSpec, account: Account, host: HostFacts, seccomp: str, cgroup_parent: str
+) -> dict[str, Any]:
     mounts = _mounts(spec, account, host)
     return {
-        **_limits(spec.resources, host),
+        **docker_limits(spec.resources, host),
         "NetworkMode": spec.network,
         "IpcMode": "private",
-        "PidMode": "",
+        "PidMode": "host" if spec.pid_namespace == "host" else "",
         "UTSMode": "",
         "CgroupnsMode": "private",
-        "CgroupParent": f"/{spec.cgroup_parent.strip('/')}" if spec.cgroup_parent else "",
+        "CgroupParent": cgroup_parent,
         "Privileged": False,
         "ReadonlyRootfs": spec.read_only_root,
         "CapDrop": ["ALL"],
@@ -109,14 +117,23 @@ def _host_config(spec: ContainerSpec, account: Account, host: HostFacts, seccomp
     }
 
 
-def _limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
-    linux_resources(resources, host)  # It refuses what the kernel would.
+def docker_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
+    """The limits that are set, for ``HostConfig`` and for ``POST /containers/ID/update``.
+
+    :raises SpecRefused: as ``oci.linux_limits``.
+    """
+    document = linux_limits(resources, host)
     limits: dict[str, Any] = {}
     if resources.cpus is not None:
         limits["NanoCpus"] = round(resources.cpus * 1e9)
+    if resources.cpu_weight is not None:
+        limits["CpuShares"] = document["cpu"]["shares"]
+    if resources.cpuset is not None:
+        limits["CpusetCpus"] = resources.cpuset
     if resources.memory is not None:
-        # MemorySwap is memory and swap together: the same figure means no swap.
-        limits["Memory"] = limits["MemorySwap"] = resources.memory
+        limits["Memory"] = resources.memory
+        # Memory and swap together: the same figure means no swap.
+        limits["MemorySwap"] = resources.memory + (resources.memory_swap or 0)
     if resources.pids is not None:
         limits["PidsLimit"] = resources.pids
     return limits

@@ -11,9 +11,9 @@ import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from airflow_isolation.container_spec import NO_STRINGS, ContainerSpec, no_strings
+from airflow_isolation.container_spec import NO_STRINGS, ContainerSpec, Resources, no_strings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +42,10 @@ class ContainerState(str, Enum):
     UNKNOWN = "unknown"
 
 
+#: The states in which something of a container can be in use.
+COUNTED: Final = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """One step of an import or a pull. ``done`` and ``total`` are bytes; ``total`` is 0 while unknown."""
@@ -64,13 +68,17 @@ class RuntimeInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image in the daemon's store. ``digest`` identifies its content; ``size`` in bytes, 0 if not known."""
+    """An image in the daemon's store. ``digest`` identifies its content; ``size`` in bytes, 0 if not known.
+
+    ``user`` is as in a Dockerfile's USER; empty means root.
+    """
 
     reference: str
     digest: str
     size: int = 0
     created_at: datetime | None = None
     architecture: str = ""
+    user: str = ""
     labels: Mapping[str, str] = field(default_factory=no_strings)
 
 
@@ -97,7 +105,11 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counters of one container. Seconds, bytes and counts; None where the host doesn't give the figure."""
+    """Counters of one container. Seconds, bytes and counts; None where the host doesn't give the figure.
+
+    The pressures are shares, 0 to 100, of the last ten seconds, in which at least one of its processes had to wait for
+    the resource.
+    """
 
     cpu_seconds: float | None = None
     cpu_user: float | None = None
@@ -111,6 +123,9 @@ class Stats:
     pids_limit: int | None = None
     bytes_read: int | None = None
     bytes_written: int | None = None
+    cpu_pressure: float | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
 
 
 class PendingExit(ABC):
@@ -217,8 +232,37 @@ class ContainerRuntime(ABC):
         """Send a signal to the first process, or to ``everyone`` in the container. Gone or ended already is success."""
 
     @abstractmethod
+    def update(self, id: str, resources: Resources) -> None:
+        """Change limits of a container that has not ended; what is None in ``resources`` stays. May be called twice.
+
+        Where the runtime holds the limits (cgroup v1, and where the worker has no cgroups of its own), ``memory_swap``
+        goes with ``memory``: memory alone is without swap. ``oom_group`` can't be changed.
+
+        :raises ContainerNotFound: no such container.
+        :raises ContainerFailed: it has ended; or with the runtime's own words.
+        :raises SpecRefused: this host can't do it; more than the budget; less memory than is in use. Then all is as before.
+        """
+
+    @abstractmethod
+    def relabel(self, id: str, labels: Mapping[str, str]) -> None:
+        """Give a container other labels in the place of those it has. May be called twice.
+
+        :raises ContainerNotFound: no such container.
+        """
+
+    @abstractmethod
     def remove(self, id: str) -> None:
         """End the container at once and release all that ``create`` acquired. Gone already is success; may be called twice."""
+
+    @abstractmethod
+    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
+        """Remove cgroups of ours that dead workers left and nobody is in, and give their ids; with ``dry_run`` that alone.
+
+        Each is locked by the process that made it for as long as that lives. Those of ``cgroup_parent``s other than the
+        namespace's own are not looked for. Nothing where the runtime makes them alone.
+
+        :raises ContainerRuntimeError: with the kernel's reason.
+        """
 
     @abstractmethod
     def get(self, id: str) -> Container:
@@ -230,6 +274,15 @@ class ContainerRuntime(ABC):
 
         Docker's list has no pids and no times of the end: ``get`` has them.
         """
+
+    def list_with_use(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[tuple[Container, Stats | None], ...]:
+        """As ``list``, each with its processor time, memory and processes now; other counters may be missing.
+
+        None beside what does not run, and where nothing is counted. In one pass, which takes less than ``list`` and ``stats``.
+        """
+        containers = self.list(labels)
+        stats = self.stats([container.id for container in containers if container.state in COUNTED])
+        return tuple((container, stats.get(container.id)) for container in containers)
 
     @abstractmethod
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:

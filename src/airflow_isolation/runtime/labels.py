@@ -20,6 +20,8 @@ TI_ID = PREFIX + "ti_id"
 BUNDLE = PREFIX + "bundle"
 DAG_FILE = PREFIX + "dag_file"
 OWNER = PREFIX + "owner"
+# A zygote has no owner, because all workers share it, but a directory in which it is known.
+DIRECTORY = PREFIX + "directory"
 # Docker has no namespaces: there this label stands for one.
 NAMESPACE = PREFIX + "namespace"
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from airflow_isolation.cgroups import (
     LEAF,
     NO_LIMITS,
+    OTHERS,
+    PARSING,
+    TASKS,
     CgroupDenied,
     CgroupError,
     CgroupGone,
@@ -27,18 +30,22 @@ from airflow_isolation.cgroups import (
     ValueRefused,
     Workload,
     budget_of,
+    change_limits,
+    change_of,
+    check_budget,
     check_limits,
     find_hierarchy,
     find_tree,
     limits_of,
-    list_workloads,
     make_workload,
     open_cgroup,
+    read_limits,
     read_statistics,
+    remove_abandoned,
     remove_workload,
 )
 from airflow_isolation.container_spec import Resources
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, SpecRefused
+from airflow_isolation.errors import ContainerFailed, ContainerNotFound, ContainerRuntimeError, SpecRefused
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.counted import stats_of
 
@@ -49,9 +56,15 @@ if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import Stats
 
 #: The level of a purpose, by the label of its containers.
-LEVELS = {"task": "task_execution", "parse": "dag_parsing"}
-_OTHERS = "others"
-_EVERYWHERE = frozenset({"cpus", "memory", "pids", "oom_group"})
+LEVELS = {"task": TASKS, "spare": TASKS, "parse": PARSING}
+NO_RESOURCES = Resources()
+_EVERYWHERE = frozenset({"cpus", "memory", "pids", "cpuset", "memory_swap", "oom_group"})
+#: cpu.shares; to v2 runtimes translate it, each release in its own way.
+_ON_V1 = _EVERYWHERE | {"cpu_weight"}
+_RUNTIME_PLACED_IT = CgroupError(
+    "the container's cgroup is the runtime's",
+    hint="Use containerd on a host with cgroup v2, and run the worker as root",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +96,9 @@ class Placements:
         try:
             tree = self._tree(parent)
         except CgroupError as error:
-            refuse_what_needs_v2(spec, error)
+            refuse_what_needs_v2(spec.resources, error, v1=self._hierarchy.kind != "unified", budget=spec.budget)
             return Placement(id=id, cgroups_path=f"/{parent}/{id}", resources=spec.resources)
-        level = LEVELS.get(spec.labels.get(labels.PURPOSE, ""), _OTHERS)
+        level = LEVELS.get(spec.labels.get(labels.PURPOSE, ""), OTHERS)
         limits = limits_of(spec.resources)
         try:
             check_limits(limits)
@@ -121,17 +134,47 @@ class Placements:
         self._forget(placement.id)
         self._workloads[placement.id] = workload
 
+    def update(self, id: str, cgroups_path: str, resources: Resources) -> bool:
+        """Change the limits of a container that runs. False: the runtime placed it, and is to do it.
+
+        :raises SpecRefused: a limit that this host can't have, more than the budget, or less memory than is in use.
+        :raises ContainerNotFound: its directory is gone.
+        :raises ContainerFailed: with the kernel's reason.
+        """
+        found = self._directory(id, cgroups_path)
+        if found is None:
+            refuse_what_needs_v2(resources, _RUNTIME_PLACED_IT, v1=self._hierarchy.kind != "unified")
+            return False
+        tree, level = found
+        try:
+            with (
+                open_cgroup(tree.mount, tree.purpose(level)) as purpose,
+                open_cgroup(tree.mount, tree.workload(level, id)) as cgroup,
+            ):
+                change = change_of(resources, read_limits(cgroup))
+                check_budget(change, read_limits(purpose), level)
+                change_limits(cgroup, change)
+        except (ValueRefused, ControllerMissing) as error:
+            raise SpecRefused(error.message, hint=error.hint) from error
+        except CgroupGone as error:
+            raise ContainerNotFound(f"the container {id} is being removed: {error.message}") from error
+        except CgroupError as error:
+            raise ContainerFailed(error.message, hint=error.hint) from error
+        return True
+
+    def is_ours(self, id: str, cgroups_path: str) -> bool:
+        """Whether a directory of ours is around a container's cgroup."""
+        return self._directory(id, cgroups_path) is not None
+
     def remove(self, id: str, cgroups_path: str, seconds: float) -> None:
         """Remove the directory around a container's cgroup, by whomever it was made. Gone already is success.
 
         :raises ContainerRuntimeError: processes in it don't end within ``seconds``.
         """
-        *root, level, workload, leaf = ["", "", "", *cgroups_path.strip("/").split("/")]
-        if (workload, leaf) != (id, LEAF):
+        found = self._directory(id, cgroups_path)
+        if found is None:
             return  # the runtime's own, which it removes itself
-        tree = Tree(
-            mount=self._mount_path, root="/".join(part for part in root if part), delegated=self._hierarchy.delegated
-        )
+        tree, level = found
         try:
             remove_workload(tree, level, id, seconds)
         except NotUnified:
@@ -140,6 +183,20 @@ class Placements:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
         self._forget(id)
 
+    def remove_abandoned(self, parent: str, seconds: float, *, dry_run: bool) -> tuple[str, ...]:
+        """As ``cgroups.remove_abandoned``. Nothing where there is no tree of ours.
+
+        :raises ContainerRuntimeError: with the kernel's reason.
+        """
+        try:
+            tree = self._tree(parent)
+        except CgroupError:
+            return ()
+        try:
+            return remove_abandoned(tree, seconds, dry_run=dry_run)
+        except CgroupError as error:
+            raise ContainerRuntimeError(error.message, hint=error.hint) from error
+
     def stats(self, ids: frozenset[str], parent: str) -> Mapping[str, Stats]:
         """Counters of those that have a directory of ours and somebody in it, read from the kernel."""
         try:
@@ -147,14 +204,21 @@ class Placements:
         except CgroupError:
             return {}
         found = {}
-        for level, id in list_workloads(tree):
-            if id not in ids:
-                continue
-            with suppress(CgroupGone), open_cgroup(tree.mount, tree.workload(level, id)) as cgroup:
-                now = read_statistics(cgroup)
-                if (stats := stats_of(now)) is not None:
-                    found[id] = stats
+        for level in (TASKS, PARSING, OTHERS):
+            with suppress(CgroupGone), open_cgroup(tree.mount, tree.purpose(level)) as purpose:
+                for id in ids.intersection(purpose.children()):
+                    with suppress(CgroupGone), purpose.child(id) as cgroup:
+                        if (stats := stats_of(read_statistics(cgroup))) is not None:
+                            found[id] = stats
         return found
+
+    def _directory(self, id: str, cgroups_path: str) -> tuple[Tree, str] | None:
+        """The tree and the level of the directory of ours around a container's cgroup; None when there is none."""
+        *root, level, workload, leaf = ["", "", "", *cgroups_path.strip("/").split("/")]
+        if (workload, leaf) != (id, LEAF):
+            return None
+        path = "/".join(part for part in root if part)
+        return Tree(mount=self._mount_path, root=path, delegated=self._hierarchy.delegated), level
 
     def _forget(self, id: str) -> None:
         """Unlock a directory that is gone; another process may have removed it."""
@@ -184,14 +248,35 @@ class Placements:
         return tree
 
 
-def refuse_what_needs_v2(spec: ContainerSpec, reason: CgroupError) -> None:
-    """:raises SpecRefused: naming what was asked for."""
+def check_cgroup(pid: int, cgroups_path: str) -> None:
+    """:raises ContainerFailed: the process is elsewhere, where its limits don't hold it (CVE-2025-47291)."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return  # A worker in a pid namespace of its own can't look.
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory", "pids") and not path.endswith(cgroups_path):
+            raise ContainerFailed(
+                f"the container's process is in the cgroup {path} instead of {cgroups_path}, where no limit holds it",
+                hint="Update containerd and runc",
+            )
+
+
+def refuse_what_needs_v2(
+    resources: Resources, reason: CgroupError, *, v1: bool, budget: Resources = NO_RESOURCES
+) -> None:
+    """``v1``: the host's controllers are v1's, also on a hybrid host.
+
+    :raises SpecRefused: naming what was asked for and the runtime can't do.
+    """
+    able = _ON_V1 if v1 else _EVERYWHERE
     asked = [
         field.name
         for field in fields(Resources)
-        if field.name not in _EVERYWHERE and getattr(spec.resources, field.name) not in (None, ())
+        if field.name not in able and getattr(resources, field.name) not in (None, ())
     ]
-    asked += [f"budget_{name}" for name in ("cpus", "memory", "pids") if getattr(spec.budget, name) is not None]
+    asked += [f"budget_{name}" for name in ("cpus", "memory", "pids") if getattr(budget, name) is not None]
     if asked:
         raise SpecRefused(
             f"{', '.join(asked)} can't be had: it takes cgroup v2 in our own hands, and {reason.message}",

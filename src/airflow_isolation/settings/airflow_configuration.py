@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from airflow.configuration import AirflowConfigParser
 
 _PREFIX: Final = "AIRFLOW__"
+#: How the source of a value ends that stands in the file.
+IN_FILE: Final = "in airflow.cfg"
 
 
 class ConfiguredValue(NamedTuple):
@@ -75,7 +77,7 @@ class AirflowConfiguration:
         return [key for key in self._conf.options(section) if key not in shared]
 
     def _from_file(self, section: str, key: str) -> ConfiguredValue:
-        source = f"[{section}] in airflow.cfg"
+        source = f"[{section}] {IN_FILE}"
         try:
             # conf.get knows small letters only; a key with capitals is told about by its reader.
             if is_free(section) or key != key.lower():

@@ -81,7 +81,8 @@ class Key:
 
 _CONNECTION = (Place.CONTAINERD, Place.DOCKER)
 
-_NEEDS_V2 = "Needs cgroup v2 and, so far, containerd."
+_NEEDS_V2 = "Needs cgroup v2 and a worker that may make cgroups."
+_NEEDS_V2_FOR_WEIGHT = "On cgroup v2 it needs a worker that may make cgroups."
 
 KEYS: Final[tuple[Key, ...]] = (
     Key(
@@ -197,7 +198,8 @@ KEYS: Final[tuple[Key, ...]] = (
         group="resources",
         example="200",
         default_words="the kernel's, 100",
-        description="Share of the processors against other workloads when they are all busy, 1 to 10000. " + _NEEDS_V2,
+        description="Share of the processors against other workloads when they are all busy, 1 to 10000. "
+        + _NEEDS_V2_FOR_WEIGHT,
     ),
     Key(
         name="cpuset",
@@ -206,7 +208,7 @@ KEYS: Final[tuple[Key, ...]] = (
         group="resources",
         example="0-3",
         default_words="all",
-        description="The processors that may be used, as numbers and ranges. " + _NEEDS_V2,
+        description="The processors that may be used, as numbers and ranges.",
     ),
     Key(
         name="memory_request",
@@ -233,7 +235,7 @@ KEYS: Final[tuple[Key, ...]] = (
         group="resources",
         example="512Mi",
         default_words="no swap",
-        description="Bytes of swap that may be used besides memory. " + _NEEDS_V2,
+        description="Bytes of swap that may be used besides memory.",
     ),
     Key(
         name="io_max",
@@ -373,6 +375,68 @@ KEYS: Final[tuple[Key, ...]] = (
         "after the other; fresh starts a container for every parse, which takes seconds. Without meaning for tasks.",
     ),
     Key(
+        name="start_mode",
+        parse=formats.parse_start_mode,
+        author=True,
+        default="auto",
+        example="fresh",
+        description="How tasks are started: fork has a process that has imported Airflow fork into the task's container, "
+        "which takes a tenth of a second; fresh imports Airflow in it, which takes seconds and works with any image; auto "
+        "forks where that is safe. fork refuses to start a task that can't be forked. Without meaning for parsing.",
+    ),
+    Key(
+        name="spare_containers",
+        parse=quantities.parse_natural,
+        places=(Place.HOST,),
+        default="2",
+        example="0",
+        description="How many containers are kept ready for tasks like those that were just started. They end by "
+        "themselves when no task comes.",
+    ),
+    Key(
+        name="uid_range",
+        parse=formats.parse_uid_range,
+        places=(Place.HOST,),
+        example="1000000:6553600",
+        default_words="the entry of the worker's user in /etc/subuid",
+        description="FIRST:COUNT: uids and gids of the host that nobody else uses. Each image gets 65536 of them, and its "
+        "tasks a user namespace, so that no privilege on the host is needed to fork. none is for no such namespaces.",
+    ),
+    Key(
+        name="zygote_idle_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.HOST,),
+        default="10m",
+        example="1h",
+        description="The process from which tasks are forked, which holds Airflow in memory, ends when no task came for so "
+        "long.",
+    ),
+    Key(
+        name="zygote_max_age",
+        parse=quantities.parse_duration,
+        places=(Place.HOST,),
+        default="12h",
+        example="24h",
+        description="The process from which tasks are forked is replaced when it is older.",
+    ),
+    Key(
+        name="zygote_max_forks",
+        parse=quantities.parse_count,
+        places=(Place.HOST,),
+        default="10000",
+        example="1000",
+        description="The process from which tasks are forked is replaced after so many tasks.",
+    ),
+    Key(
+        name="zygote_memory",
+        parse=quantities.parse_memory,
+        places=(Place.HOST,),
+        default="1Gi",
+        example="2Gi",
+        description="The memory limit of the process from which tasks are forked. It is replaced when it has used "
+        "half of it. Tasks have their own limits.",
+    ),
+    Key(
         name="cgroup_parent",
         parse=formats.parse_cgroup_parent,
         example="airflow",
@@ -504,6 +568,17 @@ KEYS: Final[tuple[Key, ...]] = (
         "Holds for the final image, whoever set it, the hook included.",
     ),
     Key(
+        name="trusted_images",
+        parse=formats.parse_text,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="registry.example/team/*",
+        default_words="none but what airflow.cfg itself sets as image",
+        description="Shell patterns of images that may hold the process from which tasks are forked where it needs "
+        "privilege on the host: with Docker, and where there is no uid_range. It runs before any user's code, and nothing "
+        "but what is in the image.",
+    ),
+    Key(
         name="allowed_mount_sources",
         parse=formats.parse_path,
         places=(Place.POLICY,),
@@ -556,6 +631,48 @@ KEYS: Final[tuple[Key, ...]] = (
         example="8192",
         default_words="no bound",
         description="The most that authors may set as pids.",
+    ),
+    Key(
+        name="max_cpu_weight",
+        parse=quantities.parse_weight,
+        places=(Place.POLICY,),
+        example="200",
+        default_words="no bound",
+        description="The most that authors may set as cpu_weight.",
+    ),
+    Key(
+        name="max_memory_request",
+        parse=quantities.parse_memory,
+        places=(Place.POLICY,),
+        example="8Gi",
+        default_words="no bound",
+        description="The most that authors may set as memory_request, which others then go without.",
+    ),
+    Key(
+        name="max_memory_swap",
+        parse=quantities.parse_swap,
+        places=(Place.POLICY,),
+        example="1Gi",
+        default_words="no bound",
+        description="The most that authors may set as memory_swap; 0 is none.",
+    ),
+    Key(
+        name="max_io_weight",
+        parse=quantities.parse_weight,
+        places=(Place.POLICY,),
+        example="200",
+        default_words="no bound",
+        description="The most that authors may set as io_weight.",
+    ),
+    Key(
+        name="max_io",
+        parse=quantities.parse_device_rates,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="/dev/sda rbps=100Mi wbps=50Mi",
+        default_words="no bound",
+        description="The most that authors may set as io_max, which takes the place of the administrator's: one that "
+        "leaves out a disk named here is refused.",
     ),
     Key(
         name="allow_root",

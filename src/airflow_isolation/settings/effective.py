@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Backend = Literal["containerd", "docker"]
 Purpose = Literal["task", "parse"]
 ParseMode = Literal["fork", "fresh"]
+StartMode = Literal["auto", "fork", "fresh"]
+
+#: So many uids and gids a user namespace has, as everywhere.
+UIDS_OF_AN_IMAGE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,17 @@ class Grant(NamedTuple):
         return f"{self.file}:{self.id}"
 
 
+@dataclass(frozen=True, slots=True)
+class UidRange:
+    """Uids, and the gids of the same numbers, of the host. ``count`` 0 is none."""
+
+    first: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.count}" if self.count else "none"
+
+
 class Row(NamedTuple):
     """One effective setting, for people: the key, its value as text, and where it was written."""
 
@@ -108,6 +123,18 @@ class ParsePoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ZygoteSettings:
+    """What holds for the processes from which tasks are forked. Durations are seconds, sizes bytes; None is not set."""
+
+    spare_containers: int
+    uid_range: UidRange | None = None
+    zygote_idle_timeout: float
+    zygote_max_age: float
+    zygote_max_forks: int
+    zygote_memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EffectiveSettings:
     """What holds for one workload. Durations are seconds, sizes bytes; empty text is the image's or backend's default.
 
@@ -141,6 +168,9 @@ class EffectiveSettings:
     start_timeout: float
     python: str
     parse_mode: ParseMode
+    start_mode: StartMode
+    image_is_trusted: bool
+    zygote: ZygoteSettings
     cgroup_parent: str
     origins: Mapping[str, Origin]
     rows: tuple[Row, ...]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from zoneinfo import ZoneInfo
 
 from airflow_isolation.runtime.interface import PullPolicy
-from airflow_isolation.settings.effective import Grant, ParseMode, Volume
+from airflow_isolation.settings.effective import UIDS_OF_AN_IMAGE, Grant, ParseMode, StartMode, UidRange, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,9 @@ MAX_LABEL: Final = 4096
 MAX_ENVIRONMENT: Final = 128 * 1024 - 1
 # The largest uid that every runtime takes for what it is (CVE-2024-40635).
 MAX_UID: Final = 2**31 - 1
+
+# (uid_t) -1 is nobody at all.
+_LAST_UID: Final = 2**32 - 2
 
 _TRUE: Final = frozenset({"true", "t", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "f", "0", "no", "off"})
@@ -91,6 +94,33 @@ def parse_parse_mode(text: str) -> ParseMode:
         if text == mode:
             return mode  # type: ignore[no-any-return]  # typeshed gives get_args no better type
     raise ValueError(f"{text!r} is no way to parse; write {_one_of(get_args(ParseMode))}")
+
+
+def parse_start_mode(text: str) -> StartMode:
+    """``auto``, ``fork`` or ``fresh``."""
+    for mode in get_args(StartMode):
+        if text == mode:
+            return mode  # type: ignore[no-any-return]  # as above
+    raise ValueError(f"{text!r} is no way to start a task; write {_one_of(get_args(StartMode))}")
+
+
+def parse_uid_range(text: str) -> UidRange:
+    """``FIRST:COUNT``, or ``none``.
+
+    >>> parse_uid_range("1000000:131072")
+    UidRange(first=1000000, count=131072)
+    """
+    if text == "none":
+        return UidRange(0, 0)
+    first, _, count = text.partition(":")
+    if not (first.isdecimal() and count.isdecimal()):
+        raise ValueError(f"{text!r} is no range of uids; write FIRST:COUNT, such as 1000000:6553600, or none")
+    found = UidRange(int(first), int(count))
+    if found.count < UIDS_OF_AN_IMAGE:
+        raise ValueError(f"{text!r} holds {found.count} uids, and one image needs {UIDS_OF_AN_IMAGE}")
+    if found.first < UIDS_OF_AN_IMAGE or found.first + found.count > _LAST_UID:
+        raise ValueError(f"{text!r} must begin at {UIDS_OF_AN_IMAGE} or above, and end below {_LAST_UID}")
+    return found
 
 
 def parse_grant(text: str) -> Grant:

@@ -114,13 +114,8 @@ def document_layer(node: Node) -> Layer:
             check = formats.check_label if name == "labels" else formats.check_environment
             for entry, assignment in _texts(value).items():
                 layer[f"{name}.{entry}"] = _checked(entry, assignment, check)
-        elif key.is_list:
-            items = [scalar(item) for item in list_items(value)]
-            parsed = tuple(_guarded(key.parse, item.text, item.origin) for item in items)
-            layer[name] = Assignment(parsed, value.origin)
         else:
-            text = scalar(value)
-            layer[name] = Assignment(_guarded(key.parse, text.text, text.origin), text.origin)
+            layer[name] = _value(key, value)
     return layer
 
 
@@ -156,9 +151,16 @@ def _resources(node: Node) -> Layer:
     for name, value in map_items(node).items():
         if name not in keys:
             raise value.origin.error(f"unknown key {name!r}", hint=_suggestion(name, keys))
-        text = scalar(value)
-        layer[name] = Assignment(_guarded(keys[name].parse, text.text, text.origin), text.origin)
+        layer[name] = _value(keys[name], value)
     return layer
+
+
+def _value(key: Key, node: Node) -> Assignment:
+    if key.is_list:
+        items = [scalar(item) for item in list_items(node)]
+        return Assignment(tuple(_guarded(key.parse, item.text, item.origin) for item in items), node.origin)
+    text = scalar(node)
+    return Assignment(_guarded(key.parse, text.text, text.origin), text.origin)
 
 
 def _texts(node: Node) -> dict[str, Assignment]:

@@ -9,13 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from airflow_isolation.container_spec import DeviceRates
 from airflow_isolation.settings.declarations import POLICY_SECTION, keys_of
 from airflow_isolation.settings.effective import Grant, Volume
 from airflow_isolation.settings.formats import is_root, qualified_image
+from airflow_isolation.settings.hook import SOURCE as HOOK_SOURCE
 from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
 from airflow_isolation.settings.quantities import format_bytes
+
+#: The keys for which there is a ``max_…``: what one container can take from the others, or from the host.
+_BOUNDED: Final = frozenset({"cpus", "memory", "pids", "cpu_weight", "memory_request", "memory_swap", "io_weight"})
 
 if TYPE_CHECKING:
     from airflow_isolation.settings.airflow_configuration import Configuration
@@ -27,12 +32,18 @@ class Policy:
     """The policy as set. Empty ``allowed_images`` allows all; None is no bound."""
 
     allowed_images: tuple[str, ...] = ()
+    trusted_images: tuple[str, ...] = ()
     allowed_mount_sources: tuple[str, ...] = ()
     allowed_networks: tuple[str, ...] = ()
     allowed_capabilities: tuple[str, ...] = ()
     max_cpus: float | None = None
     max_memory: int | None = None
     max_pids: int | None = None
+    max_cpu_weight: int | None = None
+    max_memory_request: int | None = None
+    max_memory_swap: int | None = None
+    max_io_weight: int | None = None
+    max_io: tuple[DeviceRates, ...] = ()
     parse_may_write: bool = False
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
@@ -58,12 +69,16 @@ class Policy:
 
     def check_image(self, image: Assignment) -> None:
         """:raises PolicyRefused: the final image matches none of ``allowed_images``."""
-        names = {image.value, qualified_image(image.value)}
         patterns = self.allowed_images
-        if patterns and not any(fnmatchcase(name, pattern) for name in names for pattern in patterns):
+        if patterns and not _matches(image.value, patterns):
             raise image.origin.refusal(
                 f"the image {image.value} is not allowed", hint=_allowed("allowed_images", patterns)
             )
+
+    def trusts(self, image: Assignment) -> bool:
+        """Whether the administrator named the image: in airflow.cfg as the one to use, or as one to be trusted."""
+        origin = image.origin
+        return _matches(image.value, self.trusted_images) or not (origin.author or origin.source == HOOK_SOURCE)
 
     def may_read_connection(self, file: str, id: str) -> bool:
         """Whether a DAG file, given as ``BUNDLE/PATH``, may read a connection while it is parsed."""
@@ -93,15 +108,38 @@ class Policy:
                         f"the capability {capability} is not allowed",
                         hint=_allowed("allowed_capabilities", self.allowed_capabilities),
                     )
-        elif name in {"cpus", "memory", "pids"}:
+        elif name == "io_max":
+            self._check_io(value if isinstance(value, tuple) else (), origin)
+        elif name in _BOUNDED:
             self._check_bound(name, value, origin)
 
     def _check_bound(self, name: str, value: object, origin: Origin) -> None:
-        bound = {"cpus": self.max_cpus, "memory": self.max_memory, "pids": self.max_pids}[name]
+        bound = getattr(self, f"max_{name}")
         if bound is None or not isinstance(value, (int, float)) or value <= bound:
             return
-        asked, most = (format_bytes(int(count)) if name == "memory" else str(count) for count in (value, bound))
+        asked, most = (
+            format_bytes(int(count)) if name.startswith("memory") else str(count) for count in (value, bound)
+        )
         raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
+
+    def _check_io(self, asked: tuple[DeviceRates, ...], origin: Origin) -> None:
+        # What an author sets takes the place of the administrator's io_max: to leave a disk out is to lift its limit.
+        given = {rates.device: rates for rates in asked}
+        for bound in self.max_io:
+            rates = given.get(bound.device, DeviceRates(device=bound.device))
+            for name in ("rbps", "wbps", "riops", "wiops"):
+                most, wanted = getattr(bound, name), getattr(rates, name)
+                if most is not None and not (isinstance(wanted, int) and wanted <= most):
+                    words = "no limit" if wanted is None else wanted
+                    raise origin.refusal(
+                        f"{name} of {bound.device} is {words}, and [{POLICY_SECTION}] max_io allows {most}",
+                        hint=f"Write {bound.device} {name}={most} or less, with the disk named as here",
+                    )
+
+
+def _matches(image: str, patterns: tuple[str, ...]) -> bool:
+    names = {image, qualified_image(image)}
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:

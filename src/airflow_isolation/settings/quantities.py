@@ -150,6 +150,14 @@ def parse_count(text: str) -> int:
     return number
 
 
+def parse_natural(text: str) -> int:
+    """A whole number, 0 among them."""
+    number = text.strip()
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
+
+
 def parse_duration(text: str) -> float:
     """A duration of more than 0, in seconds.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.errors import SettingError
 from airflow_isolation.runtime.interface import PullPolicy
+from airflow_isolation.settings.airflow_configuration import IN_FILE
 from airflow_isolation.settings.dag_metadata import executor_config_metadata, read_dag_metadata
 from airflow_isolation.settings.declarations import (
     BACKENDS,
@@ -36,6 +38,7 @@ from airflow_isolation.settings.effective import (
     ParsePoolSettings,
     Row,
     Volume,
+    ZygoteSettings,
 )
 from airflow_isolation.settings.hook import ask_hook
 from airflow_isolation.settings.layers import (
@@ -72,6 +75,8 @@ _HOST_KEYS: Final = {
     backend: tuple(key for key in keys_of(f"{backend}_runtime") if Place.EVERYWHERE not in key.places)
     for backend in BACKENDS
 }
+_ZYGOTE_KEYS: Final = tuple(key for key in KEYS if Place.HOST in key.places and key.name != "state_dir")
+_ZYGOTE_DEFAULTS: Final = default_layer(_ZYGOTE_KEYS)
 _HOST_DEFAULTS: Final = {backend: default_layer(keys) for backend, keys in _HOST_KEYS.items()}
 
 
@@ -284,10 +289,29 @@ def _effective_settings(
         start_timeout=value("start_timeout"),
         python=value("python"),
         parse_mode=value("parse_mode"),
+        start_mode=value("start_mode"),
+        image_is_trusted=policy.trusts(effective["image"]),
+        zygote=_zygote_settings(effective),
         cgroup_parent=value("cgroup_parent"),
         origins=MappingProxyType({name: found.origin for name, found in effective.items()}),
         rows=_rows(effective, policy, connection),
     )
+
+
+def _zygote_settings(effective: Layer) -> ZygoteSettings:
+    layer = {**_ZYGOTE_DEFAULTS, **effective}
+    return ZygoteSettings(**{key.name: layer[key.name].value for key in _ZYGOTE_KEYS if key.name in layer})
+
+
+def is_default(row: Row) -> bool:
+    """Whether nobody chose this: it was not written, or it is a default as Airflow writes them all into a new airflow.cfg."""
+    in_file = row.origin.startswith("[") and IN_FILE in row.origin
+    return row.origin == str(_UNSET.origin) or (in_file and (not row.value or row[:2] in _default_rows()))
+
+
+@cache
+def _default_rows() -> frozenset[tuple[str, str]]:
+    return frozenset(_row(name, found)[:2] for key in KEYS for name, found in default_layer([key]).items())
 
 
 def _rows(effective: Layer, policy: Policy, connection: ConnectionSettings) -> tuple[Row, ...]:
@@ -297,6 +321,8 @@ def _rows(effective: Layer, policy: Policy, connection: ConnectionSettings) -> t
             rows += (_row(name, found) for name, found in effective.items() if name.startswith(f"{key.name}."))
         else:
             rows.append(_row(key.name, effective.get(key.name, _UNSET)))
+    zygotes = {**_ZYGOTE_DEFAULTS, **effective}
+    rows += (_row(key.name, zygotes.get(key.name, _UNSET)) for key in _ZYGOTE_KEYS)
     return (*rows, _row("allow_root", policy.allow_root), *connection.rows)
 
 

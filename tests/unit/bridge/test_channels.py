@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
+from airflow_isolation.bridge.channels import FrameReader, LineAllowance, LineReader, PeerViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,6 +82,35 @@ def test_the_last_line_needs_no_newline(pair: tuple[socket.socket, socket.socket
     theirs.close()
     assert not drain(LineReader(got.append), ours)
     assert got == [b"one", b"two"]
+
+
+def test_all_channels_share_one_allowance_of_lines(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    spent: list[bool] = []
+    allowance = LineAllowance(3, 1000, spent=lambda: spent.append(True))
+    first, second = (LineReader(got.append, allowance=allowance) for _ in range(2))
+    theirs.send(b"1\n2\n")
+    assert drain(first, ours)
+    theirs.send(b"3\n4\n5\n6 has no end yet")
+    assert drain(second, ours)
+    assert (got, spent) == ([b"1", b"2", b"3"], [True])
+    theirs.send(b"7\n")
+    assert drain(second, ours)  # it is still read: who writes need not wait
+    theirs.close()
+    assert not drain(second, ours)
+    assert (got, spent, len(second._buffer)) == ([b"1", b"2", b"3"], [True], 0)
+
+
+def test_an_allowance_is_of_bytes_too(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    reader = LineReader(got.append, allowance=LineAllowance(1000, 10, spent=lambda: None))
+    theirs.send(b"eight888\n" + b"x" * 40)
+    assert drain(reader, ours)
+    theirs.close()
+    assert not drain(reader, ours)
+    assert got == [b"eight888"]
 
 
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)), st.integers(1, 7))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from airflow_isolation.bridge.workload import Launch
+    from airflow_isolation.bridge.started_agent import Launch
 
 JOIN_SECONDS = 30
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_isolation.bridge.prune import abandon, held, prune, prune_when_due
-from airflow_isolation.errors import RuntimeUnreachable
+from airflow_isolation.bridge.abandoned import abandon
+from airflow_isolation.bridge.held import held
+from airflow_isolation.bridge.prune import prune, prune_when_due
+from airflow_isolation.errors import ContainerRuntimeError, RuntimeUnreachable
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import Container, ContainerState
 
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 class FakeRuntime:
     """Holds containers, and says no to the removal of some."""
 
-    def __init__(self, *containers: Container, stubborn: str = "") -> None:
+    def __init__(self, *containers: Container, stubborn: str = "", cgroups: tuple[str, ...] = ()) -> None:
         self.containers = {container.id: container for container in containers}
         self.stubborn = stubborn
+        self.cgroups = cgroups
 
     def list(self) -> tuple[Container, ...]:
         return tuple(self.containers.values())
@@ -33,6 +36,12 @@ class FakeRuntime:
         if id == self.stubborn:
             raise RuntimeUnreachable("no answer")
         self.containers.pop(id, None)
+
+    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
+        if self.stubborn == "cgroups":
+            raise ContainerRuntimeError("its processes don't end")
+        found, self.cgroups = self.cgroups, self.cgroups if dry_run else ()
+        return found
 
 
 def container(id: str, owner: str) -> Container:
@@ -63,6 +72,19 @@ def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
     runtime = FakeRuntime(container("dead", str(DEAD)))
     assert pruned(runtime, tmp_path, dry_run=True) == ["dead"]
     assert "dead" in runtime.containers
+
+
+def test_a_cgroup_without_a_container_goes_too(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime(container("dead", str(DEAD)), cgroups=("dead", "task-a"))
+    assert prune(runtime, state_dir=tmp_path, dry_run=True).cgroups == ("task-a",)
+    assert runtime.cgroups == ("dead", "task-a")
+    assert prune(runtime, state_dir=tmp_path).cgroups == ("task-a",)
+    assert runtime.cgroups == ()
+
+
+def test_a_cgroup_that_can_not_be_removed_is_no_reason_to_fail(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime(container("dead", str(DEAD)), stubborn="cgroups")
+    assert pruned(runtime, tmp_path) == ["dead"]
 
 
 def test_what_cannot_be_removed_is_left_for_the_next_time(tmp_path: Path) -> None:
@@ -112,7 +134,7 @@ def workload_directory(state_dir: Path, id: str, *, age: float) -> Path:
 def test_a_directory_goes_when_its_worker_was_killed(tmp_path: Path) -> None:
     directory = workload_directory(tmp_path, "task-a", age=3600)
     holder = (
-        f"import sys, time; from pathlib import Path; from airflow_isolation.bridge.prune import held\n"
+        f"import sys, time; from pathlib import Path; from airflow_isolation.bridge.held import held\n"
         f"with held(Path({str(directory)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as worker:

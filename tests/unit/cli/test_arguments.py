@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from airflow_isolation.container_spec import DeviceRates
 from airflow_isolation.errors import ContainerNotFound, IsolationError, RuntimeUnreachable
 from airflow_isolation.integration.cli import backends, outcome
 from airflow_isolation.integration.cli.kill import parse_signal
 from airflow_isolation.integration.cli.logs import last_lines
+from airflow_isolation.integration.cli.update import limits_layer
 from airflow_isolation.runtime.interface import Container, ContainerState
 from airflow_isolation.settings.effective import ConnectionSettings
 
@@ -173,3 +175,27 @@ def test_an_interrupt_has_no_traceback(
 ) -> None:
     assert ended(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_limits_of_update_are_read_as_settings_are() -> None:
+    layer = limits_layer({"memory": "4Gi", "cpus": "500m", "io_max": ["8:0 rbps=1Mi"], "pids": None})
+    assert {name: assignment.value for name, assignment in layer.items()} == {
+        "cpus": 0.5,
+        "memory": 4 * 2**30,
+        "io_max": (DeviceRates(device="8:0", rbps=2**20),),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"memory": "4"}, "--memory: '4'"),
+        ({"memory_high": "4Q"}, "--memory-high: .*unknown unit"),
+        ({"cpus": "0"}, "--cpus: '0' is not a limit"),
+        ({"pids": "-5"}, "--pids"),
+        ({"io_max": ["sda"]}, "--io-max: 'sda' is not a limit for a disk"),
+    ],
+)
+def test_a_limit_that_can_not_be_is_wrong_usage(given: dict[str, object], words: str) -> None:
+    with pytest.raises(outcome.UsageError, match=words):
+        limits_layer(given)

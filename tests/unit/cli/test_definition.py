@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.cli.cli_config import ActionCommand, GroupCommand
 
+from airflow_isolation.integration.cli import update
 from airflow_isolation.integration.cli.definition import get_containers_cli_commands
 
 
@@ -21,7 +22,7 @@ def test_the_group_has_these_commands() -> None:
     (group,) = get_containers_cli_commands()
     assert group.name == "containers"
     assert set(commands(group)) == {
-        *("list", "stats", "inspect", "logs", "kill", "prune", "config", "test", "parse", "reserialize"),
+        *("list", "stats", "inspect", "logs", "kill", "update", "prune", "config", "test", "parse", "reserialize"),
         "dag-processor",
         *("images list", "images import", "images remove"),
     }
@@ -40,6 +41,12 @@ def test_every_command_exists() -> None:
         module, _, name = path.rpartition(".")
         __import__(module)
         assert callable(getattr(sys.modules[module], name))
+
+
+def test_update_has_an_option_for_every_limit_that_can_be_set() -> None:
+    (group,) = get_containers_cli_commands()
+    flags = {flag for argument in commands(group)["update"].args for flag in argument.flags}
+    assert {update.option(key) for key in update.KEYS} <= flags
 
 
 def test_the_parser_loads_nothing_heavy() -> None:

@@ -116,6 +116,9 @@ def test_the_share_of_processors_is_between_two_readings() -> None:
         "pids_limit": None,
         "bytes_read": None,
         "bytes_written": None,
+        "cpu_pressure": None,
+        "memory_pressure": None,
+        "io_pressure": None,
     }
 
 

@@ -25,6 +25,7 @@ from airflow_isolation.oci import (
     ImageConfig,
     build_runtime_spec,
     container_hostname,
+    linux_limits,
     load_profile,
     process_environment,
     working_directory,
@@ -267,6 +268,23 @@ def test_oom_kills_the_whole_group_where_the_kernel_can() -> None:
 
 def test_swap_is_limited_where_the_kernel_can() -> None:
     assert build(EVERYTHING, host=OLD_HOST)["linux"]["resources"]["memory"] == {"limit": 2 * GIB}
+
+
+def test_swap_comes_on_top_of_memory() -> None:
+    assert linux_limits(Resources(memory=GIB, memory_swap=GIB), HostFacts())["memory"] == {
+        "limit": GIB,
+        "swap": 2 * GIB,
+    }
+    assert "memory" not in linux_limits(Resources(memory_swap=0), OLD_HOST)
+    with pytest.raises(SpecRefused, match="memory_swap is set without memory"):
+        linux_limits(Resources(memory_swap=GIB), HostFacts())
+    with pytest.raises(SpecRefused, match="this kernel does not limit swap"):
+        linux_limits(Resources(memory=GIB, memory_swap=GIB), OLD_HOST)
+
+
+def test_processors_are_shared_and_chosen() -> None:
+    assert linux_limits(Resources(cpu_weight=50, cpuset="0-3"), HostFacts()) == {"cpu": {"shares": 512, "cpus": "0-3"}}
+    assert linux_limits(Resources(), HostFacts()) == {}
 
 
 def test_a_workload_goes_before_its_worker() -> None:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from airflow_isolation.cgroups import CpuStat, MemoryStat, PidsStat, Pressure, PressureStat, Stall, Statistics
 from airflow_isolation.cgroups.counters import CgroupMounts, Mounted
 from airflow_isolation.runtime import counted
 from airflow_isolation.runtime.counted import CgroupFiles
+from airflow_isolation.runtime.interface import Stats
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +64,18 @@ def test_one_process_tells_where_all_are(host: Path, monkeypatch: pytest.MonkeyP
     assert asked == ["task-0"]
 
 
+def test_use_is_what_the_full_counters_say(host: Path) -> None:
+    make(host, "airflow/task-1", pids=3)
+    make(host, "airflow/task-ended", pids=0)
+    names = {id: id for id in ("task-1", "task-ended", "task-elsewhere")}
+    files = CgroupFiles("/airflow/{}")
+    full = files.read(names, lambda _: 0)[0]
+    used = files.read_use(names)
+    assert set(used) == set(full) == {"task-1"}
+    assert used["task-1"] == Stats(cpu_seconds=1.0, memory=4096, pids=3)
+    assert (full["task-1"].cpu_seconds, full["task-1"].memory, full["task-1"].pids) == (1.0, 4096, 3)
+
+
 def test_what_can_not_be_seen_is_for_the_daemon(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counted, "paths_of_process", lambda _: {})
     ids = {f"task-{number}": f"task-{number}" for number in range(5)}
@@ -71,3 +85,16 @@ def test_what_can_not_be_seen_is_for_the_daemon(host: Path, monkeypatch: pytest.
 def test_a_path_with_braces_is_not_a_pattern(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counted, "paths_of_process", lambda _: {"memory": "/{odd}/task-1"})
     assert CgroupFiles("/airflow/{}").read({"task-1": "task-1"}, lambda _: 1) == ({}, frozenset({"task-1"}))
+
+
+def test_pressure_is_that_of_the_last_ten_seconds_and_none_where_it_is_not_measured() -> None:
+    pressed = Pressure(some=Stall(avg10=3.5, avg60=9, total=8), full=Stall(avg10=1))
+    now = Statistics(
+        cpu=CpuStat(usage=1, user=1, system=0),
+        memory=MemoryStat(current=4096),
+        pids=PidsStat(current=1),
+        pressure=PressureStat(memory=pressed),
+    )
+    stats = counted.stats_of(now)
+    assert stats is not None
+    assert (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure) == (None, 3.5, None)

@@ -41,8 +41,7 @@ def test_without_cgroup_v2_limits_go_through_the_runtime(
     ("resources", "budget", "named"),
     [
         (Resources(memory=GIB, memory_high=GIB), Resources(), "memory_high can't be had.*are v1"),
-        (Resources(cpu_weight=100, cpuset="0"), Resources(), "cpu_weight, cpuset can't be had"),
-        (Resources(memory_swap=0), Resources(), "memory_swap can't be had"),
+        (Resources(memory_request=GIB, io_weight=100), Resources(), "memory_request, io_weight can't be had"),
         (Resources(io_max=(DeviceRates(device="8:0", wbps=1),)), Resources(), "io_max can't be had"),
         (Resources(), Resources(memory=GIB), "budget_memory can't be had.*unified_cgroup_hierarchy=1"),
     ],
@@ -53,6 +52,21 @@ def test_without_cgroup_v2_what_needs_it_is_refused_by_name(
     places = placements(monkeypatch, Hierarchy(kind="legacy", mount=tmp_path))
     with pytest.raises(SpecRefused, match=named):
         places.plan("w1", replace(SPEC, resources=resources, budget=budget), "airflow")
+
+
+@pytest.mark.parametrize("kind", ["legacy", "hybrid"])
+def test_what_v1_has_too_goes_through_the_runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    places = placements(monkeypatch, Hierarchy(kind=kind, mount=tmp_path))  # type: ignore[arg-type]
+    resources = Resources(memory=GIB, cpu_weight=50, cpuset="0", memory_swap=0)
+    assert places.plan("w1", replace(SPEC, resources=resources), "airflow").resources == resources
+
+
+def test_where_v2_is_not_in_our_hands_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runtimes translate it from v1's, and not all in the same way."""
+    places = placements(monkeypatch, Hierarchy(kind="unified", mount=tmp_path, controllers=ALL))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SpecRefused, match=r"cpu_weight can't be had.*the worker's user may not make cgroups"):
+        places.plan("w1", replace(SPEC, resources=Resources(cpu_weight=50, cpuset="0")), "airflow")
 
 
 @pytest.mark.parametrize(("purpose", "level"), [("task", "task_execution"), ("parse", "dag_parsing"), ("", "others")])

@@ -112,6 +112,13 @@ def test_they_reach_the_containers_spec(bundle: Bundle) -> None:
     assert spec.budget == Resources(cpus=12, memory=48 * GIB, pids=20_000)
 
 
+def test_the_rates_of_disks_are_a_list_in_a_document_too(bundle: Bundle) -> None:
+    bundle.cfg += "io_max = 8:0 rbps=1Mi\n"
+    bundle.write('container: {resources: {io_max: ["/dev/sda wbps=10Mi", "8:16 riops=5"]}}')
+    rates = (DeviceRates(device="/dev/sda", wbps=10 * MIB), DeviceRates(device="8:16", riops=5))
+    assert container_spec(bundle.resolve(), argv=["x"]).resources.io_max == rates
+
+
 def test_a_budget_is_not_for_authors(bundle: Bundle) -> None:
     bundle.write("container: {budget_memory: 1Gi}")
     with pytest.raises(SettingError, match="budget_memory"):

@@ -8,8 +8,9 @@ from airflow_isolation.errors import SettingError
 from airflow_isolation.integration.cli import dag_file
 from airflow_isolation.integration.cli.backends import choose, named_backend
 from airflow_isolation.integration.cli.outcome import OK, UsageError, command, say
-from airflow_isolation.integration.cli.output import Column, print_rows
-from airflow_isolation.integration.seams.configuration import sounds_sensitive
+from airflow_isolation.integration.cli.output import print_rows
+from airflow_isolation.integration.cli.settings import COLUMNS, every
+from airflow_isolation.integration.cli.start_mode import start_row
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.hook import image_hook
 from airflow_isolation.settings.resolve import dag_parsing_backend, resolve, task_execution_backend
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_isolation.settings.airflow_configuration import Configuration
-    from airflow_isolation.settings.effective import Backend, Purpose, Row
+    from airflow_isolation.settings.effective import Backend, Purpose
 
-COLUMNS: Final = (Column("key"), Column("value"), Column("origin"))
 _FLAGS: Final = {"task": "task_execution_runtime", "parse": "scheduler_dag_parsing_runtime"}
 
 
@@ -35,7 +35,10 @@ class DagPlace(NamedTuple):
 
 @command
 def show_settings(arguments: Namespace) -> int:
-    """Every setting that holds, its value, and where it was written. Asks no daemon."""
+    """Every setting that holds, its value, and where it was written; for a task also how it would be started, and why.
+
+    Asks no daemon.
+    """
     purpose = cast("Purpose", arguments.purpose)
     if arguments.task_id and not (arguments.dag_id or arguments.dag_file):
         raise UsageError("--task-id needs --dag-id or --dag-file", hint="Task ids are unique in their DAG only")
@@ -53,7 +56,9 @@ def show_settings(arguments: Namespace) -> int:
         executor_config=place.executor_config,
         hook=image_hook(),
     )
-    rows = [{"key": row.key, "value": _masked(row), "origin": row.origin} for row in settings.rows]
+    rows = every(settings)
+    if purpose == "task":
+        rows.append(start_row(settings, place.dag_file, place.bundle_path))
     print_rows(rows, COLUMNS, arguments.output, nothing="There are no settings.")
     return OK
 
@@ -85,8 +90,3 @@ def _place(arguments: Namespace) -> DagPlace:
         return DagPlace()
     file = dag_file.locate(arguments.dag_file)
     return DagPlace(file.path, file.bundle_path)
-
-
-def _masked(row: Row) -> str:
-    kind, _, name = row.key.partition(".")
-    return "***" if kind == "environment" and sounds_sensitive(name) else row.value

@@ -53,7 +53,11 @@ _IDS = _argument(
 _NO_STREAM = _argument("--no-stream", help="Show the counters once, and end", action="store_true")
 _TASK_ID = _argument("-t", "--task-id", help="The id of the task")
 _RUN_ID = _argument("-r", "--run-id", help="The id of the DAG run")
-_PURPOSE = _argument("--purpose", help="Only containers of tasks, or of DAG parsing", choices=("task", "parse"))
+_PURPOSE = _argument(
+    "--purpose",
+    help="Only containers of tasks, of DAG parsing, zygotes from which tasks are forked, or spare ones",
+    choices=("task", "parse", "zygote", "spare"),
+)
 _ALL = _argument("-a", "--all", help="Those that have ended, too", action="store_true")
 _TAIL = _argument(
     "-n",
@@ -64,6 +68,23 @@ _TAIL = _argument(
     default=None,
 )
 _SIGNAL = _argument("-s", "--signal", help="Name or number of the signal (default: TERM)", default="TERM")
+_LIMITS: Final = (
+    _argument("--cpus", help="Cores, such as 2, 0.5 or 500m", metavar="N"),
+    _argument("--memory", help="Bytes, such as 4Gi", metavar="SIZE"),
+    _argument("--pids", help="Processes and threads", metavar="N"),
+    _argument("--cpu-weight", help="Share of the processors, 1 to 10000", metavar="N"),
+    _argument("--cpuset", help="Processors, such as 0-3,8", metavar="LIST"),
+    _argument("--memory-request", help="Memory that the kernel spares (cgroup v2)", metavar="SIZE"),
+    _argument("--memory-high", help="Memory from which on it is slowed down (cgroup v2)", metavar="SIZE"),
+    _argument("--memory-swap", help="Swap besides memory", metavar="SIZE"),
+    _argument(
+        "--io-max",
+        help="A disk and its limits, such as '8:0 rbps=50Mi'; may be repeated (cgroup v2)",
+        metavar="LIMITS",
+        action="append",
+    ),
+    _argument("--io-weight", help="Share of the disks, 1 to 10000 (cgroup v2)", metavar="N"),
+)
 _DRY_RUN = _argument("-n", "--dry-run", help="Say what would be removed, and remove nothing", action="store_true")
 _DAG_FILE = _argument("-f", "--dag-file", help="The DAG file, by its path here or in its bundle", metavar="FILE")
 _CONFIG_PURPOSE = _argument(
@@ -150,6 +171,15 @@ _CONTAINERS = GroupCommand(
             description="Send a signal to a container; TERM lets the task's on_kill run, KILL ends it at once",
             func=lazy_load_command(f"{_PACKAGE}.kill.kill_container"),
             args=(_ID, _SIGNAL, *_BACKENDS),
+            epilog=_EXIT_CODES,
+        ),
+        ActionCommand(
+            name="update",
+            help="Change limits of a running container",
+            description="Change limits of a running container. What is not given stays, and the next try has what is set.\n"
+            "The administrator's policy holds; less memory than is in use is refused",
+            func=lazy_load_command(f"{_PACKAGE}.update.update_container"),
+            args=(_ID, *_LIMITS, *_BACKENDS, ARG_OUTPUT),
             epilog=_EXIT_CODES,
         ),
         ActionCommand(

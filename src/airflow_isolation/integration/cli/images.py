@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_isolation.integration.cli.output import Row
     from airflow_isolation.runtime.interface import ContainerRuntime, Image, Progress
-    from airflow_isolation.settings.effective import ConnectionSettings
+    from airflow_isolation.settings.effective import ConnectionSettings, EffectiveSettings
 
 _SHORT: Final = len("sha256:") + 12
 
@@ -72,6 +72,17 @@ def remove_image(arguments: Namespace) -> int:
         runtime.remove_image(arguments.reference)
     write_line(f"Removed {arguments.reference} from {connection.backend}.")
     return OK
+
+
+def have_image(settings: EffectiveSettings) -> None:
+    """Have the image of a workload here, with progress, and what is wrong with it as an error at once: somebody waits.
+
+    :raises IsolationError: also what a worker would put off until later, a daemon or a registry out of reach.
+    """
+    with connect(settings.connection) as runtime, shown_progress() as progress:
+        runtime.ensure_image(
+            settings.image, settings.image_pull_policy, progress=progress, timeout=settings.image_pull_timeout
+        )
 
 
 @contextmanager

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 _ENDED: Final = frozenset({ContainerState.STOPPED, ContainerState.UNKNOWN})
 
-_COUNTED: Final = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
-
 _STATE_STYLES: Final = {"running": "green", "created": "cyan", "paused": "yellow", "stopped": "dim", "unknown": "red"}
 
 COLUMNS: Final = (
     Column("container"),
+    Column("purpose"),
     Column("dag"),
     Column("run"),
     Column("task"),
@@ -46,11 +45,9 @@ def list_containers(arguments: Namespace) -> int:
     wanted = _labels(arguments)
 
     def rows(connection: ConnectionSettings, runtime: ContainerRuntime) -> list[Row]:
-        containers = [container for container in runtime.list(wanted) if arguments.all or container.state not in _ENDED]
-        # Each counter costs the daemon a question to the container's shim; one that has not started has used nothing.
-        stats = runtime.stats([container.id for container in containers if container.state in _COUNTED])
+        listed = [each for each in runtime.list_with_use(wanted) if arguments.all or each[0].state not in _ENDED]
         now = datetime.now(timezone.utc)
-        return [row(connection.backend, each, stats.get(each.id, Stats()), now) for each in containers]
+        return [row(connection.backend, container, use or Stats(), now) for container, use in listed]
 
     choice = choose(arguments)
     answers, code = ask_each(choice, rows)

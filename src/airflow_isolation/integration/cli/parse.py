@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_isolation.integration.cli import dag_file
 from airflow_isolation.integration.cli.backends import choose_one, named_backend
-from airflow_isolation.integration.cli.images import shown_progress
+from airflow_isolation.integration.cli.images import have_image
 from airflow_isolation.integration.cli.outcome import FAILED, OK, command, say, write_line
 from airflow_isolation.integration.cli.output import Column, print_record, print_rows
-from airflow_isolation.integration.connection import connect
+from airflow_isolation.integration.cli.settings import COLUMNS, chosen, every
 from airflow_isolation.integration.dag_processing.request import parse_request_for
 from airflow_isolation.integration.seams import console
-from airflow_isolation.integration.seams.configuration import sounds_sensitive
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.resolve import dag_parsing_backend
 
@@ -21,12 +20,9 @@ if TYPE_CHECKING:
 
     from airflow_isolation.integration.cli.dag_file import DagFile
     from airflow_isolation.integration.seams.one_parse import OneParse
-    from airflow_isolation.settings.effective import Backend, EffectiveSettings, Row
+    from airflow_isolation.settings.effective import Backend, EffectiveSettings
 
 DAGS: Final = (Column("dag_id"), Column("tasks", lambda tasks: str(len(tasks))), Column("tags", ", ".join))
-SETTINGS: Final = (Column("key"), Column("value"), Column("origin"))
-#: Where a value comes from that nobody wrote.
-_DEFAULT: Final = "default"
 
 
 @command
@@ -44,11 +40,7 @@ def parse_file(arguments: Namespace) -> int:
         relative_path=file.relative_path,
     )
     settings = request.settings
-    # Here and not in the background, because somebody waits: with progress, and an error at once.
-    with connect(settings.connection) as runtime, shown_progress() as progress:
-        runtime.ensure_image(
-            settings.image, settings.image_pull_policy, progress=progress, timeout=settings.image_pull_timeout
-        )
+    have_image(settings)
 
     from airflow_isolation.integration.seams.one_parse import parse_once
 
@@ -82,7 +74,7 @@ def _document(file: DagFile, backend: Backend, settings: EffectiveSettings, pars
         "dags": [summary(dag) for dag in parsed.dags],
         "import_errors": dict(parsed.import_errors),
         "warnings": [dict(warning) for warning in parsed.warnings],
-        "settings": [{"key": row.key, "value": _masked(row), "origin": row.origin} for row in settings.rows],
+        "settings": every(settings),
     }
 
 
@@ -100,13 +92,7 @@ def _print(document: dict[str, Any], output: str, settings: EffectiveSettings) -
         write_line(f"\nImport error in {name}:\n{error.rstrip()}")
     for warning in document["warnings"]:
         write_line(f"\nWarning for {warning['dag_id']} ({warning['warning_type']}): {warning['message']}")
-    written = [row for row in document["settings"] if row["origin"] != _DEFAULT]
     write_line("")
-    print_rows(written, SETTINGS, output, nothing="Every setting is at its default.")
+    print_rows(chosen(settings), COLUMNS, output, nothing="Every setting is at its default.")
     if not document["bundle"]:
         say("The file lies in no local DAG bundle: its own directory was taken for one.")
-
-
-def _masked(row: Row) -> str:
-    kind, _, name = row.key.partition(".")
-    return "***" if kind == "environment" and sounds_sensitive(name) else row.value

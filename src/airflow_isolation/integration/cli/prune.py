@@ -57,7 +57,8 @@ def _names(answers: Iterable[Pruned]) -> list[str]:
     """Each once, although both daemons' workloads have their directories in one place."""
     containers = (f"container {container.id}" for answer in answers for container in answer.containers)
     directories = (f"directory {directory}" for answer in answers for directory in answer.directories)
-    return list(dict.fromkeys((*containers, *directories)))
+    cgroups = (f"cgroup {id}" for answer in answers for id in answer.cgroups)
+    return list(dict.fromkeys((*containers, *directories, *cgroups)))
 
 
 def _print(what: str, names: Iterable[str]) -> None:

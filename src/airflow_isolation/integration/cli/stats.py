@@ -41,6 +41,9 @@ COLUMNS: Final = (
     Column("pids"),
     Column("bytes_read", formats.size),
     Column("bytes_written", formats.size),
+    Column("cpu_pressure", formats.percent),
+    Column("memory_pressure", formats.percent),
+    Column("io_pressure", formats.percent),
 )
 
 
@@ -105,6 +108,9 @@ def row(reading: Reading, before: Reading | None) -> dict[str, Any]:
         "pids_limit": stats.pids_limit,
         "bytes_read": stats.bytes_read,
         "bytes_written": stats.bytes_written,
+        "cpu_pressure": stats.cpu_pressure,
+        "memory_pressure": stats.memory_pressure,
+        "io_pressure": stats.io_pressure,
     }
 
 

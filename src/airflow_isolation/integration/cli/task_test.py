@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.integration.cli.backends import choose_one
-from airflow_isolation.integration.cli.images import shown_progress
+from airflow_isolation.integration.cli.images import have_image
 from airflow_isolation.integration.cli.outcome import FAILED, OK, UsageError, command, say
-from airflow_isolation.integration.connection import connect
+from airflow_isolation.integration.cli.start_mode import start_row
 from airflow_isolation.integration.seams import ad_hoc_run, stored_dags
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.hook import image_hook
@@ -20,7 +20,7 @@ from airflow_isolation.settings.resolve import resolve
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from airflow_isolation.settings.effective import ConnectionSettings
+    from airflow_isolation.settings.effective import ConnectionSettings, EffectiveSettings
 
 _SUCCESS: Final = frozenset({"success", "skipped"})
 
@@ -32,7 +32,11 @@ def test_task(arguments: Namespace) -> int:
         raise UsageError("A run is named twice", hint="Give a logical date or --run-id, not both")
     connection = choose_one(arguments)
     ad_hoc_run.make_known(arguments.dag_id, arguments.task_id)
-    _have_image(connection, arguments.dag_id, arguments.task_id)
+    stored = stored_dags.locate(arguments.dag_id, arguments.task_id)
+    settings = _settings(connection, stored, arguments.dag_id, arguments.task_id)
+    have_image(settings)
+    start = start_row(settings, stored.bundle_path / stored.relative_path, stored.bundle_path)
+    say(f"Start mode: {start['value']}, {start['origin']}")
 
     from airflow_isolation.integration.coordinator import ContainerCoordinator
 
@@ -51,10 +55,10 @@ def test_task(arguments: Namespace) -> int:
     return FAILED
 
 
-def _have_image(connection: ConnectionSettings, dag_id: str, task_id: str) -> None:
-    """What a worker would put off until later, a daemon or a registry out of reach, is an error while somebody waits."""
-    stored = stored_dags.locate(dag_id, task_id)
-    settings = resolve(
+def _settings(
+    connection: ConnectionSettings, stored: stored_dags.StoredDag, dag_id: str, task_id: str
+) -> EffectiveSettings:
+    return resolve(
         "task",
         connection.backend,
         configuration=airflow_configuration(),
@@ -65,7 +69,3 @@ def _have_image(connection: ConnectionSettings, dag_id: str, task_id: str) -> No
         executor_config=stored.executor_config,
         hook=image_hook(),
     )
-    with connect(settings.connection) as runtime, shown_progress() as progress:
-        runtime.ensure_image(
-            settings.image, settings.image_pull_policy, progress=progress, timeout=settings.image_pull_timeout
-        )

@@ -38,12 +38,21 @@ class Housekeeping:
     def _run(self) -> None:
         every = 0.0
         while not self._stop.is_set():
-            state_dir = self._connection.state_dir
-            if state_dir.is_dir():
-                try:
-                    with connect(self._connection) as runtime:
-                        prune_when_due(runtime, state_dir=state_dir, every=every)
-                except IsolationError as error:
-                    log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
-                every = INTERVAL
+            try:
+                if self._prune(every):
+                    every = INTERVAL
+            except (IsolationError, OSError) as error:
+                log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
+            except Exception:
+                # A record of somebody else's that nothing can make sense of: the next look must still come.
+                log.exception("Looking for left-overs of earlier DAG processors failed")
             self._stop.wait(INTERVAL)
+
+    def _prune(self, every: float) -> bool:
+        """Whether there was a place to look at."""
+        state_dir = self._connection.state_dir
+        if not state_dir.is_dir():
+            return False
+        with connect(self._connection) as runtime:
+            prune_when_due(runtime, state_dir=state_dir, every=every)
+        return True

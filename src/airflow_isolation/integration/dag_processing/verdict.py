@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import signal
+import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.settings.quantities import format_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: With this exit code Airflow's child ends when its own code raises (task-sdk's supervisor, ``_fork_main``).
+LAST_CHANCE: Final = 126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +27,7 @@ class UnfinishedParse:
         out_of_memory: whether the kernel killed somebody there for want of memory; None if it can't be known.
         timeout: seconds, when it was killed for taking longer.
         violation: what it did to its channels, when it was killed for that.
+        closed: what of the bundle the file's others may not read, itself or a directory on the way to it.
     """
 
     code: int
@@ -27,6 +36,7 @@ class UnfinishedParse:
     out_of_memory: bool | None = None
     timeout: float | None = None
     violation: str = ""
+    closed: Path | None = None
 
 
 def verdict(end: UnfinishedParse) -> str:
@@ -48,10 +58,41 @@ def verdict(end: UnfinishedParse) -> str:
         return f"The parse was killed in a container of {end.image}, {likely}for want of memory; {limit}"
     if end.code < 0:
         return f"The parse was killed by {_signal_name(-end.code)} in a container of {end.image}"
+    if end.code == LAST_CHANCE:
+        failed = (
+            f"Airflow itself could not parse the file in a container of {end.image}; the file's log has the traceback"
+        )
+        if end.closed is None:
+            return failed
+        return (
+            f"{failed}. {end.closed} is closed to others on this host (mode {_mode(end.closed)}), and so to the container's "
+            "user. Open it, or set run_as_user to its owner. Airflow makes bundles with its umask, which is 077 for "
+            "what it starts as a daemon (-D) unless [core] daemon_umask says another"
+        )
     return (
         f"The parse ended with exit code {end.code} and no result in a container of {end.image}. "
         "Does the file, or something that it imports, end the process (os._exit)?"
     )
+
+
+def closed_to_others(bundle_path: Path, relative_path: Path) -> Path | None:
+    """The first on the way from the bundle to the file that another user may not enter, or read; None when all is open."""
+    way = [bundle_path.joinpath(*relative_path.parts[:count]) for count in range(len(relative_path.parts) + 1)]
+    for path in way:
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            return None  # it has gone, or the worker itself may not look
+        if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
+            return path
+    return None
+
+
+def _mode(path: Path) -> str:
+    try:
+        return f"{stat.S_IMODE(path.stat().st_mode):o}"
+    except OSError:
+        return "unknown"
 
 
 def _signal_name(number: int) -> str:

@@ -40,7 +40,12 @@ from airflow_isolation.integration.dag_processing.housekeeping import Housekeepi
 from airflow_isolation.integration.dag_processing.imports import imported_airflow_modules
 from airflow_isolation.integration.dag_processing.log import ParseLog
 from airflow_isolation.integration.dag_processing.request import parse_request_for
-from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups, why_no_result
+from airflow_isolation.integration.seams.parse_process import (
+    ContainerDagFileProcessorProcess,
+    Wakeups,
+    serve_channels,
+    why_no_result,
+)
 from airflow_isolation.integration.seams.parse_results import (
     believed_result,
     clear_errors_of_members,
@@ -79,6 +84,8 @@ RETRY_AFTER_LOSS = 2.0
 RETRY_AFTER_FAILURE = 60.0
 #: How long everything that runs may take to be gone when the DAG processor ends, in seconds.
 CLOSE_TIMEOUT = 10.0
+#: Where each file is to be parsed a number of times and no more, one that so often could not be is given up.
+TRIES = 3
 #: The longest turn of the loop's waiting, as stock's.
 LONGEST_WAIT = 1.0
 
@@ -130,6 +137,9 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     _asked: dict[DagFileInfo, _Asked] = attrs.field(factory=dict, init=False)
     #: Until when (time.monotonic) files stay away after trouble.
     _put_off: dict[DagFileInfo, float] = attrs.field(factory=dict, init=False)
+    #: Files that are not tried again (``--num-runs``), and why.
+    given_up: dict[DagFileInfo, IsolationError] = attrs.field(factory=dict, init=False)
+    _tries: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
     #: How often in a row a container ended under a file.
     _losses: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
     #: What was last shown as import error of a file that is not in the database yet.
@@ -385,6 +395,12 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         if not file.bundle_version and self._shown.get(file) != str(error) and not has_dags(file):
             self._shown[file] = str(error)
             self._show(file, f"{error}. It will be tried again", count=False)
+        if self.max_runs != -1:
+            self._tries[file] = self._tries.get(file, 0) + 1
+            if self._tries[file] >= TRIES:
+                self.log.error("%s is given up after %s tries", file.rel_path, TRIES)
+                self.given_up[file] = error
+                del self._put_off[file]
 
     def _lost(self, file: DagFileInfo, error: IsolationError) -> None:
         """The container ended before, or while, the file was parsed."""
@@ -414,7 +430,8 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             self._add_files_to_queue([file], mode="front" if file in self._callback_to_execute else "back")
 
     def _add_files_to_queue(self, files: list[DagFileInfo], *, mode: Literal["front", "back", "frontprio"]) -> None:
-        here = [file for file in files if file not in self._asked and file not in self._put_off]
+        elsewhere = self._asked.keys() | self._put_off.keys() | self.given_up.keys()
+        here = [file for file in files if file not in elsewhere]
         super()._add_files_to_queue(here, mode=mode)
 
     def _let_go(self, file: DagFileInfo) -> None:
@@ -432,16 +449,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         end = time.monotonic() + min(timeout or 0.0, LONGEST_WAIT)
         while True:
             deadlines = (p.next_deadline(self.processor_timeout) for p in self._processors.values())
-            until = min((end, *deadlines))
-            for key, _ in self.selector.select(max(0.0, until - time.monotonic())):
-                handler, on_close = key.data
-                try:
-                    more = handler(key.fileobj)
-                except BlockingIOError:
-                    continue
-                if not more:
-                    on_close(key.fileobj)
-                    key.fileobj.close()  # type: ignore[union-attr]
+            serve_channels(self.selector, until=min((end, *deadlines)))
             # Here, not only at the loop's head: between the two lie the questions to the database.
             self._kill_timed_out_processors()
             if time.monotonic() >= end or any(p.is_ready for p in self._processors.values()) or self._can_begin():
@@ -479,8 +487,8 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         assert end is not None
         if processor.parsing_result is None and end.gone and self._was_lost(file, processor):
             return
-        self._losses.pop(file, None)
-        self._shown.pop(file, None)
+        for known in (self._losses, self._shown, self._tries):
+            known.pop(file, None)
         if processor.parsing_result is not None:
             processor.parsing_result = believed_result(file, processor.parsing_result)
         elif not processor.had_callbacks or end.code != 0:
@@ -539,8 +547,13 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     # --- what is not parsed now is neither finished nor gone
 
     def max_runs_reached(self) -> bool:
-        away = self._asked or self._put_off or self._file_queue or self._processors
-        return not (self.max_runs != -1 and away) and bool(super().max_runs_reached())  # type: ignore[no-untyped-call]
+        if self.max_runs == -1 or self._num_run < self.max_runs:
+            return False
+        if self._asked or self._put_off or self._file_queue or self._processors:
+            return False
+        return all(
+            known.run_count >= self.max_runs or file in self.given_up for file, known in self._file_stats.items()
+        )
 
     def deactivate_stale_dags(self, last_parsed: dict[DagFileInfo, datetime | None], **more: Any) -> None:
         here = {file: at for file, at in last_parsed.items() if file not in self._asked and file not in self._put_off}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import selectors
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,12 @@ from airflow_isolation.bridge.parse_pool import Failed, ParsePool, Ready
 from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.integration.connection import connect
 from airflow_isolation.integration.seams import checks
-from airflow_isolation.integration.seams.parse_process import ContainerDagFileProcessorProcess, Wakeups, why_no_result
+from airflow_isolation.integration.seams.parse_process import (
+    ContainerDagFileProcessorProcess,
+    Wakeups,
+    serve_channels,
+    why_no_result,
+)
 from airflow_isolation.integration.seams.parse_results import believed_result, error_result
 from airflow_isolation.integration.seams.supervision import Wakeup
 from airflow_isolation.settings.policy import Policy
@@ -110,7 +115,7 @@ def parse_once(
         undo.callback(process.close)
         timeout = conf.getfloat("dag_processor", "dag_file_processor_timeout")
         while not process.is_ready:
-            _turn(selector, until=process.next_deadline(timeout))
+            serve_channels(selector, until=process.next_deadline(timeout))
             process.kill_if_late(timeout)
         if not process.started:
             raise ContainerFailed(f"The container {ready.container.container.id} ended before the file had its turn")
@@ -156,15 +161,6 @@ def _container(pool: ParsePool, request: ParseRequest) -> Ready:
                     raise answer.error
                 return answer
     raise ContainerFailed(f"No container of {settings.image} was ready in time")
-
-
-def _turn(selector: selectors.BaseSelector, *, until: float) -> None:
-    for key, _ in selector.select(max(0.0, until - time.monotonic())):
-        handler, on_close = key.data
-        with suppress(BlockingIOError):
-            if not handler(key.fileobj):
-                on_close(key.fileobj)
-                key.fileobj.close()  # type: ignore[union-attr]
 
 
 class _Client:

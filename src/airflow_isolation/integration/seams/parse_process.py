@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,16 +25,15 @@ from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import NeverRaised, ProcessTracker
 from pydantic import ValidationError
 
-from airflow_isolation.bridge.channels import PeerViolation
+from airflow_isolation.bridge.channels import LineAllowance, PeerViolation
 from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Started
-from airflow_isolation.bridge.workload import NegativeSignal
+from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
-from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, verdict
+from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
 from airflow_isolation.integration.seams.supervision import Wakeup, channel_readers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from airflow.sdk.api.client import Client
     from structlog.typing import FilteringBoundLogger
@@ -46,12 +46,29 @@ log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
 #: What may wait to be read by a child. The first message carries all callbacks of a file, each with its context.
 OUTBOX_LIMIT = 64 * 1024 * 1024
+#: What is kept of the lines of one parse, of stdout, stderr and log together. A flood costs the loop, which is one thread
+#: for all files, some 50 µs a line, and the file is parsed again and again.
+LINES_LIMIT = 10_000
+LOG_LIMIT = 16 * 1024 * 1024
 #: How long a container may take to report an end that was forced, and channels to close after it, in seconds.
 END_REPORT_TIMEOUT = 10.0
 
 
 class _StillRunning(Exception):
     """The parse has not ended."""
+
+
+def serve_channels(selector: selectors.BaseSelector, *, until: float) -> None:
+    """Wait for news on any channel, at most until a time of ``time.monotonic``, and hand each to its reader."""
+    for key, _ in selector.select(max(0.0, until - time.monotonic())):
+        handler, on_close = key.data
+        try:
+            more = handler(key.fileobj)
+        except BlockingIOError:
+            continue
+        if not more:
+            on_close(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
 
 
 class Wakeups:
@@ -170,6 +187,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     _policy: Policy = attrs.field(repr=False)
     _outbox: _Outbox = attrs.field(repr=False)
     _tracker: _ParseTracker = attrs.field(repr=False)
+    bundle_path: Path = attrs.field()
     #: The requests that it was started for.
     callbacks: Sequence[Any] = attrs.field(repr=False)
     #: Whether the file ever had its turn.
@@ -234,6 +252,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             selector=selector,
             client=client,
             bundle_name=bundle_name,
+            bundle_path=bundle_path,
             container=container,
             callbacks=callbacks,
             **more,
@@ -263,7 +282,13 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     ) -> None:
         del data  # nothing is said before the hand-over
         self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
-        readers = channel_readers(self._get_target_loggers(), "dag_processor", request=self._asked, broken=self._broken)
+        readers = channel_readers(
+            self._get_target_loggers(),
+            "dag_processor",
+            request=self._asked,
+            broken=self._broken,
+            allowance=LineAllowance(LINES_LIMIT, LOG_LIMIT, spent=self._said_too_much),
+        )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
 
@@ -291,6 +316,13 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             "The file broke its channel to the DAG processor; its parse is stopped", error=str(error)
         )
         self.kill()
+
+    def _said_too_much(self) -> None:
+        self.process_log.warning(
+            "This parse has logged and printed more than is kept; the rest is left out",
+            lines=LINES_LIMIT,
+            bytes=LOG_LIMIT,
+        )
 
     # --- requests
 
@@ -416,6 +448,7 @@ def why_no_result(process: ContainerDagFileProcessorProcess, settings: Effective
             out_of_memory=process.ended.out_of_memory,
             timeout=process.timed_out,
             violation=process.violation,
+            closed=closed_to_others(process.bundle_path, Path(process.dag_file_rel_path)),
         )
     )
 

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
     from airflow.dag_processing.manager import DagFileInfo
 
-    from airflow_isolation.errors import IsolationError
     from airflow_isolation.settings.effective import Backend
-
-#: How often a file is tried.
-TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +66,6 @@ def parse_everything_once(
 @attrs.define(kw_only=True)
 class _Once(ContainerDagFileProcessorManager):
     known: set[DagFileInfo] = attrs.field(factory=set, init=False)
-    given_up: dict[DagFileInfo, IsolationError] = attrs.field(factory=dict, init=False)
-    _tries: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
 
     def done(self) -> int:
         return sum(1 for file in self.known if file in self.given_up or self._file_stats[file].run_count)
@@ -84,15 +78,8 @@ class _Once(ContainerDagFileProcessorManager):
         self.known = set().union(*known_files.values())
 
     def _add_files_to_queue(self, files: list[DagFileInfo], *, mode: Literal["front", "back", "frontprio"]) -> None:
-        open_ones = [file for file in files if file not in self.given_up and not self._file_stats[file].run_count]
+        open_ones = [file for file in files if not self._file_stats[file].run_count]
         super()._add_files_to_queue(open_ones, mode=mode)
-
-    def _not_started(self, file: DagFileInfo, error: IsolationError, *, retry_in: float) -> None:
-        super()._not_started(file, error, retry_in=retry_in)
-        self._tries[file] = self._tries.get(file, 0) + 1
-        if self._tries[file] >= TRIES:
-            self.given_up[file] = error
-            del self._put_off[file]
 
     def max_runs_reached(self) -> bool:
         return self.done() == len(self.known)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
     from typing_extensions import Self
 
+    from airflow_isolation.bridge.channels import LineAllowance
     from airflow_isolation.bridge.workload import Workload
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
@@ -206,6 +207,7 @@ def channel_readers(
     *,
     request: Callable[[Any], None],
     broken: Callable[[Exception], object],
+    allowance: LineAllowance | None = None,
 ) -> tuple[Callable[[socket], bool], ...]:
     """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
 
@@ -214,6 +216,7 @@ def channel_readers(
 
     :param name: the first word of the loggers' names in the log: ``task`` or ``dag_processor``.
     :param request: gets each request frame.
+    :param allowance: what may be said in all; without one, there is no end to it.
     """
     # The workload filters by level itself; these print whatever they are given.
     targets = tuple(
@@ -236,12 +239,13 @@ def channel_readers(
 
         return reader
 
+    lines = partial(LineReader, allowance=allowance)
     return tuple(
         guarded(reader)
         for reader in (
-            LineReader(partial(_log_text, targets, f"{name}.stdout", logging.INFO)),
-            LineReader(partial(_log_text, targets, f"{name}.stderr", logging.ERROR)),
-            LineReader(partial(_log_event, targets)),
+            lines(partial(_log_text, targets, f"{name}.stdout", logging.INFO)),
+            lines(partial(_log_text, targets, f"{name}.stderr", logging.ERROR)),
+            lines(partial(_log_event, targets)),
             FrameReader(lambda body: request(decoder.decode(body))),
         )
     )

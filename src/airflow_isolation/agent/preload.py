@@ -1,0 +1,142 @@
+"""Importing Airflow once, in a process that is then forked for every workload."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import select
+import signal
+import sys
+
+TYPE_CHECKING = False  # as in agent.py
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+    from typing import Any
+
+    from airflow_isolation.agent import agent
+else:
+    import agent
+
+#: The modules that lie beside this one. Files of users may have some that are called so.
+OURS = ("agent", "preload", "parse_server", "zygote", "entry")
+
+#: What nearly every parse and every task imports while it runs, 0.1 s of CPU; here it costs once. Not every image has all.
+USUAL = (
+    "airflow.models.serialized_dag",
+    "airflow.providers.standard.operators.bash",
+    "airflow.providers.standard.operators.empty",
+    "airflow.providers.standard.operators.python",
+    "airflow.providers.standard.operators.trigger_dagrun",
+    "airflow.providers.standard.sensors.external_task",
+)
+
+
+class Unable(Exception):
+    """This image can't be forked from; the text says why."""
+
+
+def import_airflow(worker: socket.socket, required: Iterable[str], usual: Iterable[str] = USUAL) -> None:
+    """Import everything that a child would import for itself, and stay a process of one thread.
+
+    It ends with the worker, even while an import hangs.
+
+    :raises Unable: an import fails, or leaves threads.
+    """
+    _end_with_worker(worker)
+    try:
+        _import_airflow(required, usual)
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        raise Unable(f"image can't import Airflow: {error!r:.1000}") from None
+    if threads() > 1:
+        raise Unable(f"importing Airflow left {threads()} threads running, which can't be forked")
+    _stop_ending_with_worker(worker)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.collect()
+    gc.freeze()
+
+
+def _import_airflow(required: Iterable[str], usual: Iterable[str]) -> None:
+    from importlib import import_module
+
+    sys.path.pop(0)  # this file's directory, which is nobody's library
+    for name in OURS:
+        sys.modules.pop(name, None)
+    agent.keep_segfaults_deadly()
+    for module in required:
+        import_module(module)
+    try:
+        from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+    except ImportError:
+        pass  # the children look for it themselves
+    else:
+        runtime: Any = ProvidersManagerTaskRuntime
+        runtime().initialize_providers_taskflow_decorator()
+    preload(usual)
+    sdk = import_module("airflow.sdk")
+    for name in sdk.__all__:
+        # Its names are imported when they are first asked for.
+        try:
+            getattr(sdk, name)
+        except Exception:  # noqa: S110 - a provider that the image lacks
+            pass
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Import what children will need; whose import fails, fails again in the child that needs it, and is told there."""
+    from importlib import import_module
+
+    for module in modules:
+        if module not in sys.modules:
+            try:
+                import_module(module)
+            except (Exception, SystemExit):  # noqa: S110 - see above
+                pass
+
+
+def _end_with_worker(worker: socket.socket) -> None:
+    """End when the worker does, even while an import hangs: the kernel sends SIGIO when the connection closes."""
+
+    def look(*_: object) -> None:
+        poll = select.poll()
+        poll.register(worker, select.POLLHUP)
+        if poll.poll(0):
+            os._exit(1)
+
+    signal.signal(signal.SIGIO, look)
+    signal.siginterrupt(signal.SIGIO, False)
+    fcntl.fcntl(worker, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(worker, fcntl.F_SETFL, fcntl.fcntl(worker, fcntl.F_GETFL) | os.O_ASYNC)
+    look()
+
+
+def _stop_ending_with_worker(worker: socket.socket) -> None:
+    fcntl.fcntl(worker, fcntl.F_SETFL, fcntl.fcntl(worker, fcntl.F_GETFL) & ~os.O_ASYNC)
+
+
+def listen_to_children_alone() -> int:
+    """As ``agent.listen_to_signals``, but no other signal has a handler, Python's own for SIGINT included.
+
+    The kernel then drops them for a process 1: the children can't reach it with any signal.
+    """
+    wakeups = agent.listen_to_signals()
+    for number in signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    return wakeups
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def memory() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as counters:
+        return int(counters.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

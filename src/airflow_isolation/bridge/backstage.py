@@ -1,0 +1,110 @@
+"""What a task need not wait for, nor its slot: removing containers that have ended, making spare ones, pruning.
+
+One object for each process and daemon, with a connection of its own and a few threads. When the process ends it finishes
+what it has begun and removes the spares that it made; should it be killed, ``prune`` finds them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from airflow_isolation.bridge.crew import Crew
+from airflow_isolation.bridge.prune import prune_when_due
+from airflow_isolation.bridge.spare import SPARE_SECONDS, count_spares, discard, make_spare
+from airflow_isolation.errors import IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from airflow_isolation.bridge.started_agent import Launch
+    from airflow_isolation.runtime.interface import ContainerRuntime
+
+log = structlog.get_logger(logger_name="airflow_isolation.backstage")
+
+#: So many containers may wait for their removal; who comes then removes his own before he goes on.
+MOST_WAITING = 16
+
+#: Seconds for what has been begun when the process ends.
+CLOSE_SECONDS = 15.0
+
+_THREADS = 2
+
+
+class Backstage:
+    """``runtime`` is this object's to close."""
+
+    def __init__(self, runtime: ContainerRuntime, *, state_dir: Path) -> None:
+        self.runtime = runtime
+        self._state_dir = state_dir
+        self._crew = Crew("backstage", _THREADS)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._making = 0
+        self._spares: dict[Path, float] = {}
+        self._closed = False
+
+    def release(self, release: Callable[[], None]) -> None:
+        """Have something that has ended released, by and by; at once when too many wait already."""
+        with self._lock:
+            at_once = self._closed or self._waiting >= MOST_WAITING
+            self._waiting += not at_once
+        if at_once:
+            release()
+        else:
+            self._crew.do(lambda: self._released(release))
+
+    def _released(self, release: Callable[[], None]) -> None:
+        try:
+            release()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        prune_when_due(self.runtime, state_dir=self._state_dir)
+
+    def replenish(self, like: Launch, *, wanted: int) -> None:
+        """Have spares made for workloads like this one, until there are ``wanted``. Those that are too old are removed."""
+        with self._lock:
+            if self._closed or self._making >= wanted:
+                return
+            self._making += 1
+        self._crew.do(lambda: self._replenished(like, wanted))
+
+    def _replenished(self, like: Launch, wanted: int) -> None:
+        try:
+            self._expire(time.monotonic() - SPARE_SECONDS)
+            if count_spares(self.runtime, like, state_dir=self._state_dir) < wanted:
+                record = make_spare(self.runtime, like, state_dir=self._state_dir)
+                with self._lock:
+                    self._spares[record] = time.monotonic()
+        except IsolationError as error:
+            log.warning("A spare container could not be made", image=like.spec.image, error=str(error))
+        finally:
+            with self._lock:
+                self._making -= 1
+
+    def _expire(self, made_before: float) -> None:
+        with self._lock:
+            old = [record for record, made in self._spares.items() if made <= made_before]
+            for record in old:
+                del self._spares[record]
+        for record in old:
+            try:
+                discard(self.runtime, record)
+            except IsolationError as error:
+                log.warning("A spare container could not be removed", container=record.stem, error=str(error))
+
+    def close(self) -> None:
+        """Finish, and remove the spares that are left. Takes ``CLOSE_SECONDS`` at most; may be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._crew.do(lambda: self._expire(time.monotonic()))
+        if not self._crew.close(CLOSE_SECONDS):
+            log.warning("Not everything could be removed in time; it will be pruned", seconds=CLOSE_SECONDS)
+        self.runtime.close()

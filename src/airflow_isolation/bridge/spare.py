@@ -1,0 +1,219 @@
+"""Spare containers: made while another task runs, so that the next one need not wait for its own.
+
+A spare is a container like any other whose process 1 waits to be wanted, at a socket of its own, and ends when nobody
+comes. In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
+``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may touch it
+then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+import structlog
+
+from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
+from airflow_isolation.bridge.held import held, is_held
+from airflow_isolation.bridge.started_agent import Launch, RunningAgent, prepare, remove_container, start_agent
+from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, IsolationError
+from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.interface import Container, ContainerState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.runtime.interface import ContainerRuntime
+
+log = structlog.get_logger(logger_name="airflow_isolation.spare")
+
+#: How long a spare waits to be wanted, in seconds.
+SPARE_SECONDS = 60.0
+
+#: How long a claimant may take to make a spare its own, in seconds.
+CLAIM_SECONDS = 30.0
+
+_TIMEOUT = 5.0
+
+
+def spare_directory(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Path:
+    """Where the spares are that would do for a workload: all is equal but the labels."""
+    alike = dataclasses.replace(what.spec, labels={}, argv=())
+    text = repr((what.image.digest, what.python, _plain(alike)))
+    return state_dir / "spares" / f"{_prefix(runtime)}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _prefix(runtime: ContainerRuntime) -> str:
+    # Two backends may share a state directory. Short, because a socket's path has 107 bytes at most.
+    return f"{type(runtime).__name__[0].lower()}-"
+
+
+def _plain(spec: ContainerSpec) -> list[object]:
+    return [
+        sorted(value.items()) if hasattr(value, "items") else sorted(value) if isinstance(value, frozenset) else value
+        for value in (getattr(spec, field.name) for field in dataclasses.fields(spec))
+    ]
+
+
+def claim(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack) -> RunningAgent | None:
+    """Take a spare for a workload; None when there is none. ``undo`` gets what takes all of it away again.
+
+    It still has the labels of a spare: ``make_ones_own`` changes them.
+    """
+    for record in sorted(spare_directory(runtime, what, state_dir=state_dir).glob("*.json")):
+        claimed = _claimed(record)
+        if claimed is None:
+            continue
+        with ExitStack() as taken:
+            try:
+                started = _take(runtime, claimed, what, state_dir, taken)
+            except (OSError, ValueError, KeyError, TypeError, IsolationError) as error:
+                log.debug("A spare container is of no use", container=record.stem, error=str(error))
+                continue
+            undo.push(taken.pop_all())
+            return started
+    return None
+
+
+def make_ones_own(runtime: ContainerRuntime, id: str, what: Launch, *, state_dir: Path) -> None:
+    """Give a claimed spare the labels of its workload. Never raises: the workload runs, and is more important."""
+    try:
+        runtime.relabel(id, what.spec.labels)
+        (spare_directory(runtime, what, state_dir=state_dir) / f"{id}.claimed").unlink(missing_ok=True)
+    except (ContainerRuntimeError, OSError) as error:
+        log.warning("A container could not be given its labels", container=id, error=str(error))
+
+
+def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> Path:
+    """Make a spare that will do for workloads like this one; gives its record, for ``discard``.
+
+    :raises IsolationError: as ``start_agent`` does.
+    """
+    id = new_container_id("task")
+    spec = dataclasses.replace(
+        like.spec, labels={labels.PURPOSE: "spare", labels.OWNER: str(labels.Owner.this_process())}
+    )
+    what = dataclasses.replace(like, id=id, spec=spec)
+    directory = spare_directory(runtime, what, state_dir=state_dir)
+    record = directory / f"{id}.json"
+    prepare(state_dir)
+    with ExitStack() as undo, ExitStack() as handles:
+        try:
+            directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+            listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            listener.bind(str(record.with_suffix(".sock")))
+            undo.callback(record.with_suffix(".sock").unlink, missing_ok=True)
+            listener.listen(1)
+            started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=directory / id)
+            handles.callback(started.pending_exit.close)
+            handles.callback(started.connection.close)
+            started.connection.await_claim(seconds=SPARE_SECONDS, listener=listener)
+            written = record.with_suffix(".new")
+            written.write_text(json.dumps({"pid": started.container.pid, "hello": dataclasses.asdict(started.hello)}))
+            written.rename(record)
+        except OSError as error:
+            raise ContainerFailed(f"No spare container can be made in {directory}: {error}") from error
+        undo.pop_all()
+    return record
+
+
+def count_spares(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> int:
+    """How many there are that would do for a workload."""
+    return sum(1 for _ in spare_directory(runtime, like, state_dir=state_dir).glob("*.json"))
+
+
+def discard(runtime: ContainerRuntime, record: Path) -> bool:
+    """Remove a spare that nobody has claimed; whether there was one. May be called twice.
+
+    :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
+    """
+    claimed = _claimed(record)
+    if claimed is None:
+        return False
+    runtime.remove(record.stem)
+    _forget(claimed)
+    return True
+
+
+def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
+    """Remove spares that have waited longer than they do, and what their makers or claimants left when they died.
+
+    :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
+    """
+    now = time.time()
+    for path in (state_dir / "spares").glob(f"{_prefix(runtime)}*/*"):
+        try:
+            age = now - path.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+        if path.suffix == ".json" and age > SPARE_SECONDS:
+            discard(runtime, path)
+        elif path.suffix == ".claimed" and age > CLAIM_SECONDS and not is_held(path.with_suffix("")):
+            runtime.remove(path.stem)
+            _forget(path)
+        elif path.suffix in {"", ".sock"} and age > 2 * SPARE_SECONDS and _is_nobodys(path):
+            _forget(path)
+    for directory in (state_dir / "spares").glob(f"{_prefix(runtime)}*"):
+        # Empty, and nobody is about to make one in it.
+        with suppress(OSError):
+            if now - directory.lstat().st_mtime > 2 * SPARE_SECONDS:
+                directory.rmdir()
+
+
+def is_claimed(runtime: ContainerRuntime, id: str, *, state_dir: Path) -> bool:
+    """Whether a container that calls itself a spare has just become something else."""
+    return any((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}.claimed"))
+
+
+def _claimed(record: Path) -> Path | None:
+    claimed = record.with_suffix(".claimed")
+    try:
+        os.utime(record)  # the age of the claim counts from now
+        record.rename(claimed)
+    except FileNotFoundError:
+        return None
+    return claimed
+
+
+def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Path, undo: ExitStack) -> RunningAgent:
+    id = claimed.stem
+    undo.callback(_forget, claimed)
+    undo.enter_context(held(claimed.with_suffix("")))
+    undo.callback(remove_container, runtime, id, state_dir)
+    record = json.loads(claimed.read_bytes())
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = AgentConnection(peer)
+    undo.callback(connection.close)
+    peer.settimeout(_TIMEOUT)
+    peer.connect(str(claimed.with_suffix(".sock")))
+    peer.settimeout(None)
+    pending_exit = runtime.wait(id)
+    undo.callback(pending_exit.close)
+    container = Container(
+        id=id,
+        state=ContainerState.RUNNING,
+        image=what.spec.image,
+        pid=int(record["pid"]),
+        labels=dict(what.spec.labels),
+    )
+    return RunningAgent(container, Hello(**record["hello"]), connection, pending_exit)
+
+
+def _forget(claimed: Path) -> None:
+    shutil.rmtree(claimed.with_suffix(""), ignore_errors=True)
+    claimed.with_suffix(".sock").unlink(missing_ok=True)
+    claimed.with_suffix(".claimed").unlink(missing_ok=True)
+
+
+def _is_nobodys(path: Path) -> bool:
+    others = (path.with_suffix(".json"), path.with_suffix(".claimed"))
+    return not any(other.exists() for other in others) and not is_held(path.with_suffix(""))

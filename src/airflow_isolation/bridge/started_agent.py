@@ -1,0 +1,260 @@
+"""A container whose process 1 is the agent, up to its hello and to its import of Airflow; and how an end is told.
+
+Task, parse and zygote begin alike: a directory with the agent and the socket on which it is awaited, the container,
+whose exit is asked for before it starts, and the agent's hello, raced against the container's end and ``start_timeout``.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import select
+import shutil
+import signal
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from airflow_isolation import agent
+from airflow_isolation.bridge.abandoned import abandon
+from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
+from airflow_isolation.bridge.held import held
+from airflow_isolation.container_spec import Mount
+from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
+
+log = structlog.get_logger(logger_name="airflow_isolation.workload")
+
+#: How long the runtime may take to report an end, before that is told without an exit code, in seconds.
+EXIT_REPORT_TIMEOUT = 5.0
+
+#: How much of what a container printed goes into an error, in bytes.
+OUTPUT_TAIL = 4096
+
+#: Airflow's supervisor names the signal in its message, and calls a SIGKILL a probable OOM, if the exit code has a
+#: name: psutil's negative signals have one, and so have these.
+NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this machine's signals
+    "NegativeSignal", {number.name: -number.value for number in signal.Signals}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What is to be started.
+
+    Attributes:
+        spec: the container, without argv and without the agent's mount, which are added here.
+        python: the interpreter in the image, a name on its PATH or an absolute path.
+        purpose: ``task`` or ``parse``.
+        environment: for the workload's process alone; it is not in the container's record.
+        airflow: the worker's version of Airflow; the image must have the same minor.
+        start_timeout: seconds from start to hello.
+    """
+
+    id: str
+    spec: ContainerSpec
+    image: Image
+    purpose: str
+    environment: Mapping[str, str]
+    airflow: str
+    python: str = "python3"
+    start_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAgent:
+    """A started container whose agent has said hello."""
+
+    container: Container
+    hello: Hello
+    connection: AgentConnection
+    pending_exit: PendingExit
+
+
+def start_agent(
+    runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack, directory: Path | None = None
+) -> RunningAgent:
+    """Start a container up to its agent's hello; ``undo`` gets what takes all of it away again.
+
+    ``directory`` is mounted into it: made here, and in ``<state_dir>/workloads`` unless it is given.
+
+    :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke.
+    :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
+    :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
+    """
+    prepare(state_dir)
+    if directory is None:
+        directory = state_dir / "workloads" / what.id
+        directory.mkdir()
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        undo.enter_context(held(directory))
+    else:
+        directory.mkdir()
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
+    directory.chmod(0o755)
+    agent.copy_to(directory)
+    listener = AgentListener(directory)
+    undo.callback(listener.close)
+
+    container = runtime.create(what.id, _with_agent(what, directory))
+    # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
+    undo.callback(remove_container, runtime, what.id, state_dir)
+    pending_exit = runtime.wait(what.id)
+    undo.callback(pending_exit.close)
+    pid = runtime.start(what.id)
+    try:
+        connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
+    except (EndedBeforeHello, TimeoutError) as error:
+        raise _silent_container(runtime, what, pending_exit, error) from error
+    undo.callback(connection.close)
+    # Nobody else is awaited; user code that connects finds nobody.
+    listener.close()
+    _check_versions(hello, what)
+    log.debug("Container started", container=what.id, pid=pid, image=what.image.digest)
+    return RunningAgent(replace(container, pid=pid), hello, connection, pending_exit)
+
+
+def prepare(state_dir: Path) -> None:
+    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there."""
+    try:
+        for directory in (state_dir, state_dir / "workloads"):
+            directory.mkdir(parents=True, mode=0o711, exist_ok=True)
+            status = directory.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise ContainerFailed(
+                    f"The state directory {directory} is not a directory of uid {os.geteuid()} that only it can write",
+                    hint="Remove it, or set [container_runtime] state_dir to one of the worker's user alone",
+                )
+    except OSError as error:
+        raise ContainerFailed(
+            f"The worker can't make its state directory {state_dir}: {error}",
+            hint="Set [container_runtime] state_dir to a place where the worker's user may write",
+        ) from error
+
+
+def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
+    """Never raises: the workload's end is known by now, and must not be hidden behind trouble with what is left of it."""
+    try:
+        runtime.remove(id)
+    except ContainerRuntimeError as error:
+        log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
+        abandon(runtime, id, state_dir=state_dir)
+
+
+def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
+    return replace(
+        what.spec,
+        argv=(what.python, f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
+        mounts=(*what.spec.mounts, Mount(source=str(directory.resolve()), target=agent.DIRECTORY)),
+    )
+
+
+def _check_versions(hello: Hello, what: Launch) -> None:
+    image = what.spec.image
+    if hello.agent != agent.VERSION:
+        raise ContainerFailed(f"The agent in the container has version {hello.agent}, not {agent.VERSION}")
+    if hello.airflow is None:
+        raise ImageInvalid(
+            f"Image {image} has no Airflow that its {what.python} (Python {hello.python}) could import",
+            hint=f"Install apache-airflow {_minor(what.airflow)}.* in the image, or name its interpreter with `python`",
+        )
+    if _minor(hello.airflow) != _minor(what.airflow):
+        raise ImageInvalid(
+            f"Image {image} has Airflow {hello.airflow}, this worker has {what.airflow}",
+            hint=f"The minor versions must be equal: use an image with Airflow {_minor(what.airflow)}.*",
+        )
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _silent_container(
+    runtime: ContainerRuntime, what: Launch, pending_exit: PendingExit, error: Exception
+) -> ContainerFailed:
+    said = runtime.output(what.id, limit=4096).decode(errors="replace").strip()
+    output = f". It printed: {said}" if said else ". It printed nothing"
+    if isinstance(error, TimeoutError):
+        return ContainerFailed(
+            f"The agent in container {what.id} of image {what.spec.image} did not report"
+            f" within {what.start_timeout:g} seconds{output}",
+            hint="Raise `start_timeout` if the host is merely slow",
+        )
+    try:
+        code = str(pending_exit.result(timeout=5).code)
+    except TimeoutError:
+        code = "unknown"
+    return ContainerFailed(
+        f"Container {what.id} of image {what.spec.image} ended with exit code {code} before the agent spoke{output}",
+        hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another",
+    )
+
+
+def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, deadline: float, doing: str) -> int:
+    """Wait until process 1 has imported Airflow; gives the bytes that it occupies. ``doing`` completes "can't …".
+
+    :raises ContainerFailed: not before ``deadline`` (of ``time.monotonic``), or it ended.
+    :raises ImageInvalid: its Airflow can't be imported.
+    """
+    poll = select.poll()
+    poll.register(started.connection.fileno(), select.POLLIN)
+    poll.register(started.pending_exit.fileno(), select.POLLIN)
+    hung = not poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    said: dict[str, Any] | None = started.connection.news() if readable(started.connection) else None
+    match said:
+        case {"ready": {"memory": int(memory)}}:
+            return memory
+    raise _not_ready(runtime, what, started, hung=hung, doing=doing)
+
+
+def _not_ready(
+    runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool, doing: str
+) -> ContainerRuntimeError:
+    code: int | None = None
+    if not hung:
+        with suppress(TimeoutError, IsolationError):
+            code = started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
+    said = runtime.output(what.id, limit=OUTPUT_TAIL).decode(errors="replace").strip()
+    output = f". It printed: {said}" if said else ". It printed nothing"
+    container = f"container {what.id} of image {what.spec.image}"
+    if hung:
+        return ContainerFailed(
+            f"Airflow was not imported in {container} within {what.start_timeout:g} seconds{output}",
+            hint="Raise `start_timeout` if the host is merely slow",
+        )
+    verdict = said.rpartition("\n")[2]
+    if verdict.startswith("agent: "):
+        return ImageInvalid(
+            f"Image {what.spec.image} can't {doing}: {verdict.removeprefix('agent: ')}{output}",
+            hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
+        )
+    return ContainerFailed(
+        f"The {container} ended with exit code {'unknown' if code is None else code} while it imported Airflow{output}",
+        hint="Code 137 is a SIGKILL: raise the memory limit if there is one" if code == 137 else "",
+    )
+
+
+def readable(connection: AgentConnection) -> bool:
+    """Whether there is a message, or the agent is gone."""
+    if connection.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(0))
+
+
+def named(code: int) -> int:
+    """An exit code as the supervisor wants it: minus a signal's number becomes a ``NegativeSignal``."""
+    return NegativeSignal(code) if code < 0 and -code in set(signal.Signals) else code

@@ -1,0 +1,421 @@
+"""The worker's side of zygotes: find the one for an image or start it, and have it fork into a container.
+
+A zygote belongs to no worker: the first that needs it starts it, all of the host use it, and it ends by itself. What
+is known of it lies in ``<state_dir>/zygotes/<key>``: its socket, the directory that is mounted into it, who it is. The
+conversation is described in ``agent/zygote.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import struct
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from airflow_isolation.bridge.process_one import read_process, read_process_one
+from airflow_isolation.bridge.started_agent import await_ready, prepare, start_agent
+from airflow_isolation.cgroups.counters import paths_of_process
+from airflow_isolation.cgroups.join import join_cgroups_of
+from airflow_isolation.containerd.file_lock import locked
+from airflow_isolation.errors import ContainerRuntimeError, IsolationError
+from airflow_isolation.oci.host import host_architecture, kernel_version
+from airflow_isolation.oci.seccomp import load_profile, resolve_profile
+from airflow_isolation.oci.seccomp_filter import compile_filter, filter_flags
+from airflow_isolation.runtime import labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from airflow_isolation.bridge.process_one import ProcessOne
+    from airflow_isolation.bridge.started_agent import Launch
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.runtime.interface import ContainerRuntime
+
+log = structlog.get_logger(logger_name="airflow_isolation.zygote")
+
+#: How long a zygote may take for one answer, in seconds. One that takes longer hangs, and is replaced.
+ANSWER_TIMEOUT = 10.0
+
+#: After a zygote could not be started, workloads start fresh for so many seconds before it is tried again.
+RETRY_AFTER = 60.0
+
+_SOCKET = "zygote.sock"
+_RECORD = "record.json"
+_FAILURE = "failure"
+_LOCK = "lock"
+_PACKET_LIMIT = 64 * 1024
+_GO = b'{"go": {}}'
+_NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
+_CREDENTIALS = struct.Struct("3i")
+
+
+class ZygoteUnavailable(Exception):
+    """Nothing has been forked that runs; the workload can still be started fresh."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZygotePlan:
+    """What a zygote is made of. Two plans with equal ``key`` may use the same one.
+
+    Attributes:
+        launch: its container, and the environment in which it imports Airflow.
+        user: whose home directory its HOME is, as in ``ContainerSpec.user``.
+        modules: imported beside Airflow's own, where the image has them.
+        idle, age: seconds until it ends: since the last fork, since its start.
+        forks: after so many it ends.
+        memory: bytes of it, with which it ends.
+
+    """
+
+    key: str
+    launch: Launch
+    user: str
+    modules: tuple[str, ...] = ()
+    idle: float = 300.0
+    age: float = 3600.0
+    forks: int = 10_000
+    memory: int = 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zygote:
+    """One that runs, or did a moment ago."""
+
+    container: str
+    pid: int
+    directory: Path
+
+
+def zygote_key(*parts: object) -> str:
+    """A name for everything that one zygote can't be shared by two that differ in it."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def asking(runtime: ContainerRuntime, plan: ZygotePlan, *, state_dir: Path) -> Iterator[tuple[Zygote, socket.socket]]:
+    """A connection to the plan's zygote, which is started when there is none.
+
+    Others wait meanwhile: an import takes seconds, but one for each of them would take longer.
+
+    :raises ZygoteUnavailable: it can't be started, or couldn't a moment ago.
+    """
+    directory = state_dir / "zygotes" / plan.key
+    connection = _connected(directory)
+    if connection is None:
+        connection = _started(runtime, plan, state_dir)
+    with connection:
+        yield _recorded(directory), connection
+
+
+def _connected(directory: Path) -> socket.socket | None:
+    """None when there is no zygote, or a dead one."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # Who sends a message is then told by the kernel. Before the connection: none may come without it.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        connection.settimeout(ANSWER_TIMEOUT)
+        connection.connect(str(directory / _SOCKET))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        raise ZygoteUnavailable(f"the zygote at {directory} can't be reached: {error}") from error
+    return connection
+
+
+def _recorded(directory: Path) -> Zygote:
+    try:
+        record = json.loads((directory / _RECORD).read_bytes())
+        return Zygote(container=record["container"], pid=record["pid"], directory=directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ZygoteUnavailable(f"the record of the zygote at {directory} can't be read: {error}") from error
+
+
+def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> socket.socket:
+    directory = state_dir / "zygotes" / plan.key
+    try:
+        prepare(state_dir)
+        with alone_in(directory, end=time.monotonic() + plan.launch.start_timeout):
+            connection = _connected(directory)
+            if connection is not None:
+                return connection  # another worker was faster
+            _check_no_recent_failure(directory)
+            remove_zygote(runtime, directory)
+            try:
+                _start(runtime, plan, state_dir, directory)
+            except (IsolationError, OSError) as error:
+                (directory / _FAILURE).write_text(str(error))
+                raise ZygoteUnavailable(f"no zygote could be started: {error}") from error
+            connection = _connected(directory)
+    except (OSError, TimeoutError) as error:
+        raise ZygoteUnavailable(f"no zygote could be started in {directory}: {error}") from error
+    if connection is None:
+        raise ZygoteUnavailable("the zygote ended as soon as it had started")
+    return connection
+
+
+@contextmanager
+def alone_in(directory: Path, *, end: float) -> Iterator[None]:
+    """Hold the directory of a zygote, which is made when it is missing: only its holder starts or removes one.
+
+    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
+    :raises OSError: it can't be made.
+    """
+    with ExitStack() as held:
+        while not _lock(directory, end, held):
+            if time.monotonic() >= end:
+                raise TimeoutError(f"{directory} is removed again and again")
+        yield
+
+
+def _lock(directory: Path, end: float, held: ExitStack) -> bool:
+    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with ExitStack() as taken:
+        try:
+            descriptor = taken.enter_context(locked(directory / _LOCK, end=end))
+        except FileNotFoundError:
+            return False
+        # Who waited may have waited for a prune, and have the lock of a directory that is gone.
+        if not os.fstat(descriptor).st_nlink:
+            return False
+        held.push(taken.pop_all())
+        return True
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether somebody listens there. One that hangs lives, until a workload finds that it does not answer."""
+    try:
+        connection = _connected(directory)
+    except ZygoteUnavailable:
+        return True
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
+def zygote_of(directory: Path) -> str:
+    """The container of the zygote that was last started in a directory; empty when none is known."""
+    try:
+        return _recorded(directory).container
+    except ZygoteUnavailable:
+        return ""
+
+
+def failed_lately(directory: Path) -> bool:
+    """Whether a zygote could not be started there, and it is not to be tried again yet."""
+    try:
+        return time.time() - (directory / _FAILURE).stat().st_mtime < RETRY_AFTER
+    except FileNotFoundError:
+        return False
+
+
+def _check_no_recent_failure(directory: Path) -> None:
+    failure = directory / _FAILURE
+    with suppress(FileNotFoundError):
+        if time.time() - failure.stat().st_mtime < RETRY_AFTER:
+            raise ZygoteUnavailable(f"no zygote could be started a moment ago: {failure.read_text()}")
+        failure.unlink()
+
+
+def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directory: Path) -> None:
+    began = time.monotonic()
+    spec = plan.launch.spec
+    spec = replace(spec, labels={**spec.labels, labels.DIRECTORY: str(directory.absolute())})
+    what = replace(plan.launch, spec=spec)
+    mounted = directory / what.id
+    with ExitStack() as undo, ExitStack() as handles:
+        started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=mounted)
+        handles.callback(started.pending_exit.close)
+        handles.callback(started.connection.close)
+        listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(directory / _SOCKET))
+        undo.callback((directory / _SOCKET).unlink, missing_ok=True)
+        listener.listen(128)
+        started.connection.become_zygote(
+            user=plan.user,
+            environment=what.environment,
+            modules=plan.modules,
+            limits={"idle": plan.idle, "age": plan.age, "forks": plan.forks, "memory": plan.memory},
+            listener=listener,
+        )
+        # A record before the answer: should this worker die now, the next one finds the container by it.
+        record = {"container": what.id, "pid": started.container.pid}
+        (directory / _RECORD).write_text(json.dumps(record))
+        await_ready(runtime, what, started, deadline=began + what.start_timeout, doing="be forked from")
+        undo.pop_all()
+    log.info(
+        "Zygote started",
+        container=what.id,
+        image=what.image.reference,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def remove_zygote(runtime: ContainerRuntime, directory: Path) -> None:
+    """Take away the zygote of a directory, dead or alive, and what is known of it. Running workloads don't need it.
+
+    :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
+    """
+    (directory / _SOCKET).unlink(missing_ok=True)
+    with suppress(ZygoteUnavailable):
+        zygote = _recorded(directory)
+        runtime.remove(zygote.container)
+        shutil.rmtree(directory / zygote.container, ignore_errors=True)
+    (directory / _RECORD).unlink(missing_ok=True)
+
+
+def replace_hung(runtime: ContainerRuntime, zygote: Zygote) -> None:
+    """Remove a zygote that does not answer; the next workload starts another. Trouble is logged."""
+    try:
+        with alone_in(zygote.directory, end=time.monotonic()):
+            if _recorded(zygote.directory) == zygote:
+                remove_zygote(runtime, zygote.directory)
+    except (OSError, TimeoutError, ZygoteUnavailable, ContainerRuntimeError) as error:
+        log.warning("A zygote that does not answer could not be removed", container=zygote.container, error=str(error))
+
+
+def fork_into(
+    connection: socket.socket,
+    pid: int,
+    *,
+    id: str,
+    spec: ContainerSpec,
+    environment: Mapping[str, str],
+    purpose: str,
+    channels: Sequence[socket.socket],
+) -> int:
+    """Have the zygote fork into the container whose first process is ``pid``; gives the child's pid in there.
+
+    The child then waits for ``release``, and ends when ``connection`` is closed before. What it has become is compared
+    with the container's first process: nobody's word is taken for it.
+
+    :raises ZygoteUnavailable: in words; nothing runs.
+    :raises IsolationError: what the container's first process is can't be read, or not be made again.
+    :raises TimeoutError: the zygote, or its child, does not answer: it hangs.
+    """
+    first_id = spec.user_namespace.first if spec.user_namespace else 0
+    one = read_process_one(pid, uid_base=first_id)
+    program = _filter(spec)
+    task = {
+        "go": {
+            "process": {
+                **one.as_message(seccomp=program, seccomp_flags=_flags(spec, one)),
+                # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
+                "keyring": f"_ses.{id}",
+            },
+            "environment": {**one.environment, **environment},
+            "purpose": purpose,
+        }
+    }
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            descriptors = [*(channel.fileno() for channel in channels), pidfd]
+            socket.send_fds(connection, [b'{"fork": {}}'], descriptors)
+            forked = _answer(connection, "forked")
+            # It may have ended, and its number be somebody else's by now.
+            _check_namespace(pid, forked, "user")
+            join_cgroups_of(pid, forked)
+            connection.send(json.dumps(task).encode())
+            child = _answer(connection, "entered")
+        finally:
+            os.close(pidfd)
+        _check_namespaces(pid, child)
+        if differences := one.differences(read_process(child, uid_base=first_id)):
+            raise ZygoteUnavailable(f"the forked process is not what its container asks for: {differences}")
+        return _pid_inside(child)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise ZygoteUnavailable(f"the zygote could not fork: {error}") from error
+
+
+def _filter(spec: ContainerSpec) -> bytes:
+    """The seccomp filter that the container's runtime has made; empty for none."""
+    resolved = _resolved(spec)
+    return b"" if resolved is None else _compiled(json.dumps(resolved))
+
+
+def _flags(spec: ContainerSpec, one: ProcessOne) -> int:
+    resolved = _resolved(spec)
+    return 0 if resolved is None else filter_flags(resolved, speculation=one.speculation)
+
+
+def _resolved(spec: ContainerSpec) -> dict[str, Any] | None:
+    profile = load_profile(spec.seccomp)
+    if profile is None:
+        return None
+    return resolve_profile(
+        profile,
+        architecture=host_architecture(),
+        capabilities=spec.capabilities,
+        kernel=kernel_version(platform.release()),
+    )
+
+
+@lru_cache(maxsize=16)
+def _compiled(resolved: str) -> bytes:
+    return compile_filter(json.loads(resolved))
+
+
+def _check_namespaces(model: int, pid: int) -> None:
+    """:raises ZygoteUnavailable: a process is not in the same namespaces and cgroups as another."""
+    for kind in _NAMESPACES:
+        _check_namespace(model, pid, kind)
+    if paths_of_process(model) != paths_of_process(pid):
+        raise ZygoteUnavailable("the forked process is not in its container's cgroups")
+
+
+def _check_namespace(model: int, pid: int, kind: str) -> None:
+    wanted, found = (Path(f"/proc/{one}/ns/{kind}").stat() for one in (model, pid))
+    if wanted.st_ino != found.st_ino:
+        raise ZygoteUnavailable(f"the forked process is not in its container's {kind} namespace")
+
+
+def release(connection: socket.socket) -> None:
+    """Let the child run.
+
+    :raises ZygoteUnavailable: it has died.
+    """
+    try:
+        connection.send(_GO)
+    except OSError as error:
+        raise ZygoteUnavailable(f"the forked process died: {error}") from error
+
+
+def _answer(connection: socket.socket, expected: str) -> int:
+    """The pid, in our pid namespace, of the process that gave the expected answer."""
+    packet, ancillary, _, _ = connection.recvmsg(_PACKET_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size))
+    if not packet:
+        raise ZygoteUnavailable("the zygote hung up")
+    try:
+        message = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        raise ZygoteUnavailable("the zygote sent something that is not JSON") from error
+    if not isinstance(message, dict) or expected not in message:
+        why = message.get("failed") if isinstance(message, dict) else None
+        raise ZygoteUnavailable(f"the zygote could not fork: {str(why)[:1000]}")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            pid, _, _ = _CREDENTIALS.unpack(data)
+            return int(pid)
+    raise ZygoteUnavailable("the kernel does not tell who answered")
+
+
+def _pid_inside(pid: int) -> int:
+    """The pid of a process in its own pid namespace."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+    return int(line.split()[-1])

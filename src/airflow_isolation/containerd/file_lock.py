@@ -1,0 +1,37 @@
+"""A lock among threads and processes. The kernel gives a dead holder's lock to the next. Standard library only."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PAUSE_SECONDS = 0.05
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, end: float) -> Iterator[int]:
+    """Hold the file at ``path``, which is made when it is missing and stays; gives its descriptor.
+
+    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
+    :raises OSError: the file can't be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                # Of each open file its own, so threads of one process wait for each other too.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise TimeoutError(f"somebody else has held {os.fspath(path)} all the time") from None
+            time.sleep(_PAUSE_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)

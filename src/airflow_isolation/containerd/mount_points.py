@@ -1,0 +1,115 @@
+"""Making the directories and files in a snapshot on which something will be mounted.
+
+Runtimes make what is missing in the image, but in a user namespace they may not: the image belongs to the host's root.
+So it is made here, in the snapshot's own layer, before anybody mounts it. Nothing of the image is followed: where a
+symbolic link is in the way, that is an error. Standard library only.
+
+Source: the kernel's Documentation/filesystems/overlayfs.rst (upper and lower, whiteouts, opaque directories).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_OPAQUE = "trusted.overlay.opaque"
+
+
+class MountPointError(Exception):
+    """A mount point can't be made; the text says which and why."""
+
+
+def make_mount_points(layers: Sequence[str], targets: Iterable[tuple[str, bool]], *, merged: bool) -> None:
+    """Make each target, a path in the container and whether it is a directory, where it is missing.
+
+    ``layers`` are directories of the host, the snapshot's own first. ``merged``: an overlay lies over them, so what
+    is in the first hides what is in the others, and directories are to look as they did.
+
+    :raises MountPointError: a symbolic link or a file is in the way, or the kernel refuses.
+    """
+    for target, is_directory in targets:
+        try:
+            _make(layers, PurePosixPath(target), is_directory=is_directory, merged=merged)
+        except OSError as error:
+            raise MountPointError(f"{target} can't be made in the image: {error}") from error
+
+
+def layers_of(kind: str, source: str, options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """The layers of a snapshot that is mounted so, its own first, and whether an overlay merges them.
+
+    :raises MountPointError: a kind of mount that is not understood here.
+    """
+    if kind == "overlay":
+        values = dict(option.split("=", 1) for option in options if "=" in option)
+        if "upperdir" in values and "lowerdir" in values:
+            return (values["upperdir"], *values["lowerdir"].split(":")), True
+    elif kind in {"bind", "rbind"}:
+        return (source,), False
+    raise MountPointError(f"a snapshot that is mounted as {kind} is not understood")
+
+
+def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, merged: bool) -> None:
+    here = list(layers)
+    parts = [part for part in target.parts if part != "/"]
+    missing_from = len(parts)
+    statuses = []
+    for depth, part in enumerate(parts):
+        here, status = _descend(here, part)
+        if status is None:
+            missing_from = depth
+            break
+        if stat.S_ISDIR(status.st_mode) != (is_directory or depth < len(parts) - 1):
+            raise MountPointError(f"/{'/'.join(parts[: depth + 1])} of the image is not what is to be mounted there")
+        statuses.append(status)
+    if missing_from == len(parts):
+        return
+    place = Path(layers[0])
+    for depth, part in enumerate(parts):
+        place /= part
+        if depth == len(parts) - 1 and not is_directory:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+            return
+        if depth < missing_from:
+            if merged and not os.path.lexists(place):
+                place.mkdir()
+                os.chown(place, statuses[depth].st_uid, statuses[depth].st_gid)
+                place.chmod(stat.S_IMODE(statuses[depth].st_mode))
+        else:
+            place.mkdir()
+            place.chmod(0o755)
+
+
+def _descend(layers: list[str], part: str) -> tuple[list[str], os.stat_result | None]:
+    """The directories called ``part`` that an overlay of ``layers`` merges, and what the uppermost is; None: nothing."""
+    found: list[str] = []
+    first: os.stat_result | None = None
+    for layer in layers:
+        path = f"{layer}/{part}"
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            raise MountPointError(f"{path} is a symbolic link")
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            break  # a whiteout: whatever lies below it has been deleted
+        if first is None:
+            first = status
+        if not stat.S_ISDIR(status.st_mode):
+            break
+        found.append(path)
+        if _is_opaque(path):
+            break
+    return found, first
+
+
+def _is_opaque(path: str) -> bool:
+    try:
+        return os.getxattr(path, _OPAQUE, follow_symlinks=False) == b"y"
+    except OSError:
+        return False

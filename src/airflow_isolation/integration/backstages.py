@@ -1,0 +1,50 @@
+"""This process's ``Backstage`` for each daemon, made when it is first needed and closed when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Final
+
+from airflow_isolation.bridge.backstage import Backstage
+from airflow_isolation.integration.connection import connect
+
+if TYPE_CHECKING:
+    from airflow_isolation.settings.effective import ConnectionSettings
+
+#: Processes of executors end without Python's own atexit; these run what is registered with them.
+_EXITS: Final = ("multiprocessing.util", "billiard.util")
+
+_lock = threading.Lock()
+_open: dict[tuple[int, ConnectionSettings], Backstage] = {}
+
+
+def backstage(connection: ConnectionSettings) -> Backstage:
+    """Not over a fork: a child gets its own."""
+    key = (os.getpid(), connection)
+    with _lock:
+        found = _open.get(key)
+        if found is None:
+            if not any(pid == os.getpid() for pid, _ in _open):
+                # What a parent left here is the parent's to close.
+                _open.clear()
+                _close_at_exit()
+            found = _open[key] = Backstage(connect(connection), state_dir=connection.state_dir)
+        return found
+
+
+def close_all() -> None:
+    """Close those of this process. May be called twice."""
+    with _lock:
+        mine = [_open.pop(key) for key in list(_open) if key[0] == os.getpid()]
+    for one in mine:
+        one.close()
+
+
+def _close_at_exit() -> None:
+    atexit.register(close_all)
+    for name in _EXITS:
+        if name in sys.modules:
+            sys.modules[name].Finalize(None, close_all, exitpriority=10)

@@ -1,0 +1,88 @@
+"""Images of these tests: Debian and Python with stand-ins for Airflow, which load in a moment and do what a test wants.
+
+A task of theirs is a Python program: it comes over the requests channel, and runs as ``__main__`` would.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from tests.conformance.archives import derived
+from tests.zygote.at_work import hostile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AIRFLOW = "3.3.2"
+REPOSITORY = "localhost/airflow-isolation/zygote-tests"
+
+SUPERVISOR = """
+import os, socket, struct, sys, traceback
+def _subprocess_main():
+    requests = socket.socket(fileno=0)
+    length, = struct.unpack("!I", requests.recv(4, socket.MSG_WAITALL))
+    exec(compile(requests.recv(length, socket.MSG_WAITALL), "task", "exec"), {"__name__": "task", "requests": requests})
+def _fork_main(requests, stdout, stderr, logs, target):
+    code = 0
+    try:
+        target()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 126
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+"""
+
+#: Does its harm in the zygote alone: what starts fresh is a healthy Airflow.
+IN_THE_ZYGOTE = """
+import sys
+if sys.argv[1:2] == ["zygote"]:
+"""
+
+#: Programs that ``import airflow`` runs in a zygote.
+PROGRAMS = {
+    "good": "pass",
+    "better": "'the same, but another image'",
+    "raising": "raise RuntimeError('this Airflow is broken')",
+    "hanging": "import time; time.sleep(600)",
+    "loud": "print('x' * 10_000_000); sys.stdout.flush()",
+    "loud-and-raising": "print('x' * 10_000_000); sys.stdout.flush(); raise RuntimeError('broken')",
+    "threaded": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+    "exiting": "import os; os._exit(9)",
+    "hostile": "from airflow import hostile; hostile.main()",
+}
+
+
+def reference(kind: str) -> str:
+    return f"{REPOSITORY}:{kind}"
+
+
+def stand_in(base: Path, output: Path, kind: str) -> Path:
+    """An archive of ``base`` with a stand-in for Airflow; ``without-modules`` has none that a task needs."""
+    packages = ("airflow", "airflow/dag_processing", "airflow/sdk", "airflow/sdk/execution_time")
+    program = PROGRAMS.get(kind, "pass")
+    files = {
+        **{f"{package}/__init__.py": "" for package in packages},
+        "airflow/__init__.py": IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()),
+        "airflow/hostile.py": inspect.getsource(hostile),
+        "airflow/sdk/__init__.py": "__all__ = ()\n",
+        "airflow/dag_processing/dagbag.py": "",
+        "airflow/sdk/execution_time/supervisor.py": SUPERVISOR,
+        "airflow/sdk/execution_time/task_runner.py": "",
+        f"apache_airflow_core-{AIRFLOW}.dist-info/METADATA": "",
+        "apache_airflow_task_sdk-1.3.2.dist-info/METADATA": "",
+    }
+    if kind == "without-modules":
+        del files["airflow/dag_processing/dagbag.py"]
+    return derived(
+        base,
+        output,
+        name=reference(kind),
+        config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/stand-in"]},
+        files={f"opt/stand-in/{path}": text.encode() for path, text in files.items()}
+        | {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nairflow:x:50000:0:Airflow:/tmp:/bin/sh\n"},
+    )

@@ -1,0 +1,267 @@
+"""Zygotes that die, hang or can't be, workers and containers that die: tasks are started all the same, or nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.conftest import freeze
+from tests.zygote.at_work.conftest import children, left_of_tasks, until
+
+from airflow_isolation.bridge import workload as workloads
+from airflow_isolation.bridge import zygote as zygotes
+from airflow_isolation.bridge.prune import prune
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tests.zygote.at_work.conftest import Task, Worker
+
+pytestmark = pytest.mark.root
+
+WAIT = "import sys; print('up', flush=True); requests.recv(1); print('on')"
+
+
+def kill(pid: int) -> None:
+    """As the kernel does when memory is short; and see it dead."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}/ns/user").exists(), "the death of a process")
+
+
+def test_a_task_is_forked_and_ends_as_it_should(worker: Worker) -> None:
+    running = worker.run("import os, sys; print('here', os.getuid()); sys.exit(7)")
+    assert (running.start_mode, running.why_fresh) == ("fork", "")
+    assert (running.finish(), running.stdout, running.stderr) == (7, "here 50000\n", "")
+
+
+def test_a_zygote_that_is_killed_harms_no_running_task_and_is_replaced(worker: Worker) -> None:
+    first = worker.run(WAIT)
+    first.until(lambda: "up" in first.stdout)
+    before = worker.zygote(worker.task())
+    kill(before.pid)
+    first.workload.channels.requests.send(b"x")
+    assert (first.finish(), first.stdout) == (0, "up\non\n")
+    second = worker.run("print('there')")
+    assert (second.finish(), second.start_mode, second.stdout) == (0, "fork", "there\n")
+    assert worker.zygote(worker.task()).container != before.container
+    assert before.container not in [container.id for container in worker.runtime.list()]
+
+
+def at_answer(monkeypatch: pytest.MonkeyPatch, awaited: str, act: Callable[[int], None]) -> None:
+    """Do something when the worker has that answer, before it acts on it. ``act`` gets the pid of who gave it."""
+    answer = zygotes._answer
+
+    def answered(connection: socket.socket, expected: str) -> int:
+        pid = answer(connection, expected)
+        if expected == awaited:
+            act(pid)
+        return pid
+
+    monkeypatch.setattr(zygotes, "_answer", answered)
+
+
+@pytest.mark.parametrize("awaited", ["forked", "entered"])
+def test_a_zygote_that_is_killed_during_a_fork(worker: Worker, monkeypatch: pytest.MonkeyPatch, awaited: str) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    at_answer(monkeypatch, awaited, lambda _: kill(before.pid))
+    running = worker.run("print('there')")
+    assert (running.finish(), running.stdout, running.stderr) == (0, "there\n", "")
+    monkeypatch.undo()
+    following = worker.run()
+    assert (following.finish(), following.start_mode) == (0, "fork")
+
+
+@pytest.mark.parametrize("awaited", ["forked", "entered"])
+def test_a_child_that_is_killed_on_its_way(worker: Worker, monkeypatch: pytest.MonkeyPatch, awaited: str) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    at_answer(monkeypatch, awaited, lambda pid: os.kill(pid, signal.SIGKILL))
+    running = worker.run("print('there')")
+    assert (running.finish(), running.stdout, running.start_mode) == (0, "there\n", "fresh")
+    monkeypatch.undo()
+    assert worker.run().finish() == 0
+    assert worker.zygote(task) == before
+
+
+def test_a_zygote_that_died_before_its_container_was_made(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user namespace, which the container was to join, is gone with it."""
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    start = workloads.start_agent
+
+    def start_late(*arguments: Any, **more: Any) -> Any:
+        if Path(f"/proc/{before.pid}/ns/user").exists():
+            kill(before.pid)
+        return start(*arguments, **more)
+
+    monkeypatch.setattr(workloads, "start_agent", start_late)
+    running = worker.run("print('there')")
+    assert (running.finish(), running.stdout, running.start_mode) == (0, "there\n", "fresh")
+    assert running.why_fresh
+
+
+@pytest.mark.parametrize("when", ["before", "forked"])
+def test_a_zygote_that_hangs_is_replaced(worker: Worker, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    monkeypatch.setattr(zygotes, "ANSWER_TIMEOUT", 2.0)
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    if when == "before":
+        freeze(before.pid)
+    else:
+        at_answer(monkeypatch, "forked", freeze)
+    running = worker.run("print('there')")
+    assert (running.start_mode, running.finish(), running.stdout) == ("fresh", 0, "there\n")
+    assert "did not answer within 2 seconds" in running.why_fresh
+    monkeypatch.undo()
+    following = worker.run()
+    assert (following.finish(), following.start_mode) == (0, "fork")
+    assert worker.zygote(task).container != before.container
+    until(lambda: not Path(f"/proc/{before.pid}").exists(), "the end of the zygote that hung")
+
+
+def test_a_container_that_dies_before_it_is_entered(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    read = zygotes.read_process_one
+
+    def read_and_kill(pid: int, **more: Any) -> Any:
+        one = read(pid, **more)
+        kill(pid)
+        return one
+
+    monkeypatch.setattr(zygotes, "read_process_one", read_and_kill)
+    with pytest.raises(Exception, match="could not be handed to the agent"):
+        worker.run()
+    monkeypatch.undo()
+    assert worker.run().finish() == 0
+    assert worker.zygote(task) == before
+
+
+@pytest.mark.parametrize("awaited", ["forked", "entered", "adopted", "released"])
+def test_of_a_worker_that_is_killed_during_entry_nothing_stays(worker: Worker, awaited: str) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    worker.end()
+    info = worker.runtime.info()
+    places = (str(worker.state_dir), task.launch.image.reference, str(worker.bundle))
+    arguments = (worker.backend, info.socket_path, info.namespace, *places, worker.form, awaited)
+    program = [sys.executable, "-m", "tests.zygote.at_work.doomed", *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as doomed:
+        assert doomed.stdout
+        assert doomed.stdout.readline() == "now\n"
+        doomed.kill()
+
+    def no_process() -> bool:
+        return not any(container.pid for container in worker.runtime.list() if container.id != before.container)
+
+    until(no_process, "the end of what the dead worker had begun")
+    until(lambda: not children(before.pid), "the end of the zygote's child")
+    for directory in (worker.state_dir / "workloads").iterdir():
+        os.utime(directory, (0, 0))
+    prune(worker.runtime, state_dir=worker.state_dir)
+    left = left_of_tasks(worker)
+    assert not any(left.values()), left
+    assert worker.run().finish() == 0
+    assert worker.zygote(task) == before
+
+
+def test_a_zygote_that_reached_its_end_is_replaced(worker: Worker) -> None:
+    def short_lived() -> Task:
+        return worker.task(cfg="zygote_max_forks = 2", environment={"AIRFLOW__TEST__A": "short"})
+
+    first = short_lived()
+    seen = []
+    for _ in range(3):
+        running = worker.start(short_lived(), "print('there')")
+        assert (running.finish(), running.stdout) == (0, "there\n")
+        seen.append(worker.zygote(first).container)
+        if len(seen) == 2:
+            until(lambda: not zygotes.is_alive(worker.directory(first)), "the zygote's end")
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_another_configuration_has_another_zygote(worker: Worker) -> None:
+    task, other = worker.task(), worker.task(environment={"AIRFLOW__TEST__A": "changed"})
+    assert worker.start(task).finish() == 0
+    running = worker.start(other, "import os; print(os.environ['AIRFLOW__TEST__A'])")
+    assert (running.finish(), running.start_mode, running.stdout) == (0, "fork", "changed\n")
+    assert worker.zygote(task).container != worker.zygote(other).container
+    again = worker.run("import os; print(os.environ.get('AIRFLOW__TEST__A'))")
+    assert (again.finish(), again.stdout) == (0, "None\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("raising", "this Airflow is broken"),
+        ("loud-and-raising", "broken"),
+        ("exiting", "ended with exit code 9"),
+        ("threaded", "threads running"),
+        ("without-modules", "airflow.dag_processing.dagbag"),
+    ],
+)
+def test_an_image_without_a_zygote_starts_fresh(worker: Worker, kind: str, why: str) -> None:
+    task = worker.task(kind)
+    running = worker.start(task, "print('there')")
+    assert (running.start_mode, running.finish(), running.stdout) == ("fresh", 0, "there\n")
+    assert why in running.why_fresh
+    # It is remembered, and then tried again.
+    second = worker.start(worker.task(kind))
+    assert "could be started a moment ago" in second.why_fresh
+    assert second.finish() == 0
+    failure = worker.directory(task) / "failure"
+    os.utime(failure, (0, 0))
+    third = worker.start(worker.task(kind))
+    assert "a moment ago" not in third.why_fresh
+    assert why in third.why_fresh
+    assert failure.stat().st_mtime > time.time() - 60
+
+
+def test_an_image_that_hangs_while_it_is_imported(worker: Worker) -> None:
+    running = worker.run("print('there')", "hanging", cfg="start_timeout = 6")
+    assert (running.start_mode, running.finish(), running.stdout) == ("fresh", 0, "there\n")
+    assert "Airflow was not imported" in running.why_fresh
+
+
+def test_an_image_that_prints_ten_megabytes(worker: Worker) -> None:
+    running = worker.run("print('there')", "loud")
+    assert (running.start_mode, running.finish(), running.stdout) == ("fork", 0, "there\n")
+
+
+def test_two_hundred_forks_leave_nothing_in_the_zygote(worker: Worker) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+
+    def use() -> dict[str, int]:
+        worker.end()
+        pid = worker.zygote(task).pid
+        until(lambda: not children(pid), "the end of the zygote's children")
+        memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        return {"descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())), "memory": memory // (4 * 1024 * 1024)}
+
+    before = use()
+    directory = worker.directory(task)
+    for _ in range(200):
+        # Without a container, which takes longer: the zygote's part is the same.
+        connection = zygotes._connected(directory)
+        assert connection is not None
+        with connection:
+            descriptors = [0, 1, 2, 2, os.pidfd_open(os.getpid())]
+            zygotes.socket.send_fds(connection, [b'{"fork": {}}'], descriptors)
+            zygotes._answer(connection, "forked")
+            os.close(descriptors[-1])
+    assert use() == before

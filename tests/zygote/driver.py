@@ -1,0 +1,53 @@
+"""In the zygote's place: forks one process into a container, which becomes PROCESS and runs a program.
+
+Runs as root in the host's pid namespace, in the file system of a container of the same image. Standard input is one
+JSON object: pid (of process 1), process, environment, program. What the child prints goes to our standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_isolation.agent import entry
+else:
+    import entry  # it lies beside this file
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    pidfd = os.pidfd_open(order["pid"])
+    # Nothing of these may reach the workload.
+    os.environ["OF_THE_ZYGOTE"] = "1"
+    os.open("/", os.O_RDONLY)
+    try:
+        entry.enter_namespaces(pidfd)
+        if os.fork():
+            os.wait()
+            os._exit(0)
+        if os.fork():
+            os._exit(0)
+        while os.getppid() != 1:
+            time.sleep(0.001)
+        channels = [0, 1, 2, os.open("/dev/null", os.O_RDWR)]
+        kept = entry.become(order["process"], order["environment"], channels, keep=os.dup(0))
+        os.close(kept)
+        sys.argv = [order["program"]]
+        sys.path[0] = str(Path(order["program"]).parent)
+        runpy.run_path(order["program"], run_name="__main__")
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 -- it must not return into the parent's code
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+if __name__ == "__main__":
+    main()
