@@ -18,6 +18,8 @@ from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Airflow, MakeContainer
     from tests.conftest import ImageArchive, ImageName
 
@@ -65,7 +67,20 @@ def test_list_shows_what_has_not_ended_and_all_the_rest(
 
     table = airflow("containers", "list").stdout.splitlines()
     header = [name.strip() for name in table[0].split("|")]
-    assert header == ["container", "dag", "run", "task", "map_index", "try", "image", "state", "age", "cpu", "memory"]
+    assert header == [
+        "container",
+        "purpose",
+        "dag",
+        "run",
+        "task",
+        "map_index",
+        "try",
+        "image",
+        "state",
+        "age",
+        "cpu",
+        "memory",
+    ]
     assert len(table) == 4
 
 
@@ -250,6 +265,31 @@ def test_config_says_where_every_setting_was_written(airflow: Airflow, environme
     assert settings["environment.team"] == ("sales", f"{metadata}:3")
     assert settings["environment.api_password"] == ("***", f"{metadata}:3")
     assert settings["memory"] == (str(600 * 1024**2), f"{metadata}:5")
+    assert settings["start"][0] == "fork"
+    assert settings["start"][1].startswith("with privilege on the host, for a trusted image: there is no uid_range")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "start", "why"),
+    [
+        ("START_MODE", "fresh", "fresh", "start_mode says so"),
+        ("UID_RANGE", "900000:65536", "fork", "in a user namespace of the image's own, from the uids 900000:65536"),
+    ],
+)
+def test_config_says_how_a_task_would_be_started_and_why(
+    airflow: Airflow, state_dir: Path, variable: str, value: str, *, start: str, why: str
+) -> None:
+    before = sorted((state_dir / "state").rglob("uid-ranges*"))
+    done = airflow("containers", "config", "--output", "json", **{f"AIRFLOW__CONTAINER_RUNTIME__{variable}": value})
+    assert {"key": "start", "value": start, "origin": why} in rows(done)
+    # To ask gives nothing away.
+    assert sorted((state_dir / "state").rglob("uid-ranges*")) == before
+
+
+def test_config_for_parsing_knows_no_start_mode(airflow: Airflow) -> None:
+    assert "start" not in [
+        row["key"] for row in rows(airflow("containers", "config", "--purpose", "parse", "-o", "json"))
+    ]
 
 
 def test_a_mistake_in_the_metadata_names_file_and_line(
@@ -267,8 +307,20 @@ def test_a_mistake_in_the_metadata_names_file_and_line(
 def test_one_task_runs_without_scheduler_and_leaves_nothing(airflow: Airflow, runtime: ContainerdRuntime) -> None:
     done = airflow("containers", "test", "sales", "load")
     assert done.returncode == 0, done.stderr
+    assert "Start mode: fork, with privilege on the host, for a trusted image" in done.stderr
     assert "Task runs in a container" in done.stdout
     assert " in eu" in done.stdout
+    (zygote,) = runtime.list()
+
+    # What is left is the zygote, of which everybody knows, and which is no left-over until it has ended.
+    (shown,) = rows(airflow("containers", "list", "--purpose", "zygote", "--output", "json"))
+    assert (shown["container"], shown["purpose"], shown["state"]) == (zygote.id, "zygote", "running")
+    assert airflow("containers", "prune").stdout == "Nothing is left over from dead workers.\n"
+    killed = airflow("containers", "kill", zygote.id, "--signal", "KILL")
+    assert killed.stdout == f"Sent SIGKILL to the container {zygote.id}.\n"
+    with runtime.wait(zygote.id) as pending:
+        pending.result(timeout=30)
+    assert f"removed: container {zygote.id}\n" in airflow("containers", "prune").stdout
     assert runtime.list() == ()
     # Airflow's own command may print warnings first.
     assert airflow("dags", "list-runs", "sales", "--output", "json").stdout.splitlines()[-1] == "[]"

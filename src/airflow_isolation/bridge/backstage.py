@@ -104,7 +104,7 @@ class Backstage:
             if self._closed:
                 return
             self._closed = True
-        self._crew.do(lambda: self._expire(time.monotonic()))
         if not self._crew.close(CLOSE_SECONDS):
             log.warning("Not everything could be removed in time; it will be pruned", seconds=CLOSE_SECONDS)
+        self._expire(time.monotonic())
         self.runtime.close()

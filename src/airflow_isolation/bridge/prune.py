@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from airflow_isolation.bridge.abandoned import notes
-from airflow_isolation.bridge.spare import is_claimed, prune_spares
+from airflow_isolation.bridge.spare import claim_to_remove, prune_spares
 from airflow_isolation.bridge.zygote import alone_in, failed_lately, is_alive, zygote_of
 from airflow_isolation.errors import ContainerRuntimeError
 from airflow_isolation.runtime import labels
@@ -51,8 +51,9 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
     containers = []
     abandoned = notes(runtime, state_dir)
     for container in runtime.list():
-        with _left_over(runtime, container, abandoned, state_dir) as left_over:
-            if not left_over:
+        with _left_over(container, abandoned) as left_over:
+            # A spare may have another owner by now; whoever claims it has it for himself.
+            if not left_over or not claim_to_remove(runtime, container.id, state_dir=state_dir, dry_run=dry_run):
                 continue
             if not dry_run and not _removed(runtime, container):
                 abandoned.pop(container.id, None)
@@ -73,9 +74,7 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
 
 
 @contextmanager
-def _left_over(
-    runtime: ContainerRuntime, container: Container, abandoned: Mapping[str, Path], state_dir: Path
-) -> Iterator[bool]:
+def _left_over(container: Container, abandoned: Mapping[str, Path]) -> Iterator[bool]:
     """Whether nobody needs a container any more, and while this is open nobody begins to."""
     if container.id in abandoned:
         yield True
@@ -84,8 +83,7 @@ def _left_over(
             yield left_over
     else:
         owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
-        # A spare may have another owner by now.
-        yield owner is not None and owner.is_gone() and not is_claimed(runtime, container.id, state_dir=state_dir)
+        yield owner is not None and owner.is_gone()
 
 
 @contextmanager

@@ -169,9 +169,21 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
                 directory.rmdir()
 
 
-def is_claimed(runtime: ContainerRuntime, id: str, *, state_dir: Path) -> bool:
-    """Whether a container that calls itself a spare has just become something else."""
-    return any((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}.claimed"))
+def claim_to_remove(runtime: ContainerRuntime, id: str, *, state_dir: Path, dry_run: bool = False) -> bool:
+    """Whether a left-over container may be removed: False when it is a spare that a task has just claimed.
+
+    A spare that nobody has claimed is claimed for it, and its files go, unless this is a ``dry_run``.
+    """
+    places = list((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}.*"))
+    if not places:
+        return True  # it was no spare
+    if dry_run:
+        return not any(place.suffix == ".claimed" for place in places)
+    claimed = next((found for place in places if (found := _claimed(place.with_suffix(".json")))), None)
+    if claimed is None:
+        return not any(place.suffix == ".claimed" for place in places)
+    _forget(claimed)
+    return True
 
 
 def _claimed(record: Path) -> Path | None:

@@ -12,6 +12,7 @@ import pwd
 import time
 from pathlib import Path
 
+from airflow_isolation.bridge.started_agent import prepare
 from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.settings.effective import UIDS_OF_AN_IMAGE, UidRange
@@ -47,6 +48,7 @@ def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:
     :raises ContainerFailed: all are given away, or the file can't be read or written.
     """
     path = state_dir / "uid-ranges.json"
+    prepare(state_dir)
     try:
         with locked(state_dir / "uid-ranges.lock", end=time.monotonic() + _LOCK_SECONDS):
             given = _read(path)

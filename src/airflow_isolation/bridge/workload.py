@@ -24,6 +24,8 @@ from airflow_isolation.bridge.ending import Meter
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
 from airflow_isolation.bridge.zygote import ZygotePlan, ZygoteUnavailable
+from airflow_isolation.cgroups.errors import CgroupError
+from airflow_isolation.cgroups.join import end_everyone_in, own_cgroup_of
 from airflow_isolation.errors import ContainerFailed, IsolationError, RuntimeUnreachable, SpecRefused
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
@@ -219,12 +221,17 @@ def launch(
             what = replace(what, id=spare.container.id)
         meter = Meter(started.container.pid)
         undo.callback(meter.close)
+        if asking is not None:
+            cgroup = own_cgroup_of(started.container.pid)
+            undo.callback(_end_stragglers, cgroup)
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         for end in ours:
             undo.callback(end.close)
         try:
             if asking is not None:
                 why_fresh = _forked(runtime, what, started, asking, theirs)
+                if why_fresh:
+                    _end_stragglers(cgroup, but=started.container.pid)
             if asking is None or why_fresh:
                 started.connection.start(
                     purpose=what.purpose,
@@ -255,6 +262,16 @@ def launch(
             why_fresh=why_fresh,
             resources=undo.pop_all(),
         )
+
+
+def _end_stragglers(cgroup: Path | None, *, but: int = 0) -> None:
+    """What a zygote forked and what did not become the workload; it may be outside of the container, whose end is not its own."""
+    if cgroup is None:
+        return
+    try:
+        end_everyone_in(cgroup, but=but)
+    except CgroupError as error:
+        log.warning("Not everything that a zygote forked could be ended", error=str(error))
 
 
 def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: ExitStack) -> RunningAgent:

@@ -1,8 +1,11 @@
-"""Putting a process where another one is, in every hierarchy of this host."""
+"""Putting a process where another one is, in every hierarchy of this host; and ending whoever stays there."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PROCS = "cgroup.procs"
+_PAUSE_SECONDS = 0.01
 
 
 def join_cgroups_of(model: int, pid: int) -> None:
@@ -48,6 +52,55 @@ def join_cgroups_of(model: int, pid: int) -> None:
                 f"process {pid} could not be moved into {directory}: {error.strerror}",
                 hint="Only root may move it" if isinstance(error, PermissionError) else "",
             ) from error
+
+
+def own_cgroup_of(pid: int) -> Path | None:
+    """The directory of the cgroup that a container's first process has for itself; None when others may be in it.
+
+    On a host with v1 it is that of pids, which every runtime makes.
+    """
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+    for controller in ("pids", UNIFIED):
+        path, mounted = paths_of_process(pid).get(controller), _mounted().get(controller)
+        if path is None or mounted is None:
+            continue
+        name = mounted.name(path)
+        # A process whose runtime made it no cgroup is where the shim is, and who knows who else.
+        others = [paths_of_process(other).get(controller) or path for other in (parent, os.getpid())]
+        if name and all(f"{other}/".startswith(f"{path.rstrip('/')}/") is False for other in others):
+            return mounted.point / name
+    return None
+
+
+def end_everyone_in(directory: Path, *, but: int = 0, seconds: float = 5.0) -> None:
+    """Kill every process in a cgroup ``but`` one, also those that they fork meanwhile. Gone or empty already is success.
+
+    :raises CgroupError: there are still some after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while found := _processes(directory) - {but}:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                held = os.pidfd_open(pid)
+                try:
+                    # Held, the number can't be given to another process.
+                    if pid in _processes(directory):
+                        signal.pidfd_send_signal(held, signal.SIGKILL)
+                finally:
+                    os.close(held)
+        if time.monotonic() >= deadline:
+            raise CgroupError(f"processes in {directory} don't end: {sorted(found)}")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _processes(directory: Path) -> frozenset[int]:
+    try:
+        return frozenset(map(int, (directory / _PROCS).read_text().split()))
+    except OSError:
+        return frozenset()
 
 
 @cache

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +18,13 @@ import pytest
 from airflow_isolation.bridge.abandoned import abandon
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.prune import prune, prune_when_due
+from airflow_isolation.bridge.zygote import alone_in
 from airflow_isolation.errors import ContainerRuntimeError, RuntimeUnreachable
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import Container, ContainerState
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 class FakeRuntime:
@@ -158,3 +164,140 @@ def test_a_held_directory_is_let_go_afterwards(tmp_path: Path) -> None:
     with held(directory):
         assert not prune(FakeRuntime(), state_dir=tmp_path).directories  # type: ignore[arg-type]
     assert prune(FakeRuntime(), state_dir=tmp_path).directories  # type: ignore[arg-type]
+
+
+class Zygote:
+    """What a zygote's worker makes of it: a directory, a record, a socket, a container."""
+
+    def __init__(self, state_dir: Path, key: str) -> None:
+        self.directory = state_dir / "zygotes" / key
+        self.directory.mkdir(parents=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.directory / "zygote.sock"))
+        self.listener.listen(1)
+        (self.directory / "record.json").write_text(f'{{"container": "zygote-{key}", "pid": 1}}')
+        (self.directory / "lock").touch()
+        (self.directory / f"zygote-{key}").mkdir()
+        self.container = Container(
+            id=f"zygote-{key}",
+            state=ContainerState.RUNNING,
+            image="i",
+            labels={labels.PURPOSE: "zygote", labels.DIRECTORY: str(self.directory)},
+        )
+        self.age(3600)
+
+    def age(self, seconds: float) -> None:
+        then = time.time() - seconds
+        os.utime(self.directory, (then, then))
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A state directory in which sockets may lie."""
+    with tempfile.TemporaryDirectory(prefix="ai-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def zygote(short: Path) -> Iterator[Zygote]:
+    zygote = Zygote(short, "a")
+    with zygote.listener:
+        yield zygote
+
+
+def everything_pruned(runtime: Any, state_dir: Path, **options: bool) -> tuple[list[str], list[str]]:
+    found = prune(runtime, state_dir=state_dir, **options)
+    return [one.id for one in found.containers], [directory.name for directory in found.directories]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_living_zygote_belongs_to_all(short: Path, zygote: Zygote, *, dry_run: bool) -> None:
+    runtime: Any = FakeRuntime(zygote.container)
+    assert everything_pruned(runtime, short, dry_run=dry_run) == ([], [])
+    assert everything_pruned(runtime, short / "of-another-worker", dry_run=dry_run) == ([], [])
+    assert sorted(path.name for path in zygote.directory.iterdir()) == [
+        "lock",
+        "record.json",
+        "zygote-a",
+        "zygote.sock",
+    ]
+
+
+def test_a_zygote_that_has_ended_goes_with_its_directory(short: Path, zygote: Zygote) -> None:
+    zygote.listener.close()
+    runtime: Any = FakeRuntime(replace(zygote.container, state=ContainerState.STOPPED))
+    assert everything_pruned(runtime, short, dry_run=True) == (["zygote-a"], ["a"])
+    assert zygote.directory.exists()
+    zygote.age(3600)
+    assert everything_pruned(runtime, short) == (["zygote-a"], ["a"])
+    assert not runtime.containers
+    assert not zygote.directory.exists()
+
+
+def test_a_zygote_to_which_nobody_can_connect_goes(short: Path, zygote: Zygote) -> None:
+    zygote.listener.close()
+    runtime: Any = FakeRuntime(zygote.container)
+    assert everything_pruned(runtime, short)[0] == ["zygote-a"]
+
+
+def test_a_zygote_whose_directory_is_gone_goes(short: Path, zygote: Zygote) -> None:
+    shutil.rmtree(zygote.directory)
+    runtime: Any = FakeRuntime(zygote.container)
+    assert everything_pruned(runtime, short) == (["zygote-a"], [])
+
+
+def test_a_zygote_that_another_has_replaced_goes_alone(short: Path, zygote: Zygote) -> None:
+    older = replace(zygote.container, id="zygote-older")
+    runtime: Any = FakeRuntime(older, zygote.container)
+    assert everything_pruned(runtime, short) == (["zygote-older"], [])
+    assert zygote.directory.exists()
+
+
+def test_a_zygote_that_is_being_started_is_left_alone(short: Path, zygote: Zygote) -> None:
+    zygote.listener.close()
+    runtime: Any = FakeRuntime(zygote.container)
+    with alone_in(zygote.directory, end=time.monotonic()):
+        zygote.age(3600)
+        assert everything_pruned(runtime, short) == ([], [])
+    zygote.age(3600)
+    assert everything_pruned(runtime, short) == (["zygote-a"], ["a"])
+
+
+def test_a_container_that_only_says_that_it_is_a_zygote_is_nobodys_business(short: Path) -> None:
+    foreign = Container(id="z", state=ContainerState.STOPPED, image="i", labels={labels.PURPOSE: "zygote"})
+    runtime: Any = FakeRuntime(foreign)
+    assert everything_pruned(runtime, short) == ([], [])
+
+
+@pytest.mark.parametrize(("age", "failed", "goes"), [(0, 3600, False), (3600, 3600, True), (3600, 0, False)])
+def test_a_directory_without_a_zygote_goes_when_it_is_old_and_no_failure_is_remembered(
+    short: Path, age: float, failed: float, *, goes: bool
+) -> None:
+    directory = short / "zygotes" / "b"
+    directory.mkdir(parents=True)
+    (directory / "failure").write_text("broken")
+    (directory / "lock").touch()
+    now = time.time()
+    os.utime(directory / "failure", (now - failed, now - failed))
+    os.utime(directory, (now - age, now - age))
+    runtime: Any = FakeRuntime()
+    assert everything_pruned(runtime, short)[1] == (["b"] if goes else [])
+    assert directory.exists() is not goes
+
+
+def test_who_waited_for_a_directory_that_was_pruned_makes_it_again(short: Path) -> None:
+    directory = short / "zygotes" / "c"
+    waiting = (
+        "import sys, time; from pathlib import Path; from airflow_isolation.bridge.zygote import alone_in\n"
+        f"directory = Path({str(directory)!r})\n"
+        "print('waits', flush=True)\n"
+        "with alone_in(directory, end=time.monotonic() + 60): print((directory / 'lock').exists(), flush=True)"
+    )
+    with alone_in(directory, end=time.monotonic()):
+        process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(0.2)  # it is about to wait, or does; either way it has the lock of a directory that is there
+        shutil.rmtree(directory)
+    with process:
+        assert process.stdout.readline() == "True\n"

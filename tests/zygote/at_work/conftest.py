@@ -54,8 +54,8 @@ class Configured:
     """airflow.cfg as a test has it."""
 
     def __init__(self, text: str) -> None:
-        self._parser = ConfigParser(interpolation=None)
-        self._parser.read_string(text)
+        self._parser = ConfigParser(interpolation=None, strict=False)
+        self._parser.read_string(f"[container_runtime]\n{text}")
 
     def sections(self) -> Iterable[str]:
         return self._parser.sections()
@@ -148,15 +148,21 @@ class Worker:
     def backend(self) -> str:
         return "docker" if self.form == "docker" else "containerd"
 
-    def task(self, kind: str = "good", *, cfg: str = "", environment: Any = None, **changes: Any) -> Task:
-        """A task of a stand-in's image, as the coordinator would launch it; ``cfg`` goes to [container_runtime]."""
+    def task(self, kind: str = "good", *, cfg: str = "", environment: Any = None, author: bool = False) -> Task:
+        """A task of a stand-in's image, as the coordinator would launch it.
+
+        ``cfg`` goes to [container_runtime]; ``author``: it is the DAG's author who named the image.
+        """
         image = self.provide(kind)
         uids = f"{FIRST_UID}:{64 * 65536}" if self.form == "namespace" else "none"
-        text = f"image = {image}\nimage_pull_policy = never\nnetwork = none\nuid_range = {uids}\nstate_dir = {self.state_dir}\n"
+        named = "named/by-nobody:1" if author else image
+        text = f"image = {named}\nimage_pull_policy = never\nnetwork = none\nuid_range = {uids}\nstate_dir = {self.state_dir}\n"
         settings = resolve(
             "task",
             "docker" if self.form == "docker" else "containerd",
-            configuration=Configured(f"[container_runtime]\n{text}\n{cfg}"),
+            # What is set twice has its last value.
+            configuration=Configured(f"{text}\n{cfg}"),
+            executor_config={"container": {"image": image}} if author else None,
         )
         spec = container_spec(
             settings,
@@ -169,7 +175,7 @@ class Worker:
         forwarded = {"AIRFLOW_HOME": "/tmp/.airflow", **(environment or {})}
         wanted = Launch(
             id=new_container_id("task"),
-            spec=replace(spec, user_namespace=decision.user_namespace, **changes),
+            spec=replace(spec, user_namespace=decision.user_namespace),
             image=found,
             purpose="task",
             environment=forwarded,
@@ -269,7 +275,14 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.fixture(scope="module", params=FORMS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test has the form without privilege, unless it says more."""
+    said = [marker.args[0] for marker in metafunc.definition.iter_markers("parametrize")]
+    if "form" in metafunc.fixturenames and "form" not in said:
+        metafunc.parametrize("form", FORMS[:1], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -280,10 +293,10 @@ def long_lived(
 ) -> Iterator[Worker]:
     """The module's worker of a form, whose zygotes outlive tests."""
     daemon: Daemon = request.getfixturevalue("private_dockerd" if form == "docker" else "private_containerd")
-    place = state_dir / form[0]
-    place.mkdir(mode=0o755)
+    place = state_dir / f"{form[0]}{len(list(state_dir.iterdir()))}"
+    place.mkdir(mode=0o755, exist_ok=True)
     bundle = place / "dags"
-    bundle.mkdir(mode=0o755)
+    bundle.mkdir(mode=0o755, exist_ok=True)
     backend = "docker" if form == "docker" else "containerd"
     runtime = connect(backend, socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
     worker = Worker(form, runtime, place / "s", bundle, lambda kind: provided(daemon, kind))
@@ -319,5 +332,3 @@ def left_of_tasks(worker: Worker) -> dict[str, list[str]]:
             for path in Path("/sys/fs/cgroup").glob(pattern)
         ],
     }
-
-

@@ -1,7 +1,9 @@
 """In the container, in the place of agent/zygote.py: speaks its protocol, and cheats as AIRFLOW_TEST_CHEAT says.
 
-Standard library only: it becomes a module of the image.
+Standard library only: it becomes a module of the image. What it opens, its child's end closes.
 """
+
+# ruff: noqa: PTH102, PTH123, PTH208, SIM115
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x
 def main() -> NoReturn:
     """Take over before the agent's zygote knows: its arguments are all that it has."""
     worker, listening = (socket.socket(fileno=int(number)) for number in sys.argv[2:4])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # The kernel reaps; and SIGIO says that the worker has gone.
+    for number in (signal.SIGCHLD, signal.SIGIO):
+        signal.signal(number, signal.SIG_IGN)
     worker.send(json.dumps({"ready": {"memory": 1}}).encode())
     worker.close()
     cheat = globals()[os.environ["AIRFLOW_TEST_CHEAT"]]
@@ -110,3 +114,124 @@ def outlive(asker: socket.socket) -> NoReturn:
     hear(asker)
     while True:
         time.sleep(1)
+
+
+def deep(asker: socket.socket, _: list[int]) -> None:
+    """JSON that no recursive reader survives."""
+    say(asker, b"[" * 60_000)
+
+
+def descriptors(asker: socket.socket, _: list[int]) -> None:
+    """As many as a message holds: each would cost the worker one."""
+    socket.send_fds(asker, [b"{}"], [0] * 250)
+
+
+def of_the_host(asker: socket.socket, _: list[int]) -> None:
+    """Every process of the host that it can see, in turn, said to be the fork."""
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) in (os.getpid(), os.getppid()):
+            continue
+        credentials = (ctypes.c_int * 3)(int(name), 0, 0)
+        try:
+            asker.sendmsg([b'{"forked": {}}'], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, bytes(credentials))])
+        except OSError:
+            continue
+        return
+    say(asker, {"failed": "forging is refused for all"})
+
+
+def reaches_out(asker: socket.socket, _: list[int]) -> None:
+    """Everything that it should not, of the processes and files that it is told of; says what it could do."""
+    done = []
+    for word in os.environ["AIRFLOW_TEST_PIDS"].split():
+        pid = int(word)
+        done += [f"{what} {pid}" for what, action in AGAINST_PROCESSES.items() if succeeds(action, pid)]
+    for path in os.environ["AIRFLOW_TEST_FILES"].split():
+        done += [f"{what} {path}" for what, action in AGAINST_FILES.items() if succeeds(action, path)]
+    done += [what for what, action in AGAINST_THE_HOST.items() if succeeds(action)]
+    say(asker, {"done": done})
+
+
+def succeeds(action: Any, *arguments: Any) -> bool:
+    """In a child, so that one success does not change what comes after it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, ends could not be asked for
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        code = 1
+        try:
+            action(*arguments)
+            code = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, it did not succeed
+            code = 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def checked(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+
+def enter(pid: int, kinds: int) -> None:
+    checked(LIBC.setns(os.pidfd_open(pid), kinds))
+
+
+def read_memory(pid: int) -> None:
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        memory.read(0)
+
+
+def mount(path: str) -> None:
+    checked(LIBC.mount(b"none", path.encode(), b"tmpfs", 0, None))
+
+
+def mount_cgroups() -> None:
+    """The kernel gives it those of its own cgroup namespace."""
+    checked(LIBC.mount(b"none", b"/tmp", b"cgroup", 0, b"pids"))
+
+
+def lift_limit() -> None:
+    mount_cgroups()
+    with open("/tmp/pids.max", "w") as limit:
+        limit.write("max")
+
+
+def make_cgroup() -> None:
+    mount_cgroups()
+    os.mkdir("/tmp/mine")
+
+
+AGAINST_PROCESSES = {
+    "signal": lambda pid: os.kill(pid, signal.SIGKILL),
+    "trace": lambda pid: checked(LIBC.ptrace(16, pid, 0, 0)),
+    "read the environment of": lambda pid: open(f"/proc/{pid}/environ", "rb").read(),
+    "open the memory of": read_memory,
+    "list the root of": lambda pid: os.listdir(f"/proc/{pid}/root/"),
+    "list the descriptors of": lambda pid: os.listdir(f"/proc/{pid}/fd"),
+    "enter the user namespace of": lambda pid: enter(pid, 0x10000000),
+    "enter the mounts of": lambda pid: enter(pid, 0x00020000),
+    "enter the network of": lambda pid: enter(pid, 0x40000000),
+    "enter the pids of": lambda pid: enter(pid, 0x20000000),
+    "choose for the kernel's killing": lambda pid: open(f"/proc/{pid}/oom_score_adj", "w").write("1000"),
+    "limit": lambda pid: __import__("resource").prlimit(pid, 7, (1, 1)),
+}
+AGAINST_FILES = {
+    "read": lambda path: open(path).read(),
+    "list": os.listdir,
+    "write": lambda path: open(path, "a").close(),
+    "remove": os.unlink,
+    "mount over": mount,
+}
+AGAINST_THE_HOST = {
+    "write a kernel setting": lambda: open("/proc/sys/kernel/core_pattern", "a").write("x"),
+    "use sysrq": lambda: open("/proc/sysrq-trigger", "w").write("h"),
+    "make a device": lambda: os.mknod("/tmp/device", 0o060600, os.makedev(8, 0)),
+    "enter the host's name space": lambda: enter(1, 0x04000000),
+    "mount a device's file system": lambda: checked(LIBC.mount(b"/dev/sda1", b"/tmp", b"ext4", 0, None)),
+    "lift its own limit": lift_limit,
+    "make a cgroup": make_cgroup,
+    "load a module": lambda: checked(LIBC.syscall(313, 0, b"", 0)),
+    "become root of the host": lambda: checked(LIBC.setresuid(1_000_000, 1_000_000, 1_000_000)),
+}

@@ -1,0 +1,173 @@
+"""How a task is started, and the reason that its administrator reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.unit.settings.conftest import Ini
+
+from airflow_isolation.bridge.start_mode import decide, foresee
+from airflow_isolation.container_spec import Mount, UserNamespace
+from airflow_isolation.errors import SpecRefused
+from airflow_isolation.settings.resolve import resolve
+from airflow_isolation.settings.spec import container_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_isolation.bridge.start_mode import StartDecision
+    from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.settings.effective import EffectiveSettings
+
+FIRST = 2_000_000
+
+
+@pytest.fixture(autouse=True)
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that can, whatever this one is."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(platform, "release", lambda: "6.1.0")
+
+
+def task(
+    state_dir: Path, cfg: str = "", *, backend: Any = "containerd", author: bool = False, **changes: Any
+) -> tuple[EffectiveSettings, ContainerSpec]:
+    uids = "" if "uid_range" in cfg else f"uid_range = {FIRST}:{2 * 65536}\n"
+    text = f"[container_runtime]\nimage = default:1\nstate_dir = {state_dir}\n{uids}{cfg}\n"
+    settings = resolve(
+        "task",
+        backend,
+        configuration=Ini(text),
+        executor_config={"container": {"image": "authors/own:1"}} if author else None,
+    )
+    return settings, replace(container_spec(settings, argv=()), **changes)
+
+
+def decided(state_dir: Path, *arguments: Any, digest: str = "sha256:a", **more: Any) -> StartDecision:
+    settings, spec = task(state_dir, *arguments, **more)
+    return decide(settings, spec, image_digest=digest)
+
+
+def test_by_default_a_task_is_forked_in_a_user_namespace_of_its_image(tmp_path: Path) -> None:
+    decision = decided(tmp_path)
+    assert (decision.mode, decision.user_namespace) == ("fork", UserNamespace(first=FIRST))
+    assert decision.why == f"in a user namespace of the image's own, uids {FIRST} and up"
+
+
+def test_who_asks_beforehand_gets_the_same_answer_and_changes_nothing(tmp_path: Path) -> None:
+    decision = foresee(*task(tmp_path))
+    assert (decision.mode, decision.user_namespace) == ("fork", None)
+    assert decision.why == f"in a user namespace of the image's own, from the uids {FIRST}:{2 * 65536}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_is_fresh(tmp_path: Path) -> None:
+    decision = decided(tmp_path, "start_mode = fresh")
+    assert (decision.mode, decision.why) == ("fresh", "start_mode says so")
+
+
+def test_only_root_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    decision = decided(tmp_path)
+    assert (decision.mode, decision.why) == (
+        "fresh",
+        "only root may move a forked process into a container's cgroup",
+    )
+
+
+def test_an_old_kernel_can_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: "5.7.19-generic")
+    assert decided(tmp_path).why == "forking into a container needs Linux 5.8"
+
+
+def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], str]]:
+    writable = Mount(source=str(readable), target="/out", read_only=False)
+    return [
+        ("", {"backend": "docker"}, "Docker has no user namespace of a single container"),
+        ("", {"read_only_root": False}, "read_only_root is false, and the image's files would belong to nobody"),
+        ("", {"mounts": (writable,)}, "the volume /out is writable, and its files would change owner"),
+        (
+            "",
+            {"mounts": (Mount(source=str(closed), target="/in"),)},
+            f"{closed} is not readable for others, whom everybody in a user namespace is",
+        ),
+        (
+            "",
+            {"mounts": (Mount(source=str(closed / "gone"), target="/in"),)},
+            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is",
+        ),
+        (
+            "uid_range = none",
+            {},
+            "there is no uid_range, and no entry of the worker's user in /etc/subuid",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_where_a_user_namespace_can_not_be_privilege_is_for_trusted_images_alone(tmp_path: Path, number: int) -> None:
+    readable, closed = tmp_path / "readable", tmp_path / "closed"
+    readable.mkdir(mode=0o755)
+    closed.mkdir(mode=0o700)
+    cfg, changes, why = obstacles(readable, closed)[number]
+    trusted = decided(tmp_path, cfg, **changes)
+    assert (trusted.mode, trusted.user_namespace) == ("fork", None)
+    assert trusted.why == f"with privilege on the host, for a trusted image: {why}"
+    other = decided(tmp_path, cfg, author=True, **changes)
+    assert (other.mode, other.why) == ("fresh", f"{why}, and the image is not among the trusted ones")
+    named = decided(tmp_path, f"{cfg}\n[container_runtime_policy]\ntrusted_images = authors/*", author=True, **changes)
+    assert named.mode == "fork"
+
+
+def test_a_tmpfs_and_a_volume_that_all_may_read_are_no_obstacles(tmp_path: Path) -> None:
+    readable = tmp_path / "readable"
+    readable.mkdir(mode=0o755)
+    file = tmp_path / "file"
+    file.write_text("")
+    file.chmod(0o644)
+    mounts = (
+        Mount(target="/scratch", kind="tmpfs", read_only=False),
+        Mount(source=str(readable), target="/in"),
+        Mount(source=str(file), target="/file"),
+    )
+    assert decided(tmp_path, mounts=mounts).user_namespace == UserNamespace(first=FIRST)
+
+
+def test_when_all_uids_are_given_away_the_reason_is_named(tmp_path: Path) -> None:
+    for digest in ("sha256:a", "sha256:b"):
+        assert decided(tmp_path, digest=digest).user_namespace
+    third = decided(tmp_path, digest="sha256:c")
+    assert third.mode == "fork"
+    assert third.why == (
+        f"with privilege on the host, for a trusted image: All uids of the range {FIRST}:131072 are given to 2 images"
+    )
+    untrusted = decided(tmp_path, digest="sha256:c", author=True)
+    assert (untrusted.mode, "All uids" in untrusted.why) == ("fresh", True)
+    assert decided(tmp_path, digest="sha256:b").user_namespace == UserNamespace(first=FIRST + 65536)
+
+
+def test_a_state_directory_that_can_not_be_read_is_a_reason_and_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "uid-ranges.json").write_text("[]")
+    assert "can't be read or written" in decided(tmp_path, author=True).why
+
+
+@pytest.mark.parametrize("ask", [decide, foresee])
+def test_who_insists_on_fork_is_told_why_not(tmp_path: Path, ask: Any) -> None:
+    settings, spec = task(tmp_path, "start_mode = fork\nuid_range = none", author=True)
+    more = {"image_digest": "sha256:a"} if ask is decide else {}
+    with pytest.raises(SpecRefused, match="start_mode is fork, but this task can't be forked: there is no uid_range"):
+        ask(settings, spec, **more)
+
+
+def test_insisting_is_no_matter_where_it_can_be(tmp_path: Path) -> None:
+    assert decided(tmp_path, "start_mode = fork").mode == "fork"
+
+
+def test_what_was_given_is_kept_in_a_file(tmp_path: Path) -> None:
+    decided(tmp_path)
+    assert json.loads((tmp_path / "uid-ranges.json").read_text()) == {"sha256:a": FIRST}

@@ -1,0 +1,199 @@
+"""Containers that are made ahead of their tasks: used once, by one, or gone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.zygote.at_work.conftest import FORMS, NAMESPACE, Running, until
+
+from airflow_isolation.bridge import spare as spares
+from airflow_isolation.bridge.backstage import Backstage
+from airflow_isolation.bridge.held import held
+from airflow_isolation.bridge.prune import prune
+from airflow_isolation.bridge.workload import launch
+from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.connect import connect
+from airflow_isolation.runtime.interface import ContainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.zygote.at_work.conftest import Task, Worker
+
+    from airflow_isolation.bridge.started_agent import Launch
+    from airflow_isolation.runtime.interface import Container, ContainerRuntime
+
+pytestmark = pytest.mark.root
+
+every_form = pytest.mark.parametrize("form", FORMS, indirect=True)
+
+
+def connected(worker: Worker) -> ContainerRuntime:
+    return connect(
+        worker.backend, socket_path=worker.runtime.info().socket_path, namespace=NAMESPACE, state_dir=worker.state_dir
+    )
+
+
+@pytest.fixture
+def behind(worker: Worker) -> Iterator[Backstage]:
+    backstage = Backstage(connected(worker), state_dir=worker.state_dir)
+    yield backstage
+    worker.end()
+    backstage.close()
+
+
+def run(worker: Worker, behind: Backstage, task: Task, program: str = "", *, wanted: int = 1) -> Running:
+    running = Running(
+        launch(
+            worker.runtime,
+            task.launch,
+            state_dir=worker.state_dir,
+            plan=task.plan,
+            replenish=partial(behind.replenish, wanted=wanted),
+        )
+    )
+    worker.started.append(running)
+    running.send(program)
+    return running
+
+
+def waiting(worker: Worker) -> list[Container]:
+    return list(worker.runtime.list({labels.PURPOSE: "spare"}))
+
+
+def records(worker: Worker) -> list[Path]:
+    return sorted(worker.state_dir.glob("spares/*/*.json"))
+
+
+def beside(worker: Worker, task: Task) -> Launch:
+    """The launch of a task as it is beside its zygote, for which spares are made."""
+    namespace = task.launch.spec.user_namespace
+    assert namespace
+    path = f"/proc/{worker.zygote(task).pid}/ns/user"
+    return replace(task.launch, spec=replace(task.launch.spec, user_namespace=replace(namespace, path=path)))
+
+
+@every_form
+def test_a_task_takes_the_spare_that_was_made_for_it_with_its_labels(worker: Worker, behind: Backstage) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    task = worker.task()
+    second = run(worker, behind, task, "print('in the spare')")
+    assert second.workload.container.id == spare.id
+    assert dict(worker.runtime.get(spare.id).labels) == dict(task.launch.spec.labels)
+    assert spare.id in [container.id for container in worker.runtime.list({labels.PURPOSE: "task"})]
+    assert (second.finish(), second.stdout, second.start_mode) == (0, "in the spare\n", "fork")
+    until(lambda: len(records(worker)) == 1, "the next spare")
+    assert spare.id not in [container.id for container in waiting(worker)]
+
+
+def test_no_more_spares_are_made_than_wanted_and_none_stays(worker: Worker, behind: Backstage) -> None:
+    for _ in range(4):
+        assert run(worker, behind, worker.task(), wanted=2).finish() == 0
+    until(lambda: len(records(worker)) == 2, "two spares")
+    worker.end()
+    behind.close()
+    behind.close()
+    assert (waiting(worker), records(worker)) == ([], [])
+
+
+def test_a_task_that_wants_another_container_gets_its_own(worker: Worker, behind: Backstage) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    other = run(worker, behind, worker.task(cfg="tmp_size = 7Mi"))
+    assert other.finish() == 0
+    assert other.workload.container.id != spare.id
+    assert spare.id in [container.id for container in waiting(worker)]
+
+
+def test_two_claims_never_get_the_same(worker: Worker, behind: Backstage) -> None:
+    task = worker.task()
+    assert run(worker, behind, task).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    like = beside(worker, task)
+    with ExitStack() as first, ExitStack() as second:
+        assert spares.claim(worker.runtime, like, state_dir=worker.state_dir, undo=first)
+        assert spares.claim(worker.runtime, like, state_dir=worker.state_dir, undo=second) is None
+
+
+def test_a_spare_that_has_died_is_passed_over(worker: Worker, behind: Backstage) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    worker.runtime.kill(spare.id)
+    until(lambda: worker.runtime.get(spare.id).state is ContainerState.STOPPED, "its end")
+    second = run(worker, behind, worker.task(), "print('here')")
+    assert (second.finish(), second.stdout, second.start_mode) == (0, "here\n", "fork")
+    assert second.workload.container.id != spare.id
+    assert spare.id not in [container.id for container in worker.runtime.list()]
+
+
+def test_a_spare_that_nobody_wants_ends_and_is_removed(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "SPARE_SECONDS", 1.0)
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    record = spares.make_spare(worker.runtime, beside(worker, task), state_dir=worker.state_dir)
+    until(lambda: worker.runtime.get(record.stem).state is ContainerState.STOPPED, "its end")
+    os.utime(record, (time.time() - 2, time.time() - 2))
+    spares.prune_spares(worker.runtime, state_dir=worker.state_dir)
+    assert (waiting(worker), records(worker)) == ([], [])
+
+
+def test_what_a_claimant_left_that_died_is_pruned(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "CLAIM_SECONDS", 0.0)
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    record = spares.make_spare(worker.runtime, beside(worker, task), state_dir=worker.state_dir)
+    record.rename(record.with_suffix(".claimed"))
+    with held(record.with_suffix("")):
+        spares.prune_spares(worker.runtime, state_dir=worker.state_dir)
+        assert worker.runtime.get(record.stem).state is ContainerState.RUNNING
+    spares.prune_spares(worker.runtime, state_dir=worker.state_dir)
+    assert waiting(worker) == []
+
+
+KILLED = """
+import os, pickle, sys
+from pathlib import Path
+from airflow_isolation.bridge.spare import make_spare
+from airflow_isolation.runtime.connect import connect
+backend, socket_path, namespace, state_dir = sys.argv[1:]
+with connect(backend, socket_path=socket_path, namespace=namespace, state_dir=Path(state_dir)) as runtime:
+    print(make_spare(runtime, pickle.load(sys.stdin.buffer), state_dir=Path(state_dir)), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_spares_of_a_worker_that_was_killed_are_pruned(worker: Worker) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    like = beside(worker, task)
+    # Frozen mappings can't be pickled.
+    plain = replace(like, spec=replace(like.spec, env=dict(like.spec.env), labels={}))
+    arguments = [worker.backend, worker.runtime.info().socket_path, NAMESPACE, str(worker.state_dir)]
+    maker = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        input=pickle.dumps(plain),
+        stdout=subprocess.PIPE,
+        timeout=90,
+        check=False,
+    )
+    assert maker.returncode == -signal.SIGKILL
+    (record,) = records(worker)
+    assert maker.stdout.decode().splitlines()[-1] == str(record)
+    pruned = prune(worker.runtime, state_dir=worker.state_dir)
+    assert [container.id for container in pruned.containers] == [record.stem]
+    until(lambda: not list(worker.state_dir.glob("spares/*/*")), "the files' end")
