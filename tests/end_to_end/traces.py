@@ -47,11 +47,14 @@ def of_containers(found: dict[str, list[str]], ids: set[str]) -> dict[str, list[
 def household(daemon: Daemon, state_dir: Path) -> set[str]:
     """What is meant to be there while no task runs, in the daemon's words: zygotes, and containers for the next tasks."""
     names = {json.loads(record.read_bytes())["container"] for record in state_dir.glob("zygotes/*/record.json")}
-    names |= {record.stem for record in state_dir.glob("spares/*/*.json")}
+    # Those that are being made, too: whether any stays is seen when their makers have ended.
+    names |= {path.stem for path in state_dir.glob("spares/*/*") if path.suffix != ".claimed"}
     if daemon.kind != "docker":
         return {*names, f"{state_dir}/zygotes/"}
-    listed = (line.split() for line in _docker(daemon)["containers"])
-    return {*names, *(id for name, id in listed if name in names), f"{state_dir}/zygotes/"}
+    ids = [id for name, id in (line.split() for line in _docker(daemon)["containers"]) if name in names]
+    merged = "{{.GraphDriver.Data.MergedDir}}"
+    places = daemon.run("docker", "inspect", "--format", merged, *ids).stdout.split() if ids else []
+    return {*names, *ids, *places, f"{state_dir}/zygotes/"}
 
 
 def all_but(found: dict[str, list[str]], ids: set[str]) -> dict[str, list[str]]:

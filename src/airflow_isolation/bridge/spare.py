@@ -172,17 +172,17 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
 def claim_to_remove(runtime: ContainerRuntime, id: str, *, state_dir: Path, dry_run: bool = False) -> bool:
     """Whether a left-over container may be removed: False when it is a spare that a task has just claimed.
 
-    A spare that nobody has claimed is claimed for it, and its files go, unless this is a ``dry_run``.
+    A spare that nobody has claimed is claimed for it, and what lies beside it goes, unless this is a ``dry_run``.
     """
-    places = list((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}.*"))
+    places = list((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}*"))
     if not places:
-        return True  # it was no spare
+        return True  # it never was a spare
+    record = places[0].with_suffix(".json")
     if dry_run:
-        return not any(place.suffix == ".claimed" for place in places)
-    claimed = next((found for place in places if (found := _claimed(place.with_suffix(".json")))), None)
-    if claimed is None:
-        return not any(place.suffix == ".claimed" for place in places)
-    _forget(claimed)
+        return not record.with_suffix(".claimed").exists()
+    if _claimed(record) is None and record.with_suffix(".claimed").exists():
+        return False
+    _forget(record.with_suffix(".claimed"))
     return True
 
 
