@@ -114,7 +114,7 @@ _UNDO_SECONDS = 20.0
 _REMOVE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 # What an ended container has written is read to its end within this, unless a child of it holds its stdout.
-_SETTLE_SECONDS = 1.0
+_SETTLE_SECONDS = 5.0
 _METRICS_AT_ONCE = 25
 _LAYOUTS = 64
 _UNPACK_LEASE = timedelta(hours=1)
