@@ -31,8 +31,8 @@ def main() -> int:
     process = subprocess.Popen(command)
     # Ctrl-C is the whole group's: the command undoes what it did, and is waited for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
-    status = process.wait()
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(process.pid, number))
+    status = reap_until(process.pid)
     if left := gone_within(SETTLE_SECONDS):
         Path(report).write_text("".join(f"{pid} {words(pid)}\n" for pid in left))
         for pid in left:
@@ -40,6 +40,14 @@ def main() -> int:
                 os.kill(pid, signal.SIGKILL)
         gone_within(SETTLE_SECONDS)
     return status if status >= 0 else 128 - status
+
+
+def reap_until(wanted: int) -> int:
+    """Collect orphans as they end, which nobody else does; gives the exit code of the one that is waited for."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == wanted:
+            return os.waitstatus_to_exitcode(status)
 
 
 def gone_within(seconds: float) -> list[int]:
