@@ -89,5 +89,7 @@ def python_of_this_machine() -> dict[str, str]:
     """What a container needs of it: by the directory there, the directory here. Below /tmp the container has its own."""
     # Airflow looks for every provider that is installed, and so for this project, which may be installed in place.
     ours = str(Path(airflow_isolation.__file__).parents[1])
-    same = {place: place for place in ("/lib", "/lib64", "/usr/lib", sys.base_prefix, ours)}
+    # A virtual environment may have its packages elsewhere, and name the place in a .pth file.
+    elsewhere = [place for place in sys.path if Path(place).is_dir() and not place.startswith(sys.prefix)]
+    same = {place: place for place in ("/lib", "/lib64", "/usr/lib", sys.base_prefix, ours, *elsewhere)}
     return {target: os.path.realpath(source) for target, source in {**same, PREFIX: sys.prefix}.items()}
