@@ -25,6 +25,8 @@ from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.oci import load_profile
 from airflow_isolation.runtime.connect import connect
+# What is loaded with its first use could not be found any more by a user who may not enter root's cache.
+import airflow_isolation.runtime.counted, airflow_isolation.runtime.placement
 backend, socket_path, state_dir, namespace, image, uid, gid = sys.argv[1:]
 runtime = connect(backend, socket_path=socket_path, namespace=namespace, state_dir=Path(state_dir))
 runtime.info()
