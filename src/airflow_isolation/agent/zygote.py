@@ -1,7 +1,7 @@
 """A zygote: imports Airflow once, then forks a process into a workload's container for everyone who asks.
 
-It runs in a container of its own, from the same image as the workloads, as process 1 of nothing: it stays in the host's pid
-namespace, because a process can only be put into pid namespaces below its own. It has no network, no volume of a
+It runs in a container of its own, from the same image as the workloads, but in the host's pid namespace,
+because a process can only be put into pid namespaces below its own. It has no network, no volume of a
 user and no secret, and it runs no user code. After its hello the conversation with the worker that started it is
 
 1. worker -> agent   {"zygote": {"user": "airflow", "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,

@@ -32,6 +32,9 @@ MOST_WAITING = 16
 #: Seconds for what has been begun when the process ends.
 CLOSE_SECONDS = 15.0
 
+#: How often it is looked for spares and zygotes that have ended because no task came, in seconds.
+LOOK_EVERY = 30.0
+
 _THREADS = 2
 
 
@@ -47,6 +50,8 @@ class Backstage:
         self._making = 0
         self._spares: dict[Path, float] = {}
         self._closed = False
+        self._ending = threading.Event()
+        self._looking: threading.Thread | None = None
 
     def release(self, release: Callable[[], None]) -> None:
         """Have something that has ended released, by and by; at once when too many wait already."""
@@ -67,16 +72,24 @@ class Backstage:
         prune_when_due(self.runtime, state_dir=self._state_dir)
 
     def replenish(self, like: Launch, *, wanted: int) -> None:
-        """Have spares made for workloads like this one, until there are ``wanted``. Those that are too old are removed."""
+        """Have spares made for workloads like this one, until there are ``wanted``."""
         with self._lock:
             if self._closed or self._making >= wanted:
                 return
             self._making += 1
+            if self._looking is None:
+                self._looking = threading.Thread(target=self._look, name="backstage-look", daemon=True)
+                self._looking.start()
         self._crew.do(lambda: self._replenished(like, wanted))
+
+    def _look(self) -> None:
+        """An ended container keeps its shim and its file system until it is removed, also while no task comes."""
+        while not self._ending.wait(LOOK_EVERY):
+            self._expire(time.monotonic() - SPARE_SECONDS)
+            prune_when_due(self.runtime, state_dir=self._state_dir)
 
     def _replenished(self, like: Launch, wanted: int) -> None:
         try:
-            self._expire(time.monotonic() - SPARE_SECONDS)
             if count_spares(self.runtime, like, state_dir=self._state_dir) < wanted:
                 record = make_spare(self.runtime, like, state_dir=self._state_dir)
                 with self._lock:
@@ -104,6 +117,9 @@ class Backstage:
             if self._closed:
                 return
             self._closed = True
+        self._ending.set()
+        if self._looking is not None:
+            self._looking.join(CLOSE_SECONDS)
         if not self._crew.close(CLOSE_SECONDS):
             log.warning("Not everything could be removed in time; it will be pruned", seconds=CLOSE_SECONDS)
         self._expire(time.monotonic())

@@ -50,10 +50,12 @@ def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:
     path = state_dir / "uid-ranges.json"
     prepare(state_dir)
     try:
+        # The file is replaced as a whole: what is in it can be read by all at once.
+        if (found := _given_from(of, _read(path), image_digest)) is not None:
+            return found
         with locked(state_dir / "uid-ranges.lock", end=time.monotonic() + _LOCK_SECONDS):
             given = _read(path)
-            found = given.get(image_digest)
-            if found is not None and of.first <= found <= of.first + of.count - UIDS_OF_AN_IMAGE:
+            if (found := _given_from(of, given, image_digest)) is not None:
                 return found
             taken = {first for digest, first in given.items() if digest != image_digest}
             for first in range(of.first, of.first + of.count - UIDS_OF_AN_IMAGE + 1, UIDS_OF_AN_IMAGE):
@@ -67,6 +69,11 @@ def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:
         f"All uids of the range {of} are given to {len(taken)} images",
         hint=f"Set uid_range to a larger range; each image needs {UIDS_OF_AN_IMAGE}",
     )
+
+
+def _given_from(of: UidRange, given: dict[str, int], image_digest: str) -> int | None:
+    found = given.get(image_digest)
+    return found if found is not None and of.first <= found <= of.first + of.count - UIDS_OF_AN_IMAGE else None
 
 
 def _read(path: Path) -> dict[str, int]:

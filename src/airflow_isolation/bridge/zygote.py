@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -223,10 +223,9 @@ def failed_lately(directory: Path) -> bool:
 
 def _check_no_recent_failure(directory: Path) -> None:
     failure = directory / _FAILURE
-    with suppress(FileNotFoundError):
-        if time.time() - failure.stat().st_mtime < RETRY_AFTER:
-            raise ZygoteUnavailable(f"no zygote could be started a moment ago: {failure.read_text()}")
-        failure.unlink()
+    if failed_lately(directory):
+        raise ZygoteUnavailable(f"no zygote could be started a moment ago: {failure.read_text()}")
+    failure.unlink(missing_ok=True)
 
 
 def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directory: Path) -> None:
@@ -307,11 +306,11 @@ def fork_into(
     """
     first_id = spec.user_namespace.first if spec.user_namespace else 0
     one = read_process_one(pid, uid_base=first_id)
-    program = _filter(spec)
+    program, flags = _filter(spec, one)
     task = {
         "go": {
             "process": {
-                **one.as_message(seccomp=program, seccomp_flags=_flags(spec, one)),
+                **one.as_message(seccomp=program, seccomp_flags=flags),
                 # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
                 "keyring": f"_ses.{id}",
             },
@@ -342,27 +341,18 @@ def fork_into(
         raise ZygoteUnavailable(f"the zygote could not fork: {error}") from error
 
 
-def _filter(spec: ContainerSpec) -> bytes:
-    """The seccomp filter that the container's runtime has made; empty for none."""
-    resolved = _resolved(spec)
-    return b"" if resolved is None else _compiled(json.dumps(resolved))
-
-
-def _flags(spec: ContainerSpec, one: ProcessOne) -> int:
-    resolved = _resolved(spec)
-    return 0 if resolved is None else filter_flags(resolved, speculation=one.speculation)
-
-
-def _resolved(spec: ContainerSpec) -> dict[str, Any] | None:
+def _filter(spec: ContainerSpec, one: ProcessOne) -> tuple[bytes, int]:
+    """The seccomp filter that the container's runtime has made, empty for none, and the flags to load it with."""
     profile = load_profile(spec.seccomp)
     if profile is None:
-        return None
-    return resolve_profile(
+        return b"", 0
+    resolved = resolve_profile(
         profile,
         architecture=host_architecture(),
         capabilities=spec.capabilities,
         kernel=kernel_version(platform.release()),
     )
+    return _compiled(json.dumps(resolved)), filter_flags(resolved, speculation=one.speculation)
 
 
 @lru_cache(maxsize=16)

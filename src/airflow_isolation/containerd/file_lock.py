@@ -23,15 +23,23 @@ def locked(path: str | os.PathLike[str], *, end: float) -> Iterator[int]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        while True:
-            try:
-                # Of each open file its own, so threads of one process wait for each other too.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise TimeoutError(f"somebody else has held {os.fspath(path)} all the time") from None
-            time.sleep(_PAUSE_SECONDS)
+        lock(descriptor, end=end, what=os.fspath(path))
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, *, end: float, what: str) -> None:
+    """Lock an open file or directory, which is unlocked when it is closed.
+
+    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``; ``what`` names it.
+    """
+    while True:
+        try:
+            # Of each open file its own, so threads of one process wait for each other too.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise TimeoutError(f"somebody else has held {what} all the time") from None
+        time.sleep(_PAUSE_SECONDS)

@@ -43,7 +43,7 @@ READ_AT_IMPORT: Final = (
 #: What entering a container and becoming its user takes; in a user namespace it is worth nothing outside of it.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP"})
 
-#: The zygote forks two processes at a time for each workload.
+#: The zygote forks three processes for each workload, of which two end at once.
 _PIDS: Final = 1024
 
 

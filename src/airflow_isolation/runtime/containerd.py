@@ -6,7 +6,6 @@ collector (so no lease is needed), and lets a later clean-up find what a crash l
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -37,6 +36,7 @@ from airflow_isolation.containerd.api import (
     tasks_pb2,
 )
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
+from airflow_isolation.containerd.file_lock import lock
 from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
 from airflow_isolation.containerd.mount_points import MountPointError, layers_of, make_mount_points
 from airflow_isolation.containerd.payload import LINUX_RESOURCES, SPEC, pack, pack_json
@@ -768,14 +768,10 @@ def _one_at_a_time(directory: Path, seconds: float) -> Iterator[None]:
         yield
         return
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise containerd.DeadlineExceeded(f"somebody else is removing {directory.name}") from None
-                time.sleep(_PAUSE_SECONDS)
+        try:
+            lock(descriptor, end=deadline, what=directory.name)
+        except TimeoutError:
+            raise containerd.DeadlineExceeded(f"somebody else is removing {directory.name}") from None
         yield
     finally:
         os.close(descriptor)

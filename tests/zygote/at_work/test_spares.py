@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.zygote.at_work.conftest import FORMS, NAMESPACE, Running, until
 
+from airflow_isolation.bridge import backstage as backstages
 from airflow_isolation.bridge import spare as spares
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.held import held
@@ -150,6 +151,17 @@ def test_a_spare_that_nobody_wants_ends_and_is_removed(worker: Worker, monkeypat
     os.utime(record, (time.time() - 2, time.time() - 2))
     spares.prune_spares(worker.runtime, state_dir=worker.state_dir)
     assert (waiting(worker), records(worker)) == ([], [])
+
+
+def test_while_no_task_comes_nothing_is_kept_ready(
+    worker: Worker, behind: Backstage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (spares, backstages):
+        monkeypatch.setattr(module, "SPARE_SECONDS", 1.0)
+    monkeypatch.setattr(backstages, "LOOK_EVERY", 0.2)
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: bool(records(worker)), "a spare")
+    until(lambda: not waiting(worker) and not records(worker), "its end, with no task to cause it")
 
 
 def test_what_a_claimant_left_that_died_is_pruned(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
