@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.cgroup2.inside import MIB
 
 from airflow_isolation.cgroups import Hierarchy, Tree, find_hierarchy, find_tree, list_workloads
+from airflow_isolation.container_spec import ContainerSpec
+from airflow_isolation.runtime.labels import PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.conftest import ImageName
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +33,10 @@ def tree(hierarchy: Hierarchy) -> Iterator[Tree]:
     yield tree
     assert list_workloads(tree) == ()
     assert not (tree.mount / "airflow").exists()
+
+
+@pytest.fixture
+def spec(image_name: ImageName) -> ContainerSpec:
+    return ContainerSpec(
+        image=image_name("no-python"), argv=("sleep", "600"), network="none", labels={PURPOSE: "task"}, tmp_size=MIB
+    )

@@ -11,12 +11,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_isolation.cgroups import Tree, find_hierarchy, find_tree, list_workloads
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from airflow_isolation.runtime.interface import ContainerRuntime
 
 MIB = 1024 * 1024
 #: More than any limit of these tests.
 FOREVER = 1024
+
+
+@contextmanager
+def tree_of(runtime: ContainerRuntime) -> Iterator[Tree]:
+    """The tree that a runtime makes of its containers. Afterwards they are removed, and nothing of it may be left."""
+    tree = find_tree(find_hierarchy(Path("/sys/fs/cgroup")), "airflow")
+    yield tree
+    for container in runtime.list():
+        runtime.remove(container.id)
+    assert list_workloads(tree) == ()
+    assert not (tree.mount / "airflow").exists()
 
 
 def inside(cgroup: Path, work: Callable[[], object]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.cgroup2.inside import MIB, until
+from tests.cgroup2.inside import MIB, tree_of, until
 from tests.conftest import running
 
 from airflow_isolation.bridge.ending import Meter
@@ -19,8 +19,6 @@ from airflow_isolation.cgroups import (
     Limit,
     Tree,
     attribute,
-    find_hierarchy,
-    find_tree,
     list_workloads,
     open_cgroup,
     read_statistics,
@@ -32,13 +30,12 @@ from airflow_isolation.container_spec import ContainerSpec, DeviceRates, Resourc
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.runtime.containerd import ContainerdRuntime
 from airflow_isolation.runtime.interface import ContainerState
-from airflow_isolation.runtime.labels import PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.conftest import Daemon, ImageArchive, ImageName
+    from tests.conftest import Daemon, ImageArchive
 
 TASK = "task_execution"
 SECONDS = 120
@@ -67,21 +64,8 @@ def runtime(daemon: Daemon, image_archive: ImageArchive, state_dir: Path) -> Ite
 @pytest.fixture
 def tree(runtime: ContainerdRuntime) -> Iterator[Tree]:
     """As the runtime makes it. After a test nothing of it may be left."""
-    from pathlib import Path
-
-    tree = find_tree(find_hierarchy(Path("/sys/fs/cgroup")), "airflow")
-    yield tree
-    for container in runtime.list():
-        runtime.remove(container.id)
-    assert list_workloads(tree) == ()
-    assert not (tree.mount / "airflow").exists()
-
-
-@pytest.fixture
-def spec(image_name: ImageName) -> ContainerSpec:
-    return ContainerSpec(
-        image=image_name("no-python"), argv=("sleep", "600"), network="none", labels={PURPOSE: "task"}, tmp_size=MIB
-    )
+    with tree_of(runtime) as tree:
+        yield tree
 
 
 def test_limits_are_in_our_directory_and_the_container_is_below_it(

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.cgroup2.inside import MIB, until
+from tests.cgroup2.inside import MIB, tree_of, until
 from tests.conftest import running
 
 from airflow_isolation.bridge.ending import Meter
-from airflow_isolation.cgroups import Limit, Tree, find_hierarchy, find_tree, list_workloads
+from airflow_isolation.cgroups import Limit, Tree, list_workloads
 from airflow_isolation.container_spec import ContainerSpec, Resources
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.runtime.containerd import ContainerdRuntime
 from airflow_isolation.runtime.docker import DockerRuntime
-from airflow_isolation.runtime.labels import PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import Daemon, ImageArchive, ImageName
+    from tests.conftest import Daemon, ImageArchive
 
     from airflow_isolation.bridge.ending import Ending
     from airflow_isolation.runtime.interface import ContainerRuntime, Stats
@@ -51,19 +50,8 @@ def docker(
 @pytest.fixture
 def tree(docker: DockerRuntime) -> Iterator[Tree]:
     """As the runtime makes it. After a test nothing of it may be left."""
-    tree = find_tree(find_hierarchy(Path("/sys/fs/cgroup")), "airflow")
-    yield tree
-    for container in docker.list():
-        docker.remove(container.id)
-    assert list_workloads(tree) == ()
-    assert not (tree.mount / "airflow").exists()
-
-
-@pytest.fixture
-def spec(image_name: ImageName) -> ContainerSpec:
-    return ContainerSpec(
-        image=image_name("no-python"), argv=("sleep", "600"), network="none", labels={PURPOSE: "task"}, tmp_size=MIB
-    )
+    with tree_of(docker) as tree:
+        yield tree
 
 
 def test_limits_are_in_our_directory_and_change_there(docker: DockerRuntime, tree: Tree, spec: ContainerSpec) -> None:

@@ -85,8 +85,11 @@ class Backstage:
     def _look(self) -> None:
         """An ended container keeps its shim and its file system until it is removed, also while no task comes."""
         while not self._ending.wait(LOOK_EVERY):
-            self._expire(time.monotonic() - SPARE_SECONDS)
-            prune_when_due(self.runtime, state_dir=self._state_dir)
+            self._crew.do(self._tidy_up)
+
+    def _tidy_up(self) -> None:
+        self._expire(time.monotonic() - SPARE_SECONDS)
+        prune_when_due(self.runtime, state_dir=self._state_dir)
 
     def _replenished(self, like: Launch, wanted: int) -> None:
         try:
