@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from airflow_isolation.runtime.docker import DockerRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import Daemon, ImageArchive
 
