@@ -31,11 +31,8 @@ What else may come in the place of 1:
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import selectors
-import signal
-import socket
+import select
 import sys
 import time
 
@@ -46,11 +43,18 @@ LOGS_DESCRIPTOR = 3
 #: How long process 1 stays after its last word, for a worker that neither listens nor ends.
 FAREWELL_SECONDS = 10.0
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
 TYPE_CHECKING = False  # importing it from typing would cost every container a few milliseconds
 if TYPE_CHECKING:
+    import signal
+    import socket
     from typing import Any, NoReturn
+else:
+    # Every container pays for what is imported here. These are what the modules of their names are made of, which bring
+    # enum, re and selectors with them, half of this process's life before its hello.
+    import _signal as signal
+    import _socket as socket
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def installed_version(distribution: str) -> str | None:
@@ -80,28 +84,28 @@ def converse(address: str) -> int:
     """Talk to the worker; gives the exit code for process 1 (128+n after signal n)."""
     worker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker.connect(address)
-    worker.send(json.dumps({"hello": hello()}).encode())
+    say(worker, {"hello": hello()})
     while True:
-        with worker:
-            message, descriptors = receive_work(worker)
-            if message is None:
-                return 0  # the worker did not want us, or is gone: nothing has been started
-            code: int
-            if "serve" in message:
-                import parse_server  # type: ignore[import-not-found]  # it lies beside this file
+        message, descriptors = receive_work(worker)
+        if message is None:
+            return 0  # the worker did not want us, or is gone: nothing has been started
+        code: int
+        if "serve" in message:
+            import parse_server  # type: ignore[import-not-found]  # it lies beside this file
 
-                code = parse_server.serve(worker, message["serve"])
-                return code
-            if "zygote" in message:
-                import zygote  # type: ignore[import-not-found]
+            code = parse_server.serve(worker, message["serve"])
+            return code
+        if "zygote" in message:
+            import zygote  # type: ignore[import-not-found]
 
-                zygote.become_zygote(worker, message["zygote"], descriptors[0])
-            if "adopt" in message:
-                return adopt(worker, message["adopt"])
-            if "start" in message:
-                return run_one(worker, message["start"], descriptors)
-            discard_standard_streams()
-            claimant = await_claim(descriptors[0], message["await"]["seconds"])
+            zygote.become_zygote(worker, message["zygote"], descriptors[0])
+        if "adopt" in message:
+            return adopt(worker, message["adopt"])
+        if "start" in message:
+            return run_one(worker, message["start"], descriptors)
+        discard_standard_streams()
+        worker.close()
+        claimant = await_claim(descriptors[0], message["await"]["seconds"])
         if claimant is None:
             return 0
         worker = claimant
@@ -109,23 +113,31 @@ def converse(address: str) -> int:
 
 def await_claim(listening: int, seconds: float) -> socket.socket | None:
     """The worker that wants this container; None when nobody did in time."""
-    with socket.socket(fileno=listening) as listener:
-        listener.settimeout(seconds)
-        try:
-            return listener.accept()[0]
-        except OSError:
-            return None
+    listener = socket.socket(fileno=listening)
+    listener.settimeout(seconds)
+    try:
+        # All that there is of accept() without the module `socket`.
+        descriptor, _ = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    except OSError:
+        return None
+    finally:
+        listener.close()
+    return socket.socket(fileno=descriptor)
 
 
 def receive_work(worker: socket.socket, most: int = 4) -> tuple[dict[str, Any] | None, list[int]]:
     """The next message, which may bring descriptors; None when the worker is gone."""
     try:
-        packet, descriptors, _, _ = socket.recv_fds(worker, PACKET_LIMIT, most)
+        packet, ancillary, _, _ = worker.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(most * 4), socket.MSG_CMSG_CLOEXEC)
     except OSError:
         return None, []
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # recv_fds drops its flags argument, MSG_CMSG_CLOEXEC with it
-    return (json.loads(packet) if packet else None), descriptors
+    descriptors = [
+        int.from_bytes(data[first : first + 4], sys.byteorder)
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for first in range(0, len(data) - 3, 4)
+    ]
+    return (from_json(packet) if packet else None), descriptors
 
 
 def run_one(worker: socket.socket, start: dict[str, Any], descriptors: list[int]) -> int:
@@ -176,9 +188,56 @@ def how_it_ended(status: int) -> dict[str, int]:
 
 def say(worker: socket.socket, message: dict[str, Any]) -> None:
     try:
-        worker.send(json.dumps(message).encode())
+        worker.send(as_json(message).encode())
     except OSError:
         pass  # the worker is gone; nobody is left to tell
+
+
+class Plain:
+    """How JSON is read: numbers, texts, lists and dicts, as the module `json` does it."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+
+
+def from_json(packet: bytes) -> Any:
+    """What a worker has said.
+
+    :raises ValueError: it is not JSON.
+    """
+    try:
+        from _json import make_scanner
+    except ImportError:  # another Python than CPython
+        import json
+
+        return json.loads(packet)
+    try:
+        return make_scanner(Plain())(packet.decode(), 0)[0]  # type: ignore[arg-type]  # it wants no more than these
+    except StopIteration:
+        raise ValueError(f"not JSON: {packet!r:.100}") from None
+
+
+def as_json(value: Any) -> str:
+    """JSON of dicts, texts, whole numbers and None."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_json(name)}: {as_json(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, str):
+        return text_as_json(value)
+    return "null" if value is None else str(int(value))
+
+
+def text_as_json(text: str) -> str:
+    try:
+        from _json import encode_basestring_ascii
+    except ImportError:
+        import json
+
+        return json.dumps(text)
+    return str(encode_basestring_ascii(text))
 
 
 def listen_to_signals() -> int:
@@ -224,30 +283,30 @@ def discard_standard_streams() -> None:
 def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
     """Wait for the child; gives its wait status. Ends at the latest one grace period after the worker is gone."""
     deadline: float | None = None
-    with selectors.DefaultSelector() as selector:
-        selector.register(worker, selectors.EVENT_READ)
-        selector.register(wakeups, selectors.EVENT_READ)
-        while True:
-            status = reap(child)
-            if status is not None:
-                return status
-            if deadline is not None and time.monotonic() >= deadline:
-                signal_group(child, signal.SIGKILL)
-                return os.waitpid(child, 0)[1]
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            for key, _ in selector.select(wait):
-                if key.fd == wakeups:
-                    for number in os.read(wakeups, 512):
-                        if number != signal.SIGCHLD:
-                            signal_group(child, number)
-                    continue
-                message = receive(worker)
-                if message is None:
-                    selector.unregister(worker)
-                    deadline = time.monotonic() + grace
-                    signal_group(child, signal.SIGTERM)
-                elif "signal" in message:
-                    signal_group(child, message["signal"])
+    poll = select.poll()
+    poll.register(worker, select.POLLIN)
+    poll.register(wakeups, select.POLLIN)
+    while True:
+        status = reap(child)
+        if status is not None:
+            return status
+        if deadline is not None and time.monotonic() >= deadline:
+            signal_group(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        for descriptor, _ in poll.poll(wait):
+            if descriptor == wakeups:
+                for number in os.read(wakeups, 512):
+                    if number != signal.SIGCHLD:
+                        signal_group(child, number)
+                continue
+            message = receive(worker)
+            if message is None:
+                poll.unregister(worker)
+                deadline = time.monotonic() + grace
+                signal_group(child, signal.SIGTERM)
+            elif "signal" in message:
+                signal_group(child, message["signal"])
 
 
 def receive(worker: socket.socket) -> dict[str, Any] | None:
@@ -256,7 +315,7 @@ def receive(worker: socket.socket) -> dict[str, Any] | None:
         packet = worker.recv(PACKET_LIMIT)
     except OSError:
         return None
-    message: dict[str, Any] | None = json.loads(packet) if packet else None
+    message: dict[str, Any] | None = from_json(packet) if packet else None
     return message
 
 
@@ -310,6 +369,8 @@ def keep_segfaults_deadly() -> None:
 
     Airflow's importer of DAG files installs such a handler and leaves it; the process then spins instead of dying.
     """
+    import signal
+
     install = signal.signal
 
     def install_unless_segfault(signalnum: Any, handler: Any) -> Any:
@@ -326,13 +387,15 @@ def run(purpose: str) -> NoReturn:
 
 
 def enter_airflow(purpose: str) -> NoReturn:
+    from socket import socket
+
     from airflow.sdk.execution_time.supervisor import _fork_main
 
     if purpose == "task":
         from airflow.sdk.execution_time.supervisor import _subprocess_main as target
     else:
         from airflow.dag_processing.processor import _parse_file_entrypoint as target
-    requests, stdout, stderr = (socket.socket(fileno=number) for number in range(3))
+    requests, stdout, stderr = (socket(fileno=number) for number in range(3))
     _fork_main(requests, stdout, stderr, LOGS_DESCRIPTOR, target)
 
 

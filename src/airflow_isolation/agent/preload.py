@@ -24,12 +24,19 @@ OURS = ("agent", "preload", "parse_server", "zygote", "entry")
 
 #: What nearly every parse and every task imports while it runs, 0.1 s of CPU; here it costs once. Not every image has all.
 USUAL = (
+    "airflow.dag_processing.bundles.local",
     "airflow.models.serialized_dag",
     "airflow.providers.standard.operators.bash",
     "airflow.providers.standard.operators.empty",
     "airflow.providers.standard.operators.python",
     "airflow.providers.standard.operators.trigger_dagrun",
     "airflow.providers.standard.sensors.external_task",
+    "airflow.sdk._shared.logging.factory",
+    "airflow.sdk._shared.logging.remote",
+    "airflow.version",
+    "encodings.idna",
+    "jinja2.ext",
+    "setproctitle",
 )
 
 

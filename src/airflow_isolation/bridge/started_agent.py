@@ -60,6 +60,8 @@ class Launch:
         environment: for the workload's process alone; it is not in the container's record.
         airflow: the worker's version of Airflow; the image must have the same minor.
         start_timeout: seconds from start to hello.
+        is_known: the image has this Airflow, as its zygote has said. Process 1 need not look for it then, nor for what
+            lies in site-packages, which halves the time until its hello.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Launch:
     airflow: str
     python: str = "python3"
     start_timeout: float = 60.0
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> Non
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
     return replace(
         what.spec,
-        argv=(what.python, f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
+        argv=(what.python, *(("-S",) if what.is_known else ()), f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
         mounts=(*what.spec.mounts, Mount(source=str(directory.resolve()), target=agent.DIRECTORY)),
     )
 
@@ -165,6 +168,8 @@ def _check_versions(hello: Hello, what: Launch) -> None:
     image = what.spec.image
     if hello.agent != agent.VERSION:
         raise ContainerFailed(f"The agent in the container has version {hello.agent}, not {agent.VERSION}")
+    if what.is_known:
+        return
     if hello.airflow is None:
         raise ImageInvalid(
             f"Image {image} has no Airflow that its {what.python} (Python {hello.python}) could import",

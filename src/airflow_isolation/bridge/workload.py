@@ -283,11 +283,11 @@ def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: Exi
 
 
 def _beside(what: Launch, zygote: zygote.Zygote) -> Launch:
-    """A workload in its zygote's user namespace, where that has one of its own."""
+    """A workload of an image whose Airflow has been found, in its zygote's user namespace, where that has one of its own."""
     namespace = what.spec.user_namespace
-    if namespace is None:
-        return what
-    return replace(what, spec=replace(what.spec, user_namespace=replace(namespace, path=f"/proc/{zygote.pid}/ns/user")))
+    if namespace is not None:
+        namespace = replace(namespace, path=f"/proc/{zygote.pid}/ns/user")
+    return replace(what, is_known=True, spec=replace(what.spec, user_namespace=namespace))
 
 
 def _forked(

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -30,7 +30,7 @@ from airflow_isolation.cgroups.join import join_cgroups_of
 from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.errors import ContainerRuntimeError, IsolationError
 from airflow_isolation.oci.host import host_architecture, kernel_version
-from airflow_isolation.oci.seccomp import load_profile, resolve_profile
+from airflow_isolation.oci.seccomp import DEFAULT, load_profile, resolve_profile
 from airflow_isolation.oci.seccomp_filter import compile_filter, filter_flags
 from airflow_isolation.runtime import labels
 
@@ -346,13 +346,27 @@ def _filter(spec: ContainerSpec, one: ProcessOne) -> tuple[bytes, int]:
     profile = load_profile(spec.seccomp)
     if profile is None:
         return b"", 0
-    resolved = resolve_profile(
+    resolved = _resolved(profile, spec.capabilities)
+    return _compiled(json.dumps(resolved)), filter_flags(resolved, speculation=one.speculation)
+
+
+def compile_default_filter() -> None:
+    """Make the filter of a container that asks for nothing special ready, for this process and those that it forks.
+
+    :raises IsolationError: it can't be made.
+    """
+    profile = load_profile(DEFAULT)
+    if profile is not None:
+        _compiled(json.dumps(_resolved(profile, frozenset())))
+
+
+def _resolved(profile: Mapping[str, Any], capabilities: frozenset[str]) -> dict[str, Any]:
+    return resolve_profile(
         profile,
         architecture=host_architecture(),
-        capabilities=spec.capabilities,
+        capabilities=capabilities,
         kernel=kernel_version(platform.release()),
     )
-    return _compiled(json.dumps(resolved)), filter_flags(resolved, speculation=one.speculation)
 
 
 @lru_cache(maxsize=16)

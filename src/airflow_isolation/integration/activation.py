@@ -57,12 +57,14 @@ def _run_tasks_in_containers(backend: Backend) -> None:
         return ContainerCoordinator(backend=backend)
 
     def prepare(_: ModuleType) -> None:
-        # Finds out at start what would otherwise fail every task, and imports once what every worker would import.
+        # Finds out at start what would otherwise fail every task, and does once what every worker would do.
         try:
             container_coordinator()
         except IsolationError as error:
             raise SystemExit(str(error)) from error
-        importlib.import_module(f"airflow_isolation.runtime.{backend}")
+        from airflow_isolation.integration.before_forks import prepare_workers
+
+        prepare_workers(backend)
 
     def route(coordinators: ModuleType) -> None:
         routing.route_every_queue(coordinators, container_coordinator)

@@ -535,7 +535,7 @@ class ContainerdRuntime(ContainerRuntime):
         return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
 
     def _unpacked(self, reference: str, *, hint: str = "") -> Image:
-        image, layout = self._found(reference, hint=hint)
+        image, layout = self._found(reference, hint=hint, seen_before=True)
         with self._translated(f"unpack the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
             client = self._connected()
             if not is_unpacked(client, layout, self._snapshotter):
