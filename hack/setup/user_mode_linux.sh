@@ -1,8 +1,18 @@
-# User-mode Linux: a kernel with unified cgroup v2 that runs as ordinary processes.
+# User-mode Linux, a kernel with unified cgroup v2 that runs as ordinary processes, and systemd to be process 1 on it.
 # shellcheck shell=bash
 
 # user_mode_linux_directory: prints the directory into which the kernel and its modules are unpacked.
 user_mode_linux_directory() {
     need_command unshare=util-linux
     unpacked user-mode-linux bookworm:user-mode-linux
+}
+
+# systemd_directory: prints the directory into which systemd and the libraries that it is linked to are unpacked.
+systemd_directory() {
+    local packages=(
+        systemd libsystemd-shared libacl1 libapparmor1 libaudit1 libblkid1 libcap-ng0 libcap2 libcrypt1 libgcrypt20
+        libgpg-error0 libip4tc2 libkmod2 liblz4-1 liblzma5 libmount1 libpam0g libpcre2-8-0 libseccomp2 libselinux1 libssl3
+        libzstd1
+    )
+    unpacked systemd "${packages[@]/#/bookworm:}"
 }

@@ -1,7 +1,8 @@
 """The first process of the guest: makes a system out of the host's files, runs one command in it, and halts.
 
 Runs as process 1 of User-mode Linux; hack/v2 starts it with the path of a JSON file. The host's files are the lower
-layer of an overlay whose upper layer is memory, so whatever the command does to them is gone with the guest.
+layer of an overlay whose upper layer is memory, so whatever the command does to them is gone with the guest. Where systemd
+is to be process 1, this becomes systemd once the system is made, and starts again in a unit of it for the rest.
 Standard library only.
 """
 
@@ -11,6 +12,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -21,13 +23,27 @@ import traceback
 import tty
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # linux/mount.h, linux/reboot.h, and the system calls of x86-64, for which alone Debian builds User-mode Linux
 MS_NOSUID, MS_NODEV, MNT_DETACH = 0x2, 0x4, 0x2
 RB_POWER_OFF = 0x4321FEDC
 SIOCSIFFLAGS = 0x8914  # linux/sockios.h
 SYS_PIVOT_ROOT, SYS_FINIT_MODULE = 155, 313
+#: Nothing is ordered before or after it, and nothing needed; when it can't even be started, the guest is to halt.
+UNIT = """\
+[Unit]
+DefaultDependencies=no
+FailureAction=poweroff-immediate
+SuccessAction=poweroff-immediate
+
+[Service]
+ExecStart=/bin/sh /run/guest/start
+StandardInput=null
+StandardOutput=null
+"""
+# Where systemd puts what it is told while it runs, and nothing of the host's.
+UNITS = "/run/systemd/system.control:/run/systemd/transient:/run/guest"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,10 +60,13 @@ def carry_out(path: Path) -> None:
     order = json.loads(path.read_text())
     outcome: dict[str, Any] = {"status": None, "error": ""}
     try:
-        make_root(order)
+        if os.getpid() == 1:
+            make_root(order)
+            loopback_up()
+            if order["systemd"]:
+                become_systemd(Path(order["systemd"]), path)
         # It holds an environment, which nobody needs there any longer.
         path.unlink()
-        loopback_up()
         outcome["status"] = run(order)
     except Exception:  # noqa: BLE001 -- whatever it is, the host is to hear of it
         outcome["error"] = traceback.format_exc()
@@ -76,10 +95,41 @@ def make_root(order: dict[str, Any]) -> None:
         mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     for name, target in {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
         Path("/dev", name).symlink_to(f"/proc/self/{target}")
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+    if not order["systemd"]:  # which mounts it itself
+        mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
     # Its own mount of the host's directory, and so writable, where the root is not.
     for directory in (order["exchange"], *order["writable"]):
         mount("hostfs", directory, "hostfs", MS_NOSUID | MS_NODEV, directory)
+
+
+def become_systemd(unpacked: Path, order: Path) -> NoReturn:
+    """Its one unit goes on from here, as another process."""
+    Path("/run/guest").mkdir()
+    Path("/run/guest/guest.service").write_text(UNIT)
+    again = [sys.executable, "-I", "-S", "-B", str(Path(__file__).resolve()), str(order)]
+    Path("/run/guest/start").write_text(f"exec {shlex.join(again)}\n")
+    library = unpacked / "usr/lib/x86_64-linux-gnu"
+    libraries = f"{library}:{library}/systemd:{unpacked}/lib/x86_64-linux-gnu"
+    # Whether the host has one or not, and of whichever release.
+    systemctl = Path("/usr/bin/systemctl")
+    systemctl.unlink(missing_ok=True)
+    systemctl.write_text(
+        f'#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(libraries)} exec {shlex.quote(f"{unpacked}/bin/systemctl")} "$@"\n'
+    )
+    systemctl.chmod(0o755)
+    os.execve(
+        unpacked / "lib/systemd/systemd",
+        ["systemd", "--unit=guest.service", "--log-target=console", "--log-level=notice", "--show-status=no"],
+        {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            # Not for its units: they don't inherit it.
+            "LD_LIBRARY_PATH": libraries,
+            "SYSTEMD_UNIT_PATH": UNITS,
+            # There are none.
+            "SYSTEMD_GENERATOR_PATH": "/run/guest",
+            "SYSTEMD_ENVIRONMENT_GENERATOR_PATH": "/run/guest",
+        },
+    )
 
 
 def run(order: dict[str, Any]) -> int:

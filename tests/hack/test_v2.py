@@ -80,6 +80,13 @@ def test_a_command_that_a_signal_ended_or_that_can_not_run(
     assert v2(*command).returncode == status
 
 
+def test_systemd_is_process_1_and_has_the_cgroups_and_a_command_is_as_without_it(directory: Path) -> None:
+    look = "cat /proc/1/comm /proc/self/cgroup; systemctl is-active guest.service; echo apart >&2; kill -SEGV $$"
+    done = v2("--systemd", "sh", "-c", look)
+    assert done.stdout.split() == [b"systemd", b"0::/system.slice/guest.service", b"active"]
+    assert (done.returncode, done.stderr) == (128 + 11, b"apart\n")
+
+
 def test_environment_and_working_directory_are_passed_on(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,8 +51,9 @@ from airflow_isolation.cgroups.memory import Memory, MemoryEvents, MemoryStat, t
 from airflow_isolation.cgroups.out_of_memory import Limit, MemorySample, OutOfMemory, attribute, take_sample
 from airflow_isolation.cgroups.pids import Pids, PidsStat
 from airflow_isolation.cgroups.pressure import Pressure, Stall
-from airflow_isolation.cgroups.slices import slice_name, slice_path
+from airflow_isolation.cgroups.slices import slice_below, slice_name, slice_path
 from airflow_isolation.cgroups.statistics import PressureStat, Statistics, read_statistics
+from airflow_isolation.cgroups.systemd import check_reach, limit_slice, limits_of_slice
 from airflow_isolation.cgroups.tree import (
     LEAF,
     OTHERS,
@@ -118,12 +119,15 @@ __all__ = [
     "change_of",
     "check_budget",
     "check_limits",
+    "check_reach",
     "counters_at",
     "counters_of_process",
     "find_hierarchy",
     "find_mounts",
     "find_tree",
+    "limit_slice",
     "limits_of",
+    "limits_of_slice",
     "list_workloads",
     "make_workload",
     "open_cgroup",
@@ -134,6 +138,7 @@ __all__ = [
     "remove_abandoned",
     "remove_workload",
     "set_limits",
+    "slice_below",
     "slice_name",
     "slice_path",
     "take_sample",

@@ -7,14 +7,15 @@ has counted can be read as long as the directory exists, also when nobody is lef
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.cgroups import memory, pids, v1
 from airflow_isolation.cgroups.directory import Cgroup, flat_keyed, open_directory
-from airflow_isolation.cgroups.errors import CgroupError
+from airflow_isolation.cgroups.errors import CgroupError, CgroupGone
 from airflow_isolation.cgroups.hierarchy import mounts
+from airflow_isolation.cgroups.kernel_log import read_victims
 from airflow_isolation.cgroups.out_of_memory import MemorySample, take_sample
 from airflow_isolation.cgroups.statistics import Statistics, read_statistics
 from airflow_isolation.cgroups.tree import Tree, directory_around
@@ -81,6 +82,7 @@ class Counters:
         """
         self._cgroups = dict(cgroups)
         self._tree = tree
+        self._last_sample: MemorySample | None = None
 
     def __bool__(self) -> bool:
         return bool(self._cgroups)
@@ -114,13 +116,17 @@ class Counters:
         try:
             unified, held = self._cgroups.get(UNIFIED), self._cgroups.get("memory")
             if unified and self._tree:
-                return take_sample(unified, self._tree)
+                self._last_sample = take_sample(unified, self._tree)
+                return self._last_sample
             now = memory.stat(unified) if unified else v1.memory_stat(held) if held else None
+        except CgroupGone:
+            return self._sample_of_the_kernels_log()
         except (CgroupError, OSError, ValueError):
             return None
         if now is None:
             return None
-        return MemorySample(events=now.events, peak=now.peak, limit=now.limit, oom_group=False)
+        self._last_sample = MemorySample(events=now.events, peak=now.peak, limit=now.limit, oom_group=False)
+        return self._last_sample
 
     def close(self) -> None:
         """May be called twice."""
@@ -134,6 +140,19 @@ class Counters:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _sample_of_the_kernels_log(self) -> MemorySample | None:
+        """A scope goes as soon as nobody is in it, and its counters with it: who was killed, the log still knows.
+
+        None when it knows of nobody. The peak is not known: what was last seen is too old.
+        """
+        last, name = self._last_sample, self.name
+        victims = read_victims(name) if last is not None and name else ()
+        if last is None or not victims:
+            return None
+        own = sum((victim.limit or "").endswith(f"/{name}") for victim in victims)
+        events = replace(last.events, oom=max(last.events.oom, own), oom_kill=max(last.events.oom_kill, len(victims)))
+        return replace(last, events=events, peak=None)
 
     def _read_v1(self) -> Statistics | None:
         held = self._cgroups

@@ -23,6 +23,9 @@ _SUMMARY = re.compile(
     r"(?:global_oom|oom_memcg=(?P<limit>\S*?)),task_memcg=(?P<cgroup>\S*?),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+"
 )
 
+# Unprintable bytes, and the backslash itself, which is in the names of slices (kernel/printk, msg_print_ext_body).
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
@@ -55,9 +58,13 @@ def parse_victims(records: Iterable[str]) -> Iterator[Victim]:
             yield Victim(
                 name=found["name"].strip(),
                 pid=int(found["pid"]),
-                cgroup=found["cgroup"],
-                limit=found["limit"],
+                cgroup=_unescaped(found["cgroup"]),
+                limit=found["limit"] and _unescaped(found["limit"]),
             )
+
+
+def _unescaped(path: str) -> str:
+    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), path.encode()).decode(errors="replace")
 
 
 def _records(log: Path) -> Iterator[str]:

@@ -34,6 +34,15 @@ def slice_name(path: str) -> str:
     return "-".join(_escaped(name) for name in names) + SUFFIX
 
 
+def slice_below(slice: str, name: str) -> str:
+    """The slice ``name`` in another one.
+
+    >>> slice_below("airflow.slice", "task_execution")
+    'airflow-task_execution.slice'
+    """
+    return f"{slice.removesuffix(SUFFIX)}-{_escaped(name)}{SUFFIX}"
+
+
 def slice_path(name: str) -> str:
     """The path of a slice below the cgroup mount.
 

@@ -23,6 +23,7 @@ from airflow_isolation.cgroups import processes
 from airflow_isolation.cgroups.directory import SUBTREE_CONTROL, Cgroup, open_cgroup
 from airflow_isolation.cgroups.errors import CgroupBusy, CgroupError, CgroupGone, ControllerMissing, ValueRefused
 from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, check_limits, set_limits
+from airflow_isolation.cgroups.slices import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -67,12 +68,16 @@ class Tree:
 def directory_around(leaf: str) -> tuple[str, str] | None:
     """The tree's root and the workload's directory around the cgroup of a runtime; None when it isn't in a tree of ours.
 
-    containerd names it as we tell it to, dockerd by an id of its own.
+    containerd names it as we tell it to, dockerd by an id of its own. In a slice of ours it is the runtime's own.
 
     >>> directory_around("airflow/task_execution/w1/container")
     ('airflow', 'airflow/task_execution/w1')
+    >>> directory_around("airflow.slice/airflow-task_execution.slice/docker-1f.scope")
+    ('airflow.slice', 'airflow.slice/airflow-task_execution.slice/docker-1f.scope')
     """
     parts = leaf.split("/")
+    if len(parts) > 2 and parts[-2].endswith(SUFFIX) and parts[-2].removesuffix(SUFFIX).rpartition("-")[2] in LEVELS:
+        return "/".join(parts[:-2]), leaf
     if len(parts) < 4 or not (parts[-1] == LEAF or parts[-3] in LEVELS):
         return None
     return "/".join(parts[:-3]), "/".join(parts[:-1])

@@ -70,7 +70,13 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
-from airflow_isolation.runtime.placement import Placement, Placements, check_cgroup, refuse_what_needs_v2
+from airflow_isolation.runtime.placement import (
+    Placement,
+    Placements,
+    check_cgroup,
+    refuse_what_needs_v2,
+    scope_path,
+)
 from airflow_isolation.runtime.reachability import peer_pid, unreachable
 from airflow_isolation.runtime.relabelled import Relabelled
 from airflow_isolation.runtime.words import start_hint
@@ -89,6 +95,7 @@ logger = logging.getLogger(__name__)
 
 # The methods have parameters of the module's name.
 KILL = signal.SIGKILL
+SLICE = ".slice"
 
 _STATES = {
     "created": ContainerState.CREATED,
@@ -278,9 +285,14 @@ class DockerRuntime(ContainerRuntime):
             api.start(container["Id"])
             pid = int(api.inspect_container(container["Id"])["State"]["Pid"])
         parent = container["HostConfig"]["CgroupParent"]
-        if pid and self._placements.is_ours(id, f"{parent}/{LEAF}"):
+        expected = ""
+        if self._placements.is_ours(id, f"{parent}/{LEAF}"):
+            expected = f"{parent}/{container['Id']}"
+        elif parent.endswith(SLICE):
+            expected = scope_path(parent, container["Id"])
+        if pid and expected:
             try:
-                check_cgroup(pid, f"{parent}/{container['Id']}")
+                check_cgroup(pid, expected)
             except ContainerFailed:
                 self.kill(id)
                 raise
@@ -312,6 +324,8 @@ class DockerRuntime(ContainerRuntime):
         check_not_ended(_container(container))
         if self._placements.update(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", resources):
             return
+        if (parent := container["HostConfig"]["CgroupParent"]).endswith(SLICE) and self._host.cgroup_v2:
+            self._placements.check_slice_budget(parent, resources)
         limits = docker_limits(resources, self._host)
         if self._host.cgroup_v2:
             check_in_use(id, resources, self.stats([id]).get(id))
@@ -464,6 +478,10 @@ class DockerRuntime(ContainerRuntime):
             placement = self._placements.plan(id, spec, parent or self._namespace)
             if placement.tree is not None:
                 return placement, f"/{placement.tree.workload(placement.level, id)}"
+        elif (driver, version) == ("systemd", "2"):
+            reason = _driver_refusal(driver, version)
+            placement = self._placements.plan_slice(id, spec, parent or self._namespace, reason)
+            return placement, placement.slice
         else:
             refuse_what_needs_v2(
                 spec.resources, _driver_refusal(driver, version), v1=not self._host.cgroup_v2, budget=spec.budget

@@ -34,15 +34,21 @@ from airflow_isolation.cgroups import (
     change_of,
     check_budget,
     check_limits,
+    check_reach,
     find_hierarchy,
     find_tree,
+    limit_slice,
     limits_of,
+    limits_of_slice,
     make_workload,
     open_cgroup,
     read_limits,
     read_statistics,
     remove_abandoned,
     remove_workload,
+    slice_below,
+    slice_name,
+    slice_path,
 )
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.errors import ContainerFailed, ContainerNotFound, ContainerRuntimeError, SpecRefused
@@ -69,12 +75,16 @@ _RUNTIME_PLACED_IT = CgroupError(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """``cgroups_path`` is for the runtime-spec, and so are ``resources``; where ``tree`` is set, limits are ours to write."""
+    """``cgroups_path`` is for the runtime-spec, and so are ``resources``; where ``tree`` is set, limits are ours to write.
+
+    ``slice``: where systemd has the purpose's level, the name of its slice.
+    """
 
     id: str
     cgroups_path: str
     resources: Resources
     tree: Tree | None = None
+    slice: str = ""
     level: str = ""
     limits: Limits = NO_LIMITS
     budget: Limits = NO_LIMITS
@@ -115,13 +125,42 @@ class Placements:
             budget=budget_of(spec.budget),
         )
 
+    def plan_slice(self, id: str, spec: ContainerSpec, parent: str, reason: CgroupError) -> Placement:
+        """Decide, and make nothing, where systemd has the cgroups: the purpose's level is a slice, which holds the budget;
+        in it the runtime has a scope made, whose limits are the runtime's to write.
+
+        ``reason``: why no directory of ours is around it.
+
+        :raises SpecRefused: a limit that needs a directory of ours, a budget where systemd can't be told, more than the
+            budget, or a ``parent`` that can't be a slice.
+        """
+        budget = budget_of(spec.budget)
+        refuse_what_needs_v2(spec.resources, reason, v1=False)
+        if spec.budget != NO_RESOURCES:
+            try:
+                check_reach()
+            except CgroupError as error:
+                refuse_what_needs_v2(NO_RESOURCES, error, v1=False, budget=spec.budget)
+        level = LEVELS.get(spec.labels.get(labels.PURPOSE, ""), OTHERS)
+        try:
+            name = slice_below(slice_name(parent), level)
+        except CgroupError as error:
+            raise SpecRefused(f"cgroup_parent: {error.message}", hint=error.hint) from error
+        try:
+            check_budget(limits_of(spec.resources), budget, level)
+        except CgroupError as error:
+            raise SpecRefused(error.message, hint=error.hint) from error
+        return Placement(id=id, cgroups_path="", resources=spec.resources, slice=name, level=level, budget=budget)
+
     def make(self, placement: Placement) -> None:
-        """Make and lock the directory that was planned; ``remove`` takes it away.
+        """Make and lock the directory that was planned; ``remove`` takes it away. A slice is given its budget, which stays.
 
         :raises SpecRefused: a limit that this host can't have, or more than the budget.
         :raises ContainerFailed: with the kernel's reason.
         """
         if placement.tree is None:
+            if placement.slice:
+                self._limit(placement.slice, placement.budget)
             return
         try:
             workload = make_workload(
@@ -161,6 +200,13 @@ class Placements:
         except CgroupError as error:
             raise ContainerFailed(error.message, hint=error.hint) from error
         return True
+
+    def check_slice_budget(self, slice: str, resources: Resources) -> None:
+        """:raises SpecRefused: one container is to have more than all in its slice together."""
+        try:
+            check_budget(limits_of(resources), limits_of_slice(self._mount_path, slice), slice)
+        except CgroupError as error:
+            raise SpecRefused(error.message, hint=error.hint) from error
 
     def is_ours(self, id: str, cgroups_path: str) -> bool:
         """Whether a directory of ours is around a container's cgroup."""
@@ -220,6 +266,14 @@ class Placements:
         path = "/".join(part for part in root if part)
         return Tree(mount=self._mount_path, root=path, delegated=self._hierarchy.delegated), level
 
+    def _limit(self, slice: str, budget: Limits) -> None:
+        try:
+            limit_slice(self._mount_path, slice, budget)
+        except ValueRefused as error:
+            raise SpecRefused(error.message, hint=error.hint) from error
+        except CgroupError as error:
+            raise ContainerFailed(error.message, hint=error.hint) from error
+
     def _forget(self, id: str) -> None:
         """Unlock a directory that is gone; another process may have removed it."""
         held = self._workloads.pop(id, None)
@@ -246,6 +300,11 @@ class Placements:
                 hint="Run the worker as root, or in a systemd unit with Delegate=yes",
             )
         return tree
+
+
+def scope_path(slice: str, docker_id: str) -> str:
+    """Where systemd makes the cgroup of a container of dockerd's, below the mount."""
+    return f"/{slice_path(slice)}/docker-{docker_id}.scope"
 
 
 def check_cgroup(pid: int, cgroups_path: str) -> None:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_isolation.cgroups import Usage, counters_at, counters_of_process, find_mounts, kernel, usage_of
+from airflow_isolation.cgroups import (
+    Limit,
+    Usage,
+    Victim,
+    attribute,
+    counters,
+    counters_at,
+    counters_of_process,
+    find_mounts,
+    kernel,
+    usage_of,
+)
 
 if TYPE_CHECKING:
     from airflow_isolation.cgroups import Counters
@@ -213,6 +224,28 @@ def test_what_has_been_removed_is_none(host: Host, version: int) -> None:
             if mount != host.proc:
                 shutil.rmtree(mount)
         assert (counters.read(), counters.oom_kills(), counters.memory_sample()) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "whose"),
+    [("/systemd.slice/docker-1.scope", Limit.OWN), ("/systemd.slice", Limit.OUTER), (None, Limit.HOST)],
+)
+def test_of_a_scope_that_is_gone_the_kernels_log_tells_who_was_killed(
+    host: Host, monkeypatch: pytest.MonkeyPatch, limit: str | None, whose: Limit
+) -> None:
+    path = "/systemd.slice/docker-1.scope"
+    host.add("", path, {**V2, "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"})
+    victim = Victim(name="python", pid=7, cgroup=path, limit=limit)
+    monkeypatch.setattr(counters, "read_victims", lambda name: (victim,) if name == "docker-1.scope" else ())
+    with host.counters() as found:
+        before = found.memory_sample()
+        shutil.rmtree(host.root / "unified/systemd.slice")
+        after = found.memory_sample()
+    assert before is not None
+    assert after is not None
+    told = attribute(before, after, killed=True, victims=(victim,))
+    assert told is not None
+    assert (told.fatal, told.limit, told.kills, told.peak, told.size) == (True, whose, 1, None, 256 * MIB)
 
 
 @pytest.mark.parametrize("content", ["garbage", "", "-1\n"])

@@ -211,6 +211,18 @@ def test_a_log_that_can_not_be_read_names_nobody(tmp_path: Path) -> None:
     assert read_victims("w1", tmp_path / "none") == ()
 
 
+def test_the_kernels_log_has_a_backslash_escaped(tmp_path: Path) -> None:
+    log = tmp_path / "kmsg"
+    slices = r"/my\x5cx2dteam.slice/my\x5cx2dteam-x.slice"
+    log.write_text(
+        f"6,1,1,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg={slices},"
+        f"task_memcg={slices}/docker-1.scope,task=x,pid=42,uid=0\n"
+    )
+    (victim,) = read_victims("docker-1.scope", log)
+    assert victim.limit == r"/my\x2dteam.slice/my\x2dteam-x.slice"
+    assert victim.cgroup == rf"{victim.limit}/docker-1.scope"
+
+
 USAGE = Usage(
     wall=12,
     cpu=3.5,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_isolation.cgroups import Hierarchy
+from airflow_isolation.cgroups import NO_LIMITS, Hierarchy, systemd
 from airflow_isolation.container_spec import ContainerSpec, Resources
-from airflow_isolation.errors import SpecRefused
+from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.oci import HostFacts
 from airflow_isolation.runtime import placement
 from airflow_isolation.runtime.docker import DockerRuntime
@@ -58,12 +58,60 @@ def test_a_user_who_may_not_make_cgroups_leaves_them_to_dockerd(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("parent", "words"), [("", ""), ("airflow/tasks", "airflow-tasks.slice"), ("a.slice", "a.slice")]
 )
-@pytest.mark.parametrize("version", ["1", "2"])
-def test_with_systemd_the_parent_is_a_slice(
-    monkeypatch: pytest.MonkeyPatch, version: str, parent: str, words: str
-) -> None:
-    placed, found = docker(monkeypatch, "systemd", version)._placed("w1", replace(SPEC, cgroup_parent=parent))
+def test_with_systemd_on_v1_the_parent_is_a_slice(monkeypatch: pytest.MonkeyPatch, parent: str, words: str) -> None:
+    placed, found = docker(monkeypatch, "systemd", "1")._placed("w1", replace(SPEC, cgroup_parent=parent))
     assert (placed.tree, placed.resources, found) == (None, SPEC.resources, words)
+
+
+@pytest.mark.parametrize(
+    ("parent", "words"),
+    [
+        ("", "airflow-task_execution.slice"),
+        ("airflow/tasks", "airflow-tasks-task_execution.slice"),
+        ("a.slice", "a-task_execution.slice"),
+    ],
+)
+def test_with_systemd_on_v2_the_purpose_has_a_slice_below_the_parents(
+    monkeypatch: pytest.MonkeyPatch, parent: str, words: str
+) -> None:
+    placed, found = docker(monkeypatch, "systemd", "2")._placed("w1", replace(SPEC, cgroup_parent=parent))
+    assert (placed.tree, placed.resources, placed.slice, found) == (None, SPEC.resources, words, words)
+
+
+@pytest.mark.parametrize(("uid", "booted"), [(1000, True), (0, False)])
+def test_a_budget_is_refused_by_name_where_systemd_can_not_be_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, *, booted: bool
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    monkeypatch.setattr(systemd, "BOOTED", tmp_path if booted else tmp_path / "not")
+    spec = replace(SPEC, budget=Resources(memory=4 * GIB))
+    with pytest.raises(SpecRefused, match=r"budget_memory can't be had.*takes orders from the host's root alone"):
+        docker(monkeypatch, "systemd", "2")._placed("w1", spec)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo no such thing as $4 $5 >&2; exit 1", r"no such thing as airflow-task_execution\.slice CPUQuota="),
+        ("exit 0", r"systemd was told.*airflow\.slice/airflow-task_execution\.slice does not hold them"),
+        ("", "can't be set: systemctl"),
+    ],
+)
+def test_a_budget_that_systemd_does_not_hold_fails_the_create(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(systemd, "BOOTED", tmp_path)
+    monkeypatch.setattr(systemd, "limits_of_slice", lambda *_: NO_LIMITS)
+    # A fake that fails, or that agrees and does nothing, or none at all.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "systemctl").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "systemctl").chmod(0o755)
+    runtime = docker(monkeypatch, "systemd", "2")
+    placed, _ = runtime._placed("w1", replace(SPEC, budget=Resources(memory=4 * GIB)))
+    with pytest.raises(ContainerFailed, match=words):
+        runtime._placements.make(placed)
 
 
 def test_a_parent_that_can_not_be_a_slice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +125,7 @@ def test_a_parent_that_can_not_be_a_slice_is_refused(monkeypatch: pytest.MonkeyP
         (
             "systemd",
             "2",
-            r"memory_high, budget_pids can't be had.*dockerd's cgroup driver is systemd.*native\.cgroupdriver",
+            r"memory_high can't be had.*dockerd's cgroup driver is systemd.*native\.cgroupdriver",
         ),
         ("none", "2", "dockerd's cgroup driver is none"),
         ("cgroupfs", "1", r"dockerd uses cgroup v1.*unified_cgroup_hierarchy=1"),
