@@ -519,7 +519,10 @@ def test_where_cgroups_can_not_be_seen_the_daemon_counts(host: Host, monkeypatch
 
 def test_a_list_with_use_agrees_with_list_and_stats(host: Host) -> None:
     holds = "import time; x = b'x' * 30_000_000; print('ready', flush=True); time.sleep(600)"
-    running, created = host.start("python3", "-c", holds, labels={"of": "this"}), host.create("true", labels={"of": "this"})
+    running, created = (
+        host.start("python3", "-c", holds, labels={"of": "this"}),
+        host.create("true", labels={"of": "this"}),
+    )
     host.start("sleep", "600", labels={"of": "another"})
     wait_for_output(host, running, b"ready")
     wanted = {"of": "this"}

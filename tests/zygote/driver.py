@@ -6,9 +6,11 @@ JSON object: pid (of process 1), process, environment, program. What the child p
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import runpy
+import socket
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ else:
 def main() -> None:
     order = json.load(sys.stdin)
     pidfd = os.pidfd_open(order["pid"])
+    kept = -1
     # Nothing of these may reach the workload.
     os.environ["OF_THE_ZYGOTE"] = "1"
     os.open("/", os.O_RDONLY)
@@ -35,16 +38,24 @@ def main() -> None:
             os._exit(0)
         while os.getppid() != 1:
             time.sleep(0.001)
-        channels = [0, 1, 2, os.open("/dev/null", os.O_RDWR)]
-        kept = entry.become(order["process"], order["environment"], channels, keep=os.dup(0))
-        os.close(kept)
+        # They come later, as from a worker.
+        worker, child = socket.socketpair()
+        socket.send_fds(worker, [b"x"], [0, 1, 2, os.open("/dev/null", os.O_RDWR)])
+        kept = fcntl.fcntl(child.detach(), fcntl.F_DUPFD_CLOEXEC, 10)
+        entry.become(order["process"], order["environment"], keep=kept)
+        with socket.socket(fileno=kept) as child:
+            entry.take_up({}, socket.recv_fds(child, 1, 4)[1])
         sys.argv = [order["program"]]
         sys.path[0] = str(Path(order["program"]).parent)
         runpy.run_path(order["program"], run_name="__main__")
         sys.stdout.flush()
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 -- it must not return into the parent's code
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        text = f"{type(error).__name__}: {error}\n".encode()
+        try:
+            os.write(2, text)
+        except OSError:  # it had closed its descriptors, and not got its own yet
+            os.write(socket.recv_fds(socket.socket(fileno=kept), 1, 4)[1][2], text)
     finally:
         os._exit(127)
 

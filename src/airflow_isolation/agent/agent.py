@@ -22,8 +22,9 @@ What else may come in the place of 1:
 
 - {"adopt": {"child": 6, "grace": 10.0}}: a zygote has forked a process into this container. Answered by {"adopted": {}}; then
   it goes on with 2.
-- {"await": {"seconds": 60.0}} and a listening socket: the container was made ahead of its work. The worker hangs up;
-  the one that connects to that socket is the worker from then on. Who does not come in time finds the container ended.
+- {"await": {"seconds": 60.0}}, a listening socket and the connection of a child that waits: the container was made ahead
+  of its work. The worker hangs up; the one that connects to that socket is the worker from then on, and gets that
+  connection with {"waiting": {}}. Who does not come in time finds the container ended.
 - {"serve": …}: many files to parse, one after the other; all that follows is in parse_server.py.
 - {"zygote": …}: the same for many workloads in containers of their own, in zygote.py.
 """
@@ -109,6 +110,7 @@ def converse(address: str) -> int:
         if claimant is None:
             return 0
         worker = claimant
+        pass_on(worker, descriptors[1])
 
 
 def await_claim(listening: int, seconds: float) -> socket.socket | None:
@@ -123,6 +125,16 @@ def await_claim(listening: int, seconds: float) -> socket.socket | None:
     finally:
         listener.close()
     return socket.socket(fileno=descriptor)
+
+
+def pass_on(worker: socket.socket, descriptor: int) -> None:
+    """Give the worker the connection of the child that waits for it."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))
+    try:
+        worker.sendmsg([as_json({"waiting": {}}).encode()], [rights])
+    except OSError:
+        pass  # as in ``say``
+    os.close(descriptor)
 
 
 def receive_work(worker: socket.socket, most: int = 4) -> tuple[dict[str, Any] | None, list[int]]:

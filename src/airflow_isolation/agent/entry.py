@@ -4,7 +4,8 @@ Standard library only. The zygote imports this before it forks, and everything i
 file system there may be other modules, or none. Two processes use it, one after the other:
 
     A   enter_namespaces(pidfd), fork     only a child is inside the container's pid namespace
-    D   become(process, …)                and, after its worker's leave, nothing but the workload
+    D   become(process, …)                which may then wait for its work
+        take_up(…)                        and then it is nothing but the workload
 
 PROCESS is what the host's kernel says of the container's process 1 (``bridge/process_one.py``), and the filter that its
 runtime gave it (``oci/seccomp_filter.py``):
@@ -163,17 +164,13 @@ def enter_namespaces(pidfd: int, kinds: int = NAMESPACES) -> None:
     set_namespaces(pidfd, kinds)
 
 
-def become(process: Mapping[str, Any], environment: Mapping[str, str], channels: Sequence[int], *, keep: int) -> int:
-    """Turn this process, forked and of one thread, into PROCESS. To be called once.
-
-    ``channels`` become the descriptors from 0 on, for what it executes too, but for the last, the logs, which is for
-    this program alone. ``keep`` stays open, and the number that it has from now on is returned: another, where a channel
-    takes its place. All other descriptors are closed.
+def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: int) -> None:
+    """Turn this process, forked and of one thread, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
 
     :raises EntryFailed: a step failed. This process is neither the one nor the other then, and must end.
     """
     try:
-        return take_on(process, environment, channels, keep)
+        take_on(process, environment, keep)
     except EntryFailed:
         raise
     except Exception as error:
@@ -181,12 +178,23 @@ def become(process: Mapping[str, Any], environment: Mapping[str, str], channels:
         raise EntryFailed(f"the description of the process can't be read: {error!r}") from error
 
 
-def take_on(process: Mapping[str, Any], environment: Mapping[str, str], channels: Sequence[int], keep: int) -> int:
+def take_up(environment: Mapping[str, str], channels: Sequence[int]) -> None:
+    """Take up the work, after ``become``. To be called once.
+
+    ``environment`` joins the container's own. ``channels`` become the descriptors from 0 on, for what it executes too,
+    but for the last, the logs, which is for this program alone.
+
+    :raises EntryFailed: a step failed.
+    """
+    step("placing descriptors", place, channels)
+    step("setting the environment", set_environment, {**os.environ, **environment})
+
+
+def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: int) -> None:
     capabilities: Mapping[str, int] = process["capabilities"]
     program = base64.b64decode(process["seccomp"], validate=True)
 
-    keep = step("placing descriptors", place, channels, keep)
-    step("closing descriptors", close_all_but, (*range(len(channels)), keep))
+    step("closing descriptors", close_all_but, (keep,))
     step("resetting signals", reset_signals)
     step("starting a session", os.setsid)
     step("joining a session keyring", join_session_keyring, process.get("keyring", ""))
@@ -228,7 +236,6 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], channels
         step("keeping the capabilities that loading a filter asks for", set_capabilities, more)
         step("loading the seccomp filter", load_filter, program, process["seccomp_flags"])
         step("setting capabilities", set_capabilities, capabilities)
-    return keep
 
 
 def step(words: str, action: Callable[..., Result], *arguments: object) -> Result:
@@ -266,14 +273,14 @@ def set_namespaces(pidfd: int, kinds: int) -> None:
         checked(LIBC.setns(ctypes.c_int(pidfd), ctypes.c_int(kinds)), "setns")
 
 
-def place(channels: Sequence[int], keep: int) -> int:
+def place(channels: Sequence[int]) -> None:
     # Out of each other's way first: any of them may have one of the numbers that are to be taken.
     spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, len(channels)) for descriptor in channels]
-    if keep < len(channels):
-        keep = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, len(channels))
+    for descriptor in channels:
+        os.close(descriptor)
     for target, descriptor in enumerate(spares):
         os.dup2(descriptor, target, inheritable=target != len(channels) - 1)
-    return keep
+        os.close(descriptor)
 
 
 def close_all_but(keep: Collection[int]) -> None:

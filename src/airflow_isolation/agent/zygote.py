@@ -10,17 +10,18 @@ user and no secret, and it runs no user code. After its hello the conversation w
 
 and that worker is then one of many. Each workload is a connection of its own to the listening socket:
 
-1. worker -> zygote  {"fork": {}} and five descriptors: requests, stdout, stderr, logs, and a pidfd of the container's process 1.
-                     Nothing else: what the zygote once read, a later child could find in its memory
+1. worker -> zygote  {"fork": {}} and a pidfd of the container's process 1. Nothing else: what the zygote once read, a later
+                     child could find in its memory
 2. child -> worker   {"forked": {}}: a fork of the zygote. Which process it is, the kernel tells the worker, which moves it
                      into the container's cgroups
-3. worker -> child   {"go": {"process": {...}, "environment": {...}, "purpose": "task"}}: it enters the container's namespaces. A child
-                     of it is inside; it forks again and ends, and so the kernel gives its child to the container's
-                     process 1 (``process``: entry.py)
+3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0}}: it enters the container's namespaces. A
+                     child of it is inside; it forks again and ends, and so the kernel gives its child to the container's
+                     process 1 (``process``: entry.py; ``environment``: of that process 1)
 4. child -> worker   {"entered": {}}, from that child, which by now has become what ``process`` says; or {"failed": "why"}
-5. worker -> child   {"go": {}}, once process 1 knows whom it got; the child hangs up and enters Airflow
+5. worker -> child   {"go": {"environment": {...}, "purpose": "task"}} and four descriptors (requests, stdout, stderr, logs),
+                     within ``patience`` seconds, once process 1 knows whom it got; the child hangs up and enters Airflow
 
-A connection that closes before 5 ends its child, and nothing has run.
+Between 4 and 5 a child may wait for its work, in a container that was made ahead. A connection that closes before 5 ends its child, and nothing has run.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ REQUIRED = (
     "airflow.dag_processing.dagbag",
 )
 
-#: How long a child waits for its worker between two messages, in seconds.
+#: How long a child waits for its worker's first answer, in seconds.
 PATIENCE = 30.0
 
 #: Connections that have not asked yet; who comes after them waits in the socket's queue.
@@ -148,15 +149,15 @@ class Zygote:
 
     def answer(self, asker: socket.socket) -> None:
         """Take the one message of an asker, and fork. Whatever is wrong with it, it is told, and the zygote goes on."""
-        message, descriptors = agent.receive_work(asker, 5)
+        message, descriptors = agent.receive_work(asker)
         try:
             if message is None:
                 return  # who only looks whether there is a zygote does not keep it alive
             self.last_asked = time.monotonic()
-            *channels, pidfd = descriptors
+            (pidfd,) = descriptors
             self.forks += 1
             if not entry.bare_fork():
-                become_child(asker, channels, pidfd)
+                become_child(asker, pidfd)
         except (OSError, ValueError, KeyError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
         finally:
@@ -164,23 +165,24 @@ class Zygote:
                 os.close(descriptor)
 
 
-def become_child(worker: socket.socket, channels: list[int], pidfd: int) -> NoReturn:
+def become_child(worker: socket.socket, pidfd: int) -> NoReturn:
     """In the fork: it must never return into the zygote's loop."""
     try:
         signal.set_wakeup_fd(-1)
-        what = await_go(worker, {"forked": {}})
+        what, _ = await_go(worker, {"forked": {}}, PATIENCE)
         entry.enter_namespaces(pidfd)
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
         # his child to the container's process 1.
         if entry.bare_fork() or os.fork():
             os._exit(0)
-        # The channels take 0 to 3: what fails after that must not be told to the log.
+        # The channels will take 0 to 3: what fails after that must not be told to the log.
         worker = socket.socket(fileno=fcntl.fcntl(worker.detach(), fcntl.F_DUPFD_CLOEXEC, 10))
-        entry.become(what["process"], what["environment"], channels, keep=worker.fileno())
-        await_go(worker, {"entered": {}})
+        entry.become(what["process"], what["environment"], keep=worker.fileno())
+        work, channels = await_go(worker, {"entered": {}}, what["patience"])
+        entry.take_up(work["environment"], channels)
         worker.close()
-        sys.argv = [agent.__file__, "run", what["purpose"]]
-        agent.enter_airflow(what["purpose"])
+        sys.argv = [agent.__file__, "run", work["purpose"]]
+        agent.enter_airflow(work["purpose"])
     except BaseException as error:
         agent.say(worker, {"failed": f"{type(error).__name__}: {error!s:.800}"})
     finally:
@@ -191,15 +193,14 @@ class WorkerGone(Exception):
     """Nobody wants this child any more."""
 
 
-def await_go(worker: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
-    """Say where we are, and wait for leave to go on, with what is needed for it.
+def await_go(worker: socket.socket, message: dict[str, Any], patience: float) -> tuple[dict[str, Any], list[int]]:
+    """Say where we are, and wait for leave to go on, with what is needed for it and descriptors.
 
-    :raises WorkerGone: it hung up, or says nothing.
+    :raises WorkerGone: it hung up, or says nothing for ``patience`` seconds.
     """
-    worker.settimeout(PATIENCE)
+    worker.settimeout(patience)
     worker.send(json.dumps(message).encode())
-    answer = agent.receive(worker)
+    answer, descriptors = agent.receive_work(worker)
     if answer is None or "go" not in answer:
         raise WorkerGone("the worker does not want this child any more")
-    what: dict[str, Any] = answer["go"]
-    return what
+    return answer["go"], descriptors

@@ -177,12 +177,30 @@ class AgentConnection:
         if said is None or "adopted" not in said:
             raise ContainerFailed(f"Process 1 did not adopt the workload: {said!r:.200}")
 
-    def await_claim(self, *, seconds: float, listener: socket.socket) -> None:
-        """Have process 1 wait for the worker that will need it, and end when none comes.
+    def await_claim(self, *, seconds: float, listener: socket.socket, child: socket.socket) -> None:
+        """Have process 1 wait for the worker that will need it, and end when none comes. It keeps the ``child``'s connection.
 
         :raises ContainerFailed: it is gone.
         """
-        self._hand_over({"await": {"seconds": seconds}}, (listener,))
+        self._hand_over({"await": {"seconds": seconds}}, (listener, child))
+
+    def waiting(self, timeout: float) -> socket.socket:
+        """The connection of the child that waits in a container that has just been claimed.
+
+        :raises ContainerFailed: process 1 is gone, or does not give it within ``timeout`` seconds.
+        """
+        self._socket.settimeout(timeout)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_LIMIT, 1)
+        except OSError as error:
+            raise ContainerFailed(f"Process 1 does not give the child's connection: {error}") from error
+        finally:
+            self._socket.settimeout(None)
+        if len(descriptors) != 1:
+            raise ContainerFailed(f"Process 1 gave no child's connection: {packet!r:.200}")
+        connection = socket.socket(fileno=descriptors[0])
+        connection.set_inheritable(False)
+        return connection
 
     def _hand_over(self, message: dict[str, Any], descriptors: Sequence[socket.socket]) -> None:
         packet = json.dumps(message).encode()

@@ -48,6 +48,7 @@ class Backstage:
         self._lock = threading.Lock()
         self._waiting = 0
         self._making = 0
+        self._asked_again: tuple[Launch, int] | None = None
         self._spares: dict[Path, float] = {}
         self._closed = False
         self._ending = threading.Event()
@@ -74,7 +75,11 @@ class Backstage:
     def replenish(self, like: Launch, *, wanted: int) -> None:
         """Have spares made for workloads like this one, until there are ``wanted``."""
         with self._lock:
-            if self._closed or self._making >= wanted:
+            if self._closed:
+                return
+            if self._making >= wanted:
+                # One that is just ready may have been claimed already.
+                self._asked_again = (like, wanted)
                 return
             self._making += 1
             if self._looking is None:
@@ -102,6 +107,9 @@ class Backstage:
         finally:
             with self._lock:
                 self._making -= 1
+                again, self._asked_again = self._asked_again, None
+            if again is not None:
+                self.replenish(again[0], wanted=again[1])
 
     def _expire(self, made_before: float) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """Spare containers: made while another task runs, so that the next one need not wait for its own.
 
 A spare is a container like any other whose process 1 waits to be wanted, at a socket of its own, and ends when nobody
-comes. In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
+comes. In it waits a child of the zygote, which has become all that the workload is to be and lacks but its work. In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
 ``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may touch it
 then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
 """
@@ -23,6 +23,8 @@ import structlog
 from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
 from airflow_isolation.bridge.held import held, is_held
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, prepare, remove_container, start_agent
+from airflow_isolation.bridge.zygote import ZygoteUnavailable, connect_again, end_stragglers, fork_into
+from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, IsolationError
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
@@ -46,9 +48,9 @@ _TIMEOUT = 5.0
 
 
 def spare_directory(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Path:
-    """Where the spares are that would do for a workload: all is equal but the labels."""
+    """Where the spares are that would do for a workload: all is equal but the labels, and the zygote is."""
     alike = dataclasses.replace(what.spec, labels={}, argv=())
-    text = repr((what.image.digest, what.python, _plain(alike)))
+    text = repr((what.image.digest, what.python, what.zygote, _plain(alike)))
     return state_dir / "spares" / f"{_prefix(runtime)}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -94,8 +96,9 @@ def make_ones_own(runtime: ContainerRuntime, id: str, what: Launch, *, state_dir
 
 
 def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> Path:
-    """Make a spare that will do for workloads like this one; gives its record, for ``discard``.
+    """Make a spare that will do for workloads like this one, which its zygote forked; gives its record, for ``discard``.
 
+    :raises ContainerFailed: or there is no zygote any more, or nothing can be forked into it.
     :raises IsolationError: as ``start_agent`` does.
     """
     id = new_container_id("task")
@@ -116,11 +119,15 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
             started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=directory / id)
             handles.callback(started.pending_exit.close)
             handles.callback(started.connection.close)
-            started.connection.await_claim(seconds=SPARE_SECONDS, listener=listener)
+            undo.callback(end_stragglers, own_cgroup_of(started.container.pid))
+            child = handles.enter_context(connect_again(what.zygote, state_dir=state_dir))
+            pid = fork_into(child, started.container.pid, id=id, spec=spec, patience=SPARE_SECONDS + CLAIM_SECONDS)
+            started.connection.await_claim(seconds=SPARE_SECONDS, listener=listener, child=child)
             written = record.with_suffix(".new")
-            written.write_text(json.dumps({"pid": started.container.pid, "hello": dataclasses.asdict(started.hello)}))
+            known = {"pid": started.container.pid, "hello": dataclasses.asdict(started.hello), "child": pid}
+            written.write_text(json.dumps(known))
             written.rename(record)
-        except OSError as error:
+        except (OSError, ZygoteUnavailable) as error:  # TimeoutError is an OSError
             raise ContainerFailed(f"No spare container can be made in {directory}: {error}") from error
         undo.pop_all()
     return record
@@ -217,7 +224,9 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
         pid=int(record["pid"]),
         labels=dict(what.spec.labels),
     )
-    return RunningAgent(container, Hello(**record["hello"]), connection, pending_exit)
+    child = connection.waiting(_TIMEOUT)
+    undo.callback(child.close)
+    return RunningAgent(container, Hello(**record["hello"]), connection, pending_exit, (child, int(record["child"])))
 
 
 def _forget(claimed: Path) -> None:

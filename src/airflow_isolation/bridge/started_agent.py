@@ -27,6 +27,7 @@ from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
     from contextlib import ExitStack
     from pathlib import Path
@@ -60,8 +61,8 @@ class Launch:
         environment: for the workload's process alone; it is not in the container's record.
         airflow: the worker's version of Airflow; the image must have the same minor.
         start_timeout: seconds from start to hello.
-        is_known: the image has this Airflow, as its zygote has said. Process 1 need not look for it then, nor for what
-            lies in site-packages, which halves the time until its hello.
+        zygote: the key of the zygote that it is forked from; empty when it is not. Of the image's Airflow that one has told,
+            so that process 1 need not look for it, nor for what lies in site-packages: half the time until its hello.
     """
 
     id: str
@@ -72,17 +73,23 @@ class Launch:
     airflow: str
     python: str = "python3"
     start_timeout: float = 60.0
-    is_known: bool = False
+    zygote: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningAgent:
-    """A started container whose agent has said hello."""
+    """A started container whose agent has said hello.
+
+    Attributes:
+        waiting: the connection of a child of its zygote that waits in it, and the child's pid in there.
+
+    """
 
     container: Container
     hello: Hello
     connection: AgentConnection
     pending_exit: PendingExit
+    waiting: tuple[socket.socket, int] | None = None
 
 
 def start_agent(
@@ -159,7 +166,7 @@ def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> Non
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
     return replace(
         what.spec,
-        argv=(what.python, *(("-S",) if what.is_known else ()), f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
+        argv=(what.python, *(("-S",) if what.zygote else ()), f"{agent.DIRECTORY}/{agent.AGENT_NAME}"),
         mounts=(*what.spec.mounts, Mount(source=str(directory.resolve()), target=agent.DIRECTORY)),
     )
 
@@ -168,7 +175,7 @@ def _check_versions(hello: Hello, what: Launch) -> None:
     image = what.spec.image
     if hello.agent != agent.VERSION:
         raise ContainerFailed(f"The agent in the container has version {hello.agent}, not {agent.VERSION}")
-    if what.is_known:
+    if what.zygote:
         return
     if hello.airflow is None:
         raise ImageInvalid(

@@ -24,8 +24,7 @@ from airflow_isolation.bridge.ending import Meter
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
 from airflow_isolation.bridge.zygote import ZygotePlan, ZygoteUnavailable
-from airflow_isolation.cgroups.errors import CgroupError
-from airflow_isolation.cgroups.join import end_everyone_in, own_cgroup_of
+from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import ContainerFailed, IsolationError, RuntimeUnreachable, SpecRefused
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
@@ -200,7 +199,7 @@ def launch(
         if plan is not None:
             try:
                 asking = asked.enter_context(zygote.asking(runtime, plan, state_dir=state_dir))
-                what = _beside(what, asking[0])
+                what = _beside(what, asking[0], plan)
             except ZygoteUnavailable as error:
                 why_fresh = str(error)
                 # What kept the zygote from its user namespace would keep the workload, too.
@@ -223,7 +222,7 @@ def launch(
         undo.callback(meter.close)
         if asking is not None:
             cgroup = own_cgroup_of(started.container.pid)
-            undo.callback(_end_stragglers, cgroup)
+            undo.callback(zygote.end_stragglers, cgroup)
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         for end in ours:
             undo.callback(end.close)
@@ -231,7 +230,7 @@ def launch(
             if asking is not None:
                 why_fresh = _forked(runtime, what, started, asking, theirs)
                 if why_fresh:
-                    _end_stragglers(cgroup, but=started.container.pid)
+                    zygote.end_stragglers(cgroup, but=started.container.pid)
             if asking is None or why_fresh:
                 started.connection.start(
                     purpose=what.purpose,
@@ -264,16 +263,6 @@ def launch(
         )
 
 
-def _end_stragglers(cgroup: Path | None, *, but: int = 0) -> None:
-    """What a zygote forked and what did not become the workload; it may be outside of the container, whose end is not its own."""
-    if cgroup is None:
-        return
-    try:
-        end_everyone_in(cgroup, but=but)
-    except CgroupError as error:
-        log.warning("Not everything that a zygote forked could be ended", error=str(error))
-
-
 def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: ExitStack) -> RunningAgent:
     """As ``start_agent``; when this fails nothing of it stays, and it may be called again."""
     with ExitStack() as attempt:
@@ -282,12 +271,12 @@ def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: Exi
     return started
 
 
-def _beside(what: Launch, zygote: zygote.Zygote) -> Launch:
-    """A workload of an image whose Airflow has been found, in its zygote's user namespace, where that has one of its own."""
+def _beside(what: Launch, zygote: zygote.Zygote, plan: ZygotePlan) -> Launch:
+    """A workload of a zygote, in its user namespace where that has one of its own."""
     namespace = what.spec.user_namespace
     if namespace is not None:
         namespace = replace(namespace, path=f"/proc/{zygote.pid}/ns/user")
-    return replace(what, is_known=True, spec=replace(what.spec, user_namespace=namespace))
+    return replace(what, zygote=plan.key, spec=replace(what.spec, user_namespace=namespace))
 
 
 def _forked(
@@ -300,17 +289,12 @@ def _forked(
     """Have the workload forked into its container; why it could not be, or nothing."""
     found, connection = asking
     try:
-        child = zygote.fork_into(
-            connection,
-            started.container.pid,
-            id=what.id,
-            spec=what.spec,
-            environment=what.environment,
-            purpose=what.purpose,
-            channels=channels,
-        )
+        if started.waiting is not None and not zygote.has_hung_up(started.waiting[0]):
+            connection, child = started.waiting
+        else:
+            child = zygote.fork_into(connection, started.container.pid, id=what.id, spec=what.spec)
         started.connection.adopt(child=child, grace=what.spec.stop_grace_period, timeout=zygote.ANSWER_TIMEOUT)
-        zygote.release(connection)
+        zygote.release(connection, environment=what.environment, purpose=what.purpose, channels=channels)
     except (ZygoteUnavailable, IsolationError) as error:
         return str(error)
     except TimeoutError:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import select
 import shutil
 import socket
 import struct
@@ -26,9 +27,10 @@ import structlog
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.started_agent import await_ready, prepare, start_agent
 from airflow_isolation.cgroups.counters import paths_of_process
-from airflow_isolation.cgroups.join import join_cgroups_of
+from airflow_isolation.cgroups.errors import CgroupError
+from airflow_isolation.cgroups.join import end_everyone_in, join_cgroups_of
 from airflow_isolation.containerd.file_lock import locked
-from airflow_isolation.errors import ContainerRuntimeError, IsolationError
+from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, IsolationError
 from airflow_isolation.oci.host import host_architecture, kernel_version
 from airflow_isolation.oci.seccomp import DEFAULT, load_profile, resolve_profile
 from airflow_isolation.oci.seccomp_filter import compile_filter, filter_flags
@@ -55,7 +57,6 @@ _RECORD = "record.json"
 _FAILURE = "failure"
 _LOCK = "lock"
 _PACKET_LIMIT = 64 * 1024
-_GO = b'{"go": {}}'
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 _CREDENTIALS = struct.Struct("3i")
 
@@ -116,6 +117,17 @@ def asking(runtime: ContainerRuntime, plan: ZygotePlan, *, state_dir: Path) -> I
         connection = _started(runtime, plan, state_dir)
     with connection:
         yield _recorded(directory), connection
+
+
+def connect_again(key: str, *, state_dir: Path) -> socket.socket:
+    """A connection to the zygote of that key; none is started.
+
+    :raises ZygoteUnavailable: there is none.
+    """
+    connection = _connected(state_dir / "zygotes" / key)
+    if connection is None:
+        raise ZygoteUnavailable("the zygote has ended")
+    return connection
 
 
 def _connected(directory: Path) -> socket.socket | None:
@@ -286,19 +298,12 @@ def replace_hung(runtime: ContainerRuntime, zygote: Zygote) -> None:
 
 
 def fork_into(
-    connection: socket.socket,
-    pid: int,
-    *,
-    id: str,
-    spec: ContainerSpec,
-    environment: Mapping[str, str],
-    purpose: str,
-    channels: Sequence[socket.socket],
+    connection: socket.socket, pid: int, *, id: str, spec: ContainerSpec, patience: float = ANSWER_TIMEOUT
 ) -> int:
     """Have the zygote fork into the container whose first process is ``pid``; gives the child's pid in there.
 
-    The child then waits for ``release``, and ends when ``connection`` is closed before. What it has become is compared
-    with the container's first process: nobody's word is taken for it.
+    The child then waits for ``release``, ``patience`` seconds long, and ends when the last copy of ``connection`` is
+    closed before. What it has become is compared with the container's first process: nobody's word is taken for it.
 
     :raises ZygoteUnavailable: in words; nothing runs.
     :raises IsolationError: what the container's first process is can't be read, or not be made again.
@@ -307,27 +312,26 @@ def fork_into(
     first_id = spec.user_namespace.first if spec.user_namespace else 0
     one = read_process_one(pid, uid_base=first_id)
     program, flags = _filter(spec, one)
-    task = {
+    entry = {
         "go": {
             "process": {
                 **one.as_message(seccomp=program, seccomp_flags=flags),
                 # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
                 "keyring": f"_ses.{id}",
             },
-            "environment": {**one.environment, **environment},
-            "purpose": purpose,
+            "environment": one.environment,
+            "patience": patience,
         }
     }
     try:
         pidfd = os.pidfd_open(pid)
         try:
-            descriptors = [*(channel.fileno() for channel in channels), pidfd]
-            socket.send_fds(connection, [b'{"fork": {}}'], descriptors)
+            socket.send_fds(connection, [b'{"fork": {}}'], [pidfd])
             forked = _answer(connection, "forked")
             # It may have ended, and its number be somebody else's by now.
             _check_namespace(pid, forked, "user")
             join_cgroups_of(pid, forked)
-            connection.send(json.dumps(task).encode())
+            connection.send(json.dumps(entry).encode())
             child = _answer(connection, "entered")
         finally:
             os.close(pidfd)
@@ -388,10 +392,43 @@ def _check_namespace(model: int, pid: int, kind: str) -> None:
         raise ZygoteUnavailable(f"the forked process is not in its container's {kind} namespace")
 
 
-def release(connection: socket.socket) -> None:
-    """Let the child run. Of one that has died the container's process 1 tells, as of any workload's end."""
-    with suppress(OSError):
-        connection.send(_GO)
+def release(
+    connection: socket.socket, *, environment: Mapping[str, str], purpose: str, channels: Sequence[socket.socket]
+) -> None:
+    """Let the child run. Of one that has died the container's process 1 tells, as of any workload's end.
+
+    :raises ContainerFailed: the environment is too large for one packet.
+    """
+    packet = json.dumps({"go": {"environment": dict(environment), "purpose": purpose}}).encode()
+    try:
+        socket.send_fds(connection, [packet], [channel.fileno() for channel in channels], socket.MSG_DONTWAIT)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    except OSError as error:
+        raise ContainerFailed(
+            f"The work, {len(packet)} bytes with its environment, could not be handed to a forked process: {error}",
+            hint="Airflow's configuration and `environment` together must stay below 200 KB",
+        ) from error
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Whether the child at the other end is gone."""
+    poll = select.poll()
+    poll.register(connection, select.POLLHUP)
+    return bool(poll.poll(0))
+
+
+def end_stragglers(cgroup: Path | None, *, but: int = 0) -> None:
+    """What a zygote forked and what did not become the workload; it may be outside of the container, whose end is not its own.
+
+    Trouble is logged. Without a ``cgroup`` of the container's own nothing is done.
+    """
+    if cgroup is None:
+        return
+    try:
+        end_everyone_in(cgroup, but=but)
+    except CgroupError as error:
+        log.warning("Not everything that a zygote forked could be ended", error=str(error))
 
 
 def _answer(connection: socket.socket, expected: str) -> int:

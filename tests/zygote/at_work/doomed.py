@@ -33,10 +33,10 @@ def main() -> None:
             stop()
         return pid
 
-    def released(connection: Any) -> None:
+    def released(connection: Any, **work: Any) -> None:
         if awaited == "adopted":
             stop()
-        release(connection)
+        release(connection, **work)
 
     zygotes._answer, zygotes.release = answered, released
     worker.run("import time; print('it runs', flush=True); time.sleep(600)")

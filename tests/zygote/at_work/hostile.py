@@ -31,7 +31,7 @@ def main() -> NoReturn:
     cheat = globals()[os.environ["AIRFLOW_TEST_CHEAT"]]
     while True:
         asker, _ = listening.accept()
-        packet, descriptors, _, _ = socket.recv_fds(asker, 65536, 5)
+        packet, descriptors, _, _ = socket.recv_fds(asker, 65536, 4)
         if packet:
             cheat(asker, descriptors)
         asker.close()
@@ -102,7 +102,7 @@ def keeps_root(asker: socket.socket, descriptors: list[int]) -> None:
         return
     say(asker, {"forked": {}})
     hear(asker)
-    LIBC.setns(descriptors[4], NAMESPACES)
+    LIBC.setns(descriptors[0], NAMESPACES)
     if os.fork() or os.fork():
         os._exit(0)
     say(asker, {"entered": {}})

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from tests.zygote.at_work.conftest import FORMS, NAMESPACE, Running, until
 
@@ -22,13 +24,13 @@ from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.bridge.workload import launch
+from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.zygote.at_work.conftest import Task, Worker
 
@@ -82,7 +84,9 @@ def beside(worker: Worker, task: Task) -> Launch:
     namespace = task.launch.spec.user_namespace
     assert namespace
     path = f"/proc/{worker.zygote(task).pid}/ns/user"
-    return replace(task.launch, spec=replace(task.launch.spec, user_namespace=replace(namespace, path=path)))
+    assert task.plan
+    spec = replace(task.launch.spec, user_namespace=replace(namespace, path=path))
+    return replace(task.launch, spec=spec, zygote=task.plan.key)
 
 
 @every_form
@@ -98,6 +102,61 @@ def test_a_task_takes_the_spare_that_was_made_for_it_with_its_labels(worker: Wor
     assert (second.finish(), second.stdout, second.start_mode) == (0, "in the spare\n", "fork")
     until(lambda: len(records(worker)) == 1, "the next spare")
     assert spare.id not in [container.id for container in waiting(worker)]
+
+
+def child_of(worker: Worker, spare: Container) -> int:
+    """The child that waits in a spare, as this host sees it."""
+    first = worker.runtime.get(spare.id).pid
+    namespace = Path(f"/proc/{first}/ns/pid").readlink()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace and process.pid != first:
+                found.append(process.pid)
+    (child,) = found
+    return child
+
+
+@every_form
+def test_in_a_spare_waits_a_child_that_becomes_the_task(worker: Worker, behind: Backstage) -> None:
+    environment = {"ITS_OWN": "1"}
+    assert run(worker, behind, worker.task(environment=environment)).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    child = child_of(worker, spare)
+    open_files = [str(file.readlink()) for file in Path(f"/proc/{child}/fd").iterdir()]
+    assert len(open_files) == 1
+    assert open_files[0].startswith("socket:")
+    status = Path(f"/proc/{child}/status").read_text()
+    inside = int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])
+    program = "import os; print(os.getpid(), os.getppid(), os.environ['ITS_OWN'])"
+    second = run(worker, behind, worker.task(environment=environment), program)
+    assert second.finish() == 0
+    assert second.workload.container.id == spare.id
+    assert second.stdout == f"{inside} 1 1\n"
+
+
+def test_a_spare_whose_child_has_died_is_forked_into_again(worker: Worker, behind: Backstage) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    child = child_of(worker, spare)
+    os.kill(child, signal.SIGKILL)
+    until(lambda: psutil.Process(child).status() == psutil.STATUS_ZOMBIE, "its end")
+    second = run(worker, behind, worker.task(), "print('here')")
+    assert (second.finish(), second.stdout, second.start_mode) == (0, "here\n", "fork")
+    assert second.workload.container.id == spare.id
+
+
+def test_without_its_zygote_no_spare_is_made(worker: Worker) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    like = beside(worker, task)
+    os.kill(worker.zygote(task).pid, signal.SIGKILL)
+    with pytest.raises(ContainerFailed):
+        spares.make_spare(worker.runtime, like, state_dir=worker.state_dir)
+    assert (waiting(worker), records(worker)) == ([], [])
+    assert list(worker.state_dir.glob("spares/*/*")) == []
 
 
 def test_no_more_spares_are_made_than_wanted_and_none_stays(worker: Worker, behind: Backstage) -> None:
