@@ -35,7 +35,10 @@ CLOSE_SECONDS = 15.0
 #: How often it is looked for spares and zygotes that have ended because no task came, in seconds.
 LOOK_EVERY = 30.0
 
-_THREADS = 2
+#: How long the task that has just begun has the processor for itself, in seconds: many are over then.
+SPARE_DELAY = 0.3
+
+_THREADS = 3
 
 
 class Backstage:
@@ -98,6 +101,8 @@ class Backstage:
 
     def _replenished(self, like: Launch, wanted: int) -> None:
         try:
+            if self._ending.wait(SPARE_DELAY):
+                return
             if count_spares(self.runtime, like, state_dir=self._state_dir) < wanted:
                 record = make_spare(self.runtime, like, state_dir=self._state_dir)
                 with self._lock:
