@@ -134,8 +134,8 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
 
 
 def count_spares(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> int:
-    """How many there are that would do for a workload."""
-    return sum(1 for _ in spare_directory(runtime, like, state_dir=state_dir).glob("*.json"))
+    """How many there are that would do for a workload, those included that are being made, by whichever worker."""
+    return sum(1 for _ in spare_directory(runtime, like, state_dir=state_dir).glob("*.sock"))
 
 
 def discard(runtime: ContainerRuntime, record: Path) -> bool:
@@ -214,6 +214,8 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
     undo.callback(connection.close)
     peer.settimeout(_TIMEOUT)
     peer.connect(str(claimed.with_suffix(".sock")))
+    # Its end: as long as it is there, this is a spare.
+    claimed.with_suffix(".sock").unlink(missing_ok=True)
     peer.settimeout(None)
     pending_exit = runtime.wait(id)
     undo.callback(pending_exit.close)
