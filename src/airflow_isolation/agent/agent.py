@@ -312,23 +312,13 @@ def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
                     if number != signal.SIGCHLD:
                         signal_group(child, number)
                 continue
-            message = receive(worker)
+            message, _ = receive_work(worker)
             if message is None:
                 poll.unregister(worker)
                 deadline = time.monotonic() + grace
                 signal_group(child, signal.SIGTERM)
             elif "signal" in message:
                 signal_group(child, message["signal"])
-
-
-def receive(worker: socket.socket) -> dict[str, Any] | None:
-    """The next message; None when the worker is gone."""
-    try:
-        packet = worker.recv(PACKET_LIMIT)
-    except OSError:
-        return None
-    message: dict[str, Any] | None = from_json(packet) if packet else None
-    return message
 
 
 def reap(child: int) -> int | None:

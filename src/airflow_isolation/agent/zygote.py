@@ -21,7 +21,8 @@ and that worker is then one of many. Each workload is a connection of its own to
 5. worker -> child   {"go": {"environment": {...}, "purpose": "task"}} and four descriptors (requests, stdout, stderr, logs),
                      within ``patience`` seconds, once process 1 knows whom it got; the child hangs up and enters Airflow
 
-Between 4 and 5 a child may wait for its work, in a container that was made ahead. A connection that closes before 5 ends its child, and nothing has run.
+Between 4 and 5 a child may wait for its work, in a container that was made ahead. A connection that closes before 5
+ends its child, and nothing has run.
 """
 
 from __future__ import annotations

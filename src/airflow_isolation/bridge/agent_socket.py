@@ -6,6 +6,7 @@ The peer is untrusted: packets are capped, and whatever does not parse ends that
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
 import struct
@@ -198,7 +199,11 @@ class AgentConnection:
             self._socket.settimeout(None)
         if len(descriptors) != 1:
             raise ContainerFailed(f"Process 1 gave no child's connection: {packet!r:.200}")
-        connection = socket.socket(fileno=descriptors[0])
+        try:
+            connection = socket.socket(fileno=descriptors[0])
+        except OSError as error:
+            os.close(descriptors[0])
+            raise ContainerFailed(f"What process 1 gave for the child's connection is no socket: {error}") from error
         connection.set_inheritable(False)
         return connection
 

@@ -14,7 +14,7 @@ import structlog
 
 from airflow_isolation.bridge.crew import Crew
 from airflow_isolation.bridge.prune import prune_when_due
-from airflow_isolation.bridge.spare import SPARE_SECONDS, count_spares, discard, make_spare
+from airflow_isolation.bridge.spare import SPARE_SECONDS, count_spares, discard, make_spare, spare_directory
 from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class Backstage:
         self._crew = Crew("backstage", _THREADS)
         self._lock = threading.Lock()
         self._waiting = 0
-        self._making = 0
-        self._asked_again: tuple[Launch, int] | None = None
+        self._pending: set[Path] = set()
         self._spares: dict[Path, float] = {}
         self._closed = False
         self._ending = threading.Event()
@@ -77,18 +76,15 @@ class Backstage:
 
     def replenish(self, like: Launch, *, wanted: int) -> None:
         """Have spares made for workloads like this one, until there are ``wanted``."""
+        kind = spare_directory(self.runtime, like, state_dir=self._state_dir)
         with self._lock:
-            if self._closed:
+            if self._closed or kind in self._pending:
                 return
-            if self._making >= wanted:
-                # One that is just ready may have been claimed already.
-                self._asked_again = (like, wanted)
-                return
-            self._making += 1
+            self._pending.add(kind)
             if self._looking is None:
                 self._looking = threading.Thread(target=self._look, name="backstage-look", daemon=True)
                 self._looking.start()
-        self._crew.do(lambda: self._replenished(like, wanted))
+        self._crew.do(lambda: self._replenished(kind, like, wanted))
 
     def _look(self) -> None:
         """An ended container keeps its shim and its file system until it is removed, also while no task comes."""
@@ -99,22 +95,22 @@ class Backstage:
         self._expire(time.monotonic() - SPARE_SECONDS)
         prune_when_due(self.runtime, state_dir=self._state_dir)
 
-    def _replenished(self, like: Launch, wanted: int) -> None:
-        try:
-            if self._ending.wait(SPARE_DELAY):
+    def _replenished(self, kind: Path, like: Launch, wanted: int) -> None:
+        ending = self._ending.wait(SPARE_DELAY)
+        with self._lock:
+            # From here on another request counts: a spare that is made now may be claimed before this returns.
+            self._pending.discard(kind)
+        for _ in range(wanted):
+            if ending or count_spares(self.runtime, like, state_dir=self._state_dir) >= wanted:
                 return
-            if count_spares(self.runtime, like, state_dir=self._state_dir) < wanted:
+            try:
                 record = make_spare(self.runtime, like, state_dir=self._state_dir)
-                with self._lock:
-                    self._spares[record] = time.monotonic()
-        except IsolationError as error:
-            log.warning("A spare container could not be made", image=like.spec.image, error=str(error))
-        finally:
+            except IsolationError as error:
+                log.warning("A spare container could not be made", image=like.spec.image, error=str(error))
+                return
             with self._lock:
-                self._making -= 1
-                again, self._asked_again = self._asked_again, None
-            if again is not None:
-                self.replenish(again[0], wanted=again[1])
+                self._spares[record] = time.monotonic()
+            ending = self._ending.is_set()
 
     def _expire(self, made_before: float) -> None:
         with self._lock:

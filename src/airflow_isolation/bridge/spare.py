@@ -1,9 +1,11 @@
 """Spare containers: made while another task runs, so that the next one need not wait for its own.
 
 A spare is a container like any other whose process 1 waits to be wanted, at a socket of its own, and ends when nobody
-comes. In it waits a child of the zygote, which has become all that the workload is to be and lacks but its work. In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
-``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may touch it
-then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
+comes. In it waits a child of the zygote, which has become all that the workload is to be and lacks but its work.
+
+In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
+``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may
+touch it then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
 """
 
 from __future__ import annotations

@@ -286,7 +286,10 @@ def _forked(
     asking: tuple[zygote.Zygote, socket.socket],
     channels: Sequence[socket.socket],
 ) -> str:
-    """Have the workload forked into its container; why it could not be, or nothing."""
+    """Have the workload forked into its container; why it could not be, or nothing.
+
+    :raises ContainerFailed: the work could not be handed to the child.
+    """
     found, connection = asking
     try:
         if started.waiting is not None and not zygote.has_hung_up(started.waiting[0]):
@@ -294,10 +297,12 @@ def _forked(
         else:
             child = zygote.fork_into(connection, started.container.pid, id=what.id, spec=what.spec)
         started.connection.adopt(child=child, grace=what.spec.stop_grace_period, timeout=zygote.ANSWER_TIMEOUT)
-        zygote.release(connection, environment=what.environment, purpose=what.purpose, channels=channels)
     except (ZygoteUnavailable, IsolationError) as error:
         return str(error)
     except TimeoutError:
         zygote.replace_hung(runtime, found)
         return f"the zygote {found.container} did not answer within {zygote.ANSWER_TIMEOUT:g} seconds"
+    # Process 1 watches its child now and would not hear of a fresh start: what fails from here on fails the workload.
+    with connection:
+        zygote.release(connection, environment=what.environment, purpose=what.purpose, channels=channels)
     return ""

@@ -49,6 +49,9 @@ log = structlog.get_logger(logger_name="airflow_isolation.zygote")
 #: How long a zygote may take for one answer, in seconds. One that takes longer hangs, and is replaced.
 ANSWER_TIMEOUT = 10.0
 
+#: How long a child waits in its container for its work, in seconds: longer than process 1 may take to adopt it.
+RELEASE_PATIENCE = 3 * ANSWER_TIMEOUT
+
 #: After a zygote could not be started, workloads start fresh for so many seconds before it is tried again.
 RETRY_AFTER = 60.0
 
@@ -298,7 +301,7 @@ def replace_hung(runtime: ContainerRuntime, zygote: Zygote) -> None:
 
 
 def fork_into(
-    connection: socket.socket, pid: int, *, id: str, spec: ContainerSpec, patience: float = ANSWER_TIMEOUT
+    connection: socket.socket, pid: int, *, id: str, spec: ContainerSpec, patience: float = RELEASE_PATIENCE
 ) -> int:
     """Have the zygote fork into the container whose first process is ``pid``; gives the child's pid in there.
 

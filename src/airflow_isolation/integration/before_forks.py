@@ -13,14 +13,17 @@ from airflow_isolation.integration.seams import supervision
 if TYPE_CHECKING:
     from airflow_isolation.settings.effective import Backend
 
-#: gRPC imports these with its first channel; Airflow with its first log.
-_IMPORTED_LATE = ("grpc._channel", "grpc._interceptor", "airflow.sdk._shared.logging.factory")
+#: Airflow imports this with its first log.
+_IMPORTED_LATE = "airflow.sdk._shared.logging.factory"
+
+#: gRPC imports these with its first channel.
+_IMPORTED_BY_CHANNELS = ("grpc._channel", "grpc._interceptor")
 
 
 def prepare_workers(backend: Backend) -> None:
     """Import, load and compile; nothing is connected, and no thread is started, which a fork would lose."""
     importlib.import_module(f"airflow_isolation.runtime.{backend}")
-    for module in _IMPORTED_LATE:
+    for module in (_IMPORTED_LATE, *(_IMPORTED_BY_CHANNELS if backend == "containerd" else ())):
         with suppress(ImportError):
             importlib.import_module(module)
     supervision.load_certificates()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from airflow_isolation.cgroups import LEAF, CgroupError, slice_name
+from airflow_isolation.cgroups import LEAF, CgroupError, slice_name, slices
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.containerd.turn import turn
 from airflow_isolation.errors import (
@@ -95,7 +95,6 @@ logger = logging.getLogger(__name__)
 
 # The methods have parameters of the module's name.
 KILL = signal.SIGKILL
-SLICE = ".slice"
 
 _STATES = {
     "created": ContainerState.CREATED,
@@ -288,7 +287,7 @@ class DockerRuntime(ContainerRuntime):
         expected = ""
         if self._placements.is_ours(id, f"{parent}/{LEAF}"):
             expected = f"{parent}/{container['Id']}"
-        elif parent.endswith(SLICE):
+        elif parent.endswith(slices.SUFFIX):
             expected = scope_path(parent, container["Id"])
         if pid and expected:
             try:
@@ -324,7 +323,7 @@ class DockerRuntime(ContainerRuntime):
         check_not_ended(_container(container))
         if self._placements.update(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", resources):
             return
-        if (parent := container["HostConfig"]["CgroupParent"]).endswith(SLICE) and self._host.cgroup_v2:
+        if (parent := container["HostConfig"]["CgroupParent"]).endswith(slices.SUFFIX) and self._host.cgroup_v2:
             self._placements.check_slice_budget(parent, resources)
         limits = docker_limits(resources, self._host)
         if self._host.cgroup_v2:

@@ -20,30 +20,36 @@ if TYPE_CHECKING:
 
 SIZE = UIDS_OF_AN_IMAGE
 
-#: Asks for twenty images' uids, of which every other process has the same ten.
+#: Twenty processes, of which every other asks for the uids of the same four images. They begin at once, when the pipe ends.
 ASKING = """
+import os
 import sys
 from pathlib import Path
 from airflow_isolation.bridge.uid_ranges import first_uid
 from airflow_isolation.settings.effective import UidRange
-for number in range(4):
-    digest = f"sha256:{int(sys.argv[2]) % 10}-{number}"
-    print(digest, first_uid(digest, UidRange(1_000_000, 200 * 65536), state_dir=Path(sys.argv[1])))
+reader, writer = os.pipe()
+for process in range(20):
+    if os.fork() == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        for number in range(4):
+            digest = f"sha256:{process % 10}-{number}"
+            first = first_uid(digest, UidRange(1_000_000, 200 * 65536), state_dir=Path(sys.argv[1]))
+            os.write(1, f"{digest} {first}\\n".encode())
+        os._exit(0)
+os.close(writer)
+sys.exit(any(os.wait()[1] for _ in range(20)))
 """
 
 
 def test_twenty_processes_at_once_never_get_overlapping_uids(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ASKING, str(tmp_path), str(number)], stdout=subprocess.PIPE, text=True)
-        for number in range(20)
-    ]
+    asked = [sys.executable, "-c", ASKING, str(tmp_path)]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     given: dict[str, set[int]] = {}
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        for line in output.splitlines():
-            digest, first = line.split()
-            given.setdefault(digest, set()).add(int(first))
+    for line in done.stdout.splitlines():
+        digest, first = line.split()
+        given.setdefault(digest, set()).add(int(first))
+    assert len(done.stdout.splitlines()) == 80
     assert len(given) == 40
     assert all(len(firsts) == 1 for firsts in given.values())
     firsts = sorted(first for (first,) in given.values())

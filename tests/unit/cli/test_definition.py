@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -47,18 +46,3 @@ def test_update_has_an_option_for_every_limit_that_can_be_set() -> None:
     (group,) = get_containers_cli_commands()
     flags = {flag for argument in commands(group)["update"].args for flag in argument.flags}
     assert {update.option(key) for key in update.KEYS} <= flags
-
-
-def test_the_parser_loads_nothing_heavy() -> None:
-    program = (
-        "import sys; import airflow.cli.cli_config; before = set(sys.modules);"
-        "import airflow_isolation.integration.cli.definition;"
-        "print(*sorted(set(sys.modules) - before))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    assert set(done.stdout.split()) <= {
-        "airflow_isolation",
-        "airflow_isolation.integration",
-        "airflow_isolation.integration.cli",
-        "airflow_isolation.integration.cli.definition",
-    }

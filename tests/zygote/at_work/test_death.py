@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from airflow_isolation.bridge import process_one, started_agent
 from airflow_isolation.bridge import workload as workloads
 from airflow_isolation.bridge import zygote as zygotes
 from airflow_isolation.bridge.prune import prune
+from airflow_isolation.errors import ContainerFailed
+from airflow_isolation.oci.identifier import new_container_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +81,18 @@ def at_answer(monkeypatch: pytest.MonkeyPatch, awaited: str, act: Callable[[int]
         return pid
 
     monkeypatch.setattr(zygotes, "_answer", answered)
+
+
+@every_form
+def test_work_that_is_too_large_for_one_packet_fails_in_words(worker: Worker) -> None:
+    """Fresh is no way out: process 1 watches the forked child by then."""
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    large = {**task.launch.environment, "LARGE": "x" * 1_000_000}
+    with pytest.raises(ContainerFailed, match="could not be handed to a forked process") as failed:
+        worker.start(replace(task, launch=replace(task.launch, id=new_container_id("task"), environment=large)))
+    assert "must stay below 200 KB" in str(failed.value.hint)
+    assert worker.run().finish() == 0
 
 
 @pytest.mark.parametrize("awaited", ["forked", "entered"])

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 PREPARE = f'. "{ROOT}/hack/setup/all.sh"; make() {{ echo made >>"$LOG"; sleep 0.3; echo content >"$1/file"; }}\n'
 
 
