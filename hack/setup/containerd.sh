@@ -13,3 +13,17 @@ containerd_directory() {
     need_package libseccomp2 libyajl2
     unpacked "containerd-$1" "$suite:containerd" bookworm:runc bookworm:crun
 }
+
+# newer_runc: prints the path of a runc 1.3, which can map the ids of mounts. Forky's is linked with a newer C library than
+# bookworm's, so it brings its own.
+newer_runc() {
+    need_package libstdc++6
+    printf '%s/usr/sbin/runc\n' "$(cached "runc-1.3-$(key "$(declare -f make_newer_runc)")" make_newer_runc)"
+}
+
+make_newer_runc() {
+    # Where it will be, once it is complete.
+    local libraries=${1%.making}/usr/lib/x86_64-linux-gnu
+    unpack forky:runc forky:libc6 forky:libseccomp2 bookworm:patchelf "$1"
+    "$1/usr/bin/patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" --set-rpath "$libraries" "$1/usr/sbin/runc"
+}

@@ -28,6 +28,7 @@ class Mount:
     """A directory or file of the host, or a tmpfs, inside the container.
 
     ``source`` is absolute and free of symbolic links; it is empty for a tmpfs. ``size`` (bytes) is for a tmpfs.
+    ``idmapped``: in a user namespace the container's user and groups are to files what they are without one.
     """
 
     target: str
@@ -37,6 +38,7 @@ class Mount:
     size: int | None = None
     mode: int = 0o1777
     executable: bool = False
+    idmapped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from airflow_isolation.bridge.uid_ranges import configured_range, first_uid
 from airflow_isolation.container_spec import UserNamespace
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.oci.host import kernel_version
+from airflow_isolation.oci.idmapped import why_not_idmapped
 
 if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec
@@ -24,11 +25,24 @@ _KERNEL = (5, 8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartDecision:
-    """``why`` is a sentence without its full stop. ``user_namespace`` is for the zygote and what it forks into."""
+    """How, and why.
+
+    Attributes:
+        why: a sentence without its full stop.
+        user_namespace: for the zygote and what it forks into.
+        idmapped: targets of the mounts whose files would not belong to the workload's user in there.
+
+    """
 
     mode: Literal["fork", "fresh"]
     why: str
     user_namespace: UserNamespace | None = None
+    idmapped: frozenset[str] = frozenset()
+
+    def applied_to(self, spec: ContainerSpec) -> ContainerSpec:
+        """The container in which the workload is to start."""
+        mounts = (replace(mount, idmapped=mount.target in self.idmapped) for mount in spec.mounts)
+        return replace(spec, user_namespace=self.user_namespace, mounts=tuple(mounts))
 
 
 def decide(settings: EffectiveSettings, spec: ContainerSpec, *, image_digest: str) -> StartDecision:
@@ -63,13 +77,14 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image_digest: str
         return StartDecision(mode="fresh", why="only root may move a forked process into a container's cgroup")
     if kernel_version(platform.release()) < _KERNEL:
         return StartDecision(mode="fresh", why=f"forking into a container needs Linux {'.'.join(map(str, _KERNEL))}")
-    obstacle = no_user_namespace(settings, spec)
+    idmapped, obstacle = in_user_namespace(settings, spec)
     if not obstacle:
         available = configured_range(settings.zygote.uid_range)
         if available is None:
             obstacle = "there is no uid_range, and no entry of the worker's user in /etc/subuid"
         elif image_digest is None:
-            return StartDecision(mode="fork", why=f"in a user namespace of the image's own, from the uids {available}")
+            why = f"in a user namespace of the image's own, from the uids {available}"
+            return StartDecision(mode="fork", why=why, idmapped=idmapped)
         else:
             try:
                 first = first_uid(image_digest, available, state_dir=settings.connection.state_dir)
@@ -80,26 +95,30 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image_digest: str
                     mode="fork",
                     why=f"in a user namespace of the image's own, uids {first} and up",
                     user_namespace=UserNamespace(first=first),
+                    idmapped=idmapped,
                 )
     if settings.image_is_trusted:
         return StartDecision(mode="fork", why=f"with privilege on the host, for a trusted image: {obstacle}")
     return StartDecision(mode="fresh", why=f"{obstacle}, and the image is not among the trusted ones")
 
 
-def no_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> str:
-    """What keeps a workload from running in a user namespace; empty for nothing."""
+def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple[frozenset[str], str]:
+    """Which mounts need their ids mapped for a workload to run in a user namespace, and what keeps it out; empty for nothing."""
     if settings.backend == "docker":
-        return "Docker has no user namespace of a single container"
+        return frozenset(), "Docker has no user namespace of a single container"
     if not spec.read_only_root:
-        return "read_only_root is false, and the image's files would belong to nobody"
+        return frozenset(), "read_only_root is false, and the image's files would belong to nobody"
+    needed = {}
     for mount in spec.mounts:
-        if mount.kind != "bind":
-            continue
-        if not mount.read_only:
-            return f"the volume {mount.target} is writable, and its files would change owner"
-        if not _readable_by_others(mount.source):
-            return f"{mount.source} is not readable for others, whom everybody in a user namespace is"
-    return ""
+        if mount.kind == "bind" and not mount.read_only:
+            needed[mount.target] = mount, f"the volume {mount.target} is writable, and its files would change owner"
+        elif mount.kind == "bind" and not _readable_by_others(mount.source):
+            why = f"{mount.source} is not readable for others, whom everybody in a user namespace is"
+            needed[mount.target] = mount, why
+    for mount, why in needed.values():
+        if why_not := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):
+            return frozenset(), f"{why}: {why_not}"
+    return frozenset(needed), ""
 
 
 def _readable_by_others(path: str) -> bool:

@@ -136,7 +136,7 @@ class ContainerCoordinator(BaseCoordinator):
                 decision = decide(settings, spec, image_digest=image.digest)
                 task = Launch(
                     id=new_container_id("task"),
-                    spec=dataclasses.replace(spec, user_namespace=decision.user_namespace),
+                    spec=decision.applied_to(spec),
                     image=image,
                     purpose="task",
                     environment={

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from airflow_isolation.oci.confinement import NOFILE_HARD
@@ -69,7 +70,7 @@ def read_host(
         kernel=kernel,
         cgroup_v2=cgroup_v2,
         swap_limit=_swap_limit(cgroup, cgroup_v2=cgroup_v2),
-        recursive_read_only=kernel >= (5, 12) and "rro" in _mount_options(runtime),
+        recursive_read_only=kernel >= (5, 12) and runtime_features(runtime).recursive_read_only,
         apparmor_profile=_apparmor_profile(root / "sys/kernel/security/apparmor/profiles"),
         masked_paths=tuple(
             f"/{path.relative_to(root)}"
@@ -113,15 +114,41 @@ def _open_files(process: Path) -> int:
     return NOFILE_HARD if may_raise or limit is None else min(NOFILE_HARD, int(limit[1]))
 
 
-def _mount_options(runtime: str) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeFeatures:
+    """What an OCI runtime says that it can (runtime-spec, features.md)."""
+
+    recursive_read_only: bool = False
+    idmapped_mounts: bool = False
+
+
+def runtime_features(runtime: str) -> RuntimeFeatures:
+    """Of a program in PATH or at a path; one that is missing, silent for 5 s or not to be understood has none.
+
+    Asked once, until the program changes.
+    """
     program = shutil.which(runtime, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
     if program is None:
-        return ()
+        return RuntimeFeatures()
+    try:
+        status = Path(program).stat()
+    except OSError:
+        return RuntimeFeatures()
+    return _features(program, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=8)
+def _features(program: str, _changed: int, _inode: int) -> RuntimeFeatures:
     try:
         answer = subprocess.run([program, "features"], capture_output=True, check=True, timeout=5)
-        return tuple(json.loads(answer.stdout).get("mountOptions", ()))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
+        said = json.loads(answer.stdout)
+        extensions = (said.get("linux") or {}).get("mountExtensions") or {}
+        return RuntimeFeatures(
+            recursive_read_only="rro" in (said.get("mountOptions") or ()),
+            idmapped_mounts=bool((extensions.get("idmap") or {}).get("enabled")),
+        )
+    except (OSError, subprocess.SubprocessError, ValueError, AttributeError, TypeError):
+        return RuntimeFeatures()
 
 
 def _apparmor_profile(profiles: Path) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_isolation.errors import SpecRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    from airflow_isolation.container_spec import Mount
+    from airflow_isolation.container_spec import Mount, UserNamespace
     from airflow_isolation.oci.account import Account
     from airflow_isolation.oci.etc_files import EtcFiles
 
@@ -36,6 +36,9 @@ _DAEMON_PATHS = (
     "/var/lib/containerd",
     "/var/lib/docker",
 )
+
+#: (uid_t) -1
+_NO_ID = 2**32 - 1
 
 _TMPFS_OPTIONS = ("nosuid", "nodev")
 _RUN_SIZE = 64 * 1024 * 1024
@@ -90,6 +93,7 @@ def runtime_mounts(
     recursive_read_only: bool,
     host_proc: bool = False,
     host_sys: bool = False,
+    user_namespace: UserNamespace | None = None,
 ) -> list[dict[str, Any]]:
     """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
 
@@ -112,6 +116,8 @@ def runtime_mounts(
             entries[target] = _bind(target, source, "bind", "ro", "noexec")
     for mount in wanted.values():
         entries[mount.target] = _user_mount(mount, account, recursive_read_only=recursive_read_only)
+        if mount.idmapped and mount.kind == "bind" and user_namespace is not None:
+            entries[mount.target] = _idmapped(entries[mount.target], account, user_namespace)
     return sorted(entries.values(), key=lambda entry: PurePosixPath(entry["destination"]).parts)
 
 
@@ -151,6 +157,35 @@ def _user_mount(mount: Mount, account: Account, *, recursive_read_only: bool) ->
         return _bind(mount.target, mount.source, "rbind", "ro", "rro")
     # Mounts below the source would stay writable, so without rro they are left out.
     return _bind(mount.target, mount.source, "bind", "ro")
+
+
+def _idmapped(bind: dict[str, Any], account: Account, namespace: UserNamespace) -> dict[str, Any]:
+    return {
+        **bind,
+        "options": [*bind["options"], "ridmap" if "rbind" in bind["options"] else "idmap"],
+        "uidMappings": _mappings({account.uid}, namespace),
+        "gidMappings": _mappings({account.gid, *account.additional_gids}, namespace),
+    }
+
+
+def _mappings(own: Collection[int], namespace: UserNamespace) -> list[dict[str, int]]:
+    """The account's ids in the files are its ids in the namespace; all others are whose they are on the host.
+
+    What else is in the namespace has no id in the files: who is root in there, as a zygote is, can't make files of the
+    host's root. And what has no id in the kernel, nobody may write to.
+    """
+    mappings = [_mapping(id, namespace.first + id, 1) for id in sorted(own)]
+    begin = 0
+    for taken, end in sorted([*((id, id + 1) for id in own), (namespace.first, namespace.first + namespace.size)]):
+        if taken > begin:
+            mappings.append(_mapping(begin, begin, taken - begin))
+        begin = max(begin, end)
+    return [*mappings, _mapping(begin, begin, _NO_ID - begin)]
+
+
+def _mapping(in_files: int, in_kernel: int, size: int) -> dict[str, int]:
+    # The runtime-spec's names are those of a user namespace.
+    return {"containerID": in_files, "hostID": in_kernel, "size": size}
 
 
 def _owner(account: Account) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def build_runtime_spec(
             # In a user namespace the kernel mounts them anew only for who owns the pid or network namespace, too.
             host_proc=spec.pid_namespace == "host",
             host_sys=spec.user_namespace is not None and spec.network == "host",
+            user_namespace=spec.user_namespace,
         ),
         "linux": {
             "namespaces": _namespaces(spec),

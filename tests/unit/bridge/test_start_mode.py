@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.unit.settings.conftest import Ini
 
+from airflow_isolation.bridge import start_mode
 from airflow_isolation.bridge.start_mode import decide, foresee
 from airflow_isolation.container_spec import Mount, UserNamespace
 from airflow_isolation.errors import SpecRefused
@@ -32,6 +33,7 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that can, whatever this one is."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(platform, "release", lambda: "6.1.0")
+    monkeypatch.setattr(start_mode, "why_not_idmapped", lambda source, *, runtime: f"{runtime} can't map ids")
 
 
 def task(
@@ -90,16 +92,20 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
     return [
         ("", {"backend": "docker"}, "Docker has no user namespace of a single container"),
         ("", {"read_only_root": False}, "read_only_root is false, and the image's files would belong to nobody"),
-        ("", {"mounts": (writable,)}, "the volume /out is writable, and its files would change owner"),
+        (
+            "",
+            {"mounts": (writable,)},
+            "the volume /out is writable, and its files would change owner: runc can't map ids",
+        ),
         (
             "",
             {"mounts": (Mount(source=str(closed), target="/in"),)},
-            f"{closed} is not readable for others, whom everybody in a user namespace is",
+            f"{closed} is not readable for others, whom everybody in a user namespace is: runc can't map ids",
         ),
         (
             "",
             {"mounts": (Mount(source=str(closed / "gone"), target="/in"),)},
-            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is",
+            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is: runc can't map ids",
         ),
         (
             "uid_range = none",
@@ -171,3 +177,31 @@ def test_insisting_is_no_matter_where_it_can_be(tmp_path: Path) -> None:
 def test_what_was_given_is_kept_in_a_file(tmp_path: Path) -> None:
     decided(tmp_path)
     assert json.loads((tmp_path / "uid-ranges.json").read_text()) == {"sha256:a": FIRST}
+
+
+def test_where_ids_can_be_mapped_a_user_namespace_can_have_any_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def possible(source: str, *, runtime: str) -> str:
+        asked.append((source, runtime))
+        return ""
+
+    monkeypatch.setattr(start_mode, "why_not_idmapped", possible)
+    readable, closed = tmp_path / "readable", tmp_path / "closed"
+    readable.mkdir(mode=0o755)
+    closed.mkdir(mode=0o700)
+    mounts = (
+        Mount(source=str(readable), target="/in"),
+        Mount(source=str(readable), target="/out", read_only=False),
+        Mount(source=str(closed), target="/closed"),
+    )
+    settings, spec = task(tmp_path, "[containerd_runtime]\nruntime_binary = crun", mounts=mounts)
+    decision = decide(settings, spec, image_digest="sha256:a")
+    assert (decision.mode, decision.idmapped) == ("fork", frozenset({"/out", "/closed"}))
+    assert asked == [(str(readable), "crun"), (str(closed), "crun")]
+    applied = decision.applied_to(spec)
+    assert applied.user_namespace == UserNamespace(first=FIRST)
+    assert [mount.idmapped for mount in applied.mounts] == [False, True, True]
+    assert foresee(settings, spec).idmapped == decision.idmapped

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_isolation.container_spec import Mount
+from airflow_isolation.container_spec import Mount, UserNamespace
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci.account import Account
 from airflow_isolation.oci.etc_files import EtcFiles
@@ -17,10 +18,22 @@ ETC = EtcFiles(hostname="/s/hostname", hosts="/s/hosts", resolv_conf="/s/resolv.
 
 
 def emitted(
-    *mounts: Mount, rro: bool = True, etc: EtcFiles = ETC, tmp_size: int = 1, shm_size: int = 2
+    *mounts: Mount,
+    rro: bool = True,
+    etc: EtcFiles = ETC,
+    tmp_size: int = 1,
+    shm_size: int = 2,
+    account: Account = ACCOUNT,
+    user_namespace: UserNamespace | None = None,
 ) -> dict[str, dict[str, Any]]:
     entries = runtime_mounts(
-        mounts, account=ACCOUNT, tmp_size=tmp_size, shm_size=shm_size, etc=etc, recursive_read_only=rro
+        mounts,
+        account=account,
+        tmp_size=tmp_size,
+        shm_size=shm_size,
+        etc=etc,
+        recursive_read_only=rro,
+        user_namespace=user_namespace,
     )
     return {entry["destination"]: entry for entry in entries}
 
@@ -175,3 +188,63 @@ def test_parents_come_before_children(targets: list[str]) -> None:
         assert not any(earlier.startswith(f"{target}/") for earlier in seen)
         seen.append(target)
     assert set(targets) < set(seen)
+
+
+DATA = Mount(target="/data", source="/srv/data", read_only=False, idmapped=True)
+
+
+def test_ids_are_mapped_in_a_user_namespace_where_that_is_asked_for() -> None:
+    namespace = UserNamespace(first=2_000_000)
+    mapped = emitted(DATA, user_namespace=namespace)["/data"]
+    assert mapped["options"] == [*emitted(DATA)["/data"]["options"], "ridmap"]
+    assert mapped["gidMappings"] == [
+        {"containerID": 7, "hostID": 2_000_007, "size": 1},
+        {"containerID": 0, "hostID": 0, "size": 7},
+        {"containerID": 8, "hostID": 8, "size": 1_999_992},
+        {"containerID": 2_065_536, "hostID": 2_065_536, "size": 2**32 - 1 - 2_065_536},
+    ]
+    one_level = emitted(Mount(target="/in", source="/srv/in", idmapped=True), rro=False, user_namespace=namespace)[
+        "/in"
+    ]
+    assert one_level["options"][-1] == "idmap"
+
+
+@pytest.mark.parametrize(
+    ("mount", "namespace"),
+    [
+        (DATA, None),
+        (Mount(target="/data", source="/srv/data", read_only=False), UserNamespace(first=2_000_000)),
+        (Mount(target="/data", kind="tmpfs", idmapped=True), UserNamespace(first=2_000_000)),
+    ],
+)
+def test_elsewhere_no_ids_are_mapped(mount: Mount, namespace: UserNamespace | None) -> None:
+    mapped = emitted(mount, user_namespace=namespace)["/data"]
+    assert not {"idmap", "ridmap"} & set(mapped["options"])
+    assert not {"uidMappings", "gidMappings"} & set(mapped)
+
+
+@given(
+    uid=st.integers(0, 65535),
+    gids=st.sets(st.integers(0, 65535), min_size=1, max_size=5),
+    first=st.integers(0, 2**31),
+    looked_at=st.lists(st.integers(0, 2**32 - 2)),
+)
+def test_in_the_namespace_nobody_but_the_account_is_anybody_to_the_files(
+    uid: int, gids: set[int], first: int, looked_at: list[int]
+) -> None:
+    account = Account(uid=uid, gid=min(gids), additional_gids=tuple(sorted(gids)))
+    namespace = UserNamespace(first=first)
+    mapped = emitted(DATA, account=account, user_namespace=namespace)["/data"]
+    inside = range(first, first + namespace.size)
+    for mappings, own in ((mapped["uidMappings"], {uid}), (mapped["gidMappings"], gids)):
+        assert sum(mapping["size"] for mapping in mappings) <= 2**32 - 1
+        for begins in ("containerID", "hostID"):
+            taken = sorted((mapping[begins], mapping[begins] + mapping["size"]) for mapping in mappings)
+            assert all(before[1] <= after[0] for before, after in pairwise(taken))
+        for id in {*looked_at, *own, 0, first, first + 1, *inside[-1:]}:
+            found = [
+                mapping["hostID"] + id - mapping["containerID"]
+                for mapping in mappings
+                if mapping["containerID"] <= id < mapping["containerID"] + mapping["size"]
+            ]
+            assert found == ([first + id] if id in own else [] if id in inside else [id])

@@ -1,7 +1,7 @@
 """Workloads that are forked from zygotes by the code that workers use, on real daemons, with stand-ins for Airflow.
 
 ``forms`` of zygotes: ``namespace`` (containerd, a user namespace of the image's own), ``privilege`` (containerd, a trusted
-image), ``docker`` (the same there). After every test nothing may be left; the last one looks for everything.
+image), ``docker`` (the same there); and ``idmapped``, the first with a runc that can map the ids of volumes. After every test nothing may be left; the last one looks for everything.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import select
 import shutil
 import struct
+import subprocess
 import tempfile
 import time
 from configparser import ConfigParser
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class Running:
 
     def json(self) -> Any:
         """What it printed, once it has ended without an error."""
-        assert (self.finish(), self.stderr) == (0, "")
+        assert (self.finish(), self.stderr) == (0, ""), self.stdout
         return json.loads(self.stdout)
 
 
@@ -142,21 +143,32 @@ class Worker:
     state_dir: Path
     bundle: Path
     provide: Callable[[str], str]
+    runtime_binary: str = ""
     started: list[Running] = field(default_factory=list)
 
     @cached_property
     def backend(self) -> str:
         return "docker" if self.form == "docker" else "containerd"
 
-    def task(self, kind: str = "good", *, cfg: str = "", environment: Any = None, author: bool = False) -> Task:
+    def task(
+        self,
+        kind: str = "good",
+        *,
+        cfg: str = "",
+        environment: Any = None,
+        author: bool = False,
+        volumes: Iterable[Mount] = (),
+    ) -> Task:
         """A task of a stand-in's image, as the coordinator would launch it.
 
         ``cfg`` goes to [container_runtime]; ``author``: it is the DAG's author who named the image.
         """
         image = self.provide(kind)
-        uids = f"{FIRST_UID}:{64 * 65536}" if self.form == "namespace" else "none"
+        uids = f"{FIRST_UID}:{64 * 65536}" if self.form in {"namespace", "idmapped"} else "none"
         named = "named/by-nobody:1" if author else image
         text = f"image = {named}\nimage_pull_policy = never\nnetwork = none\nuid_range = {uids}\nstate_dir = {self.state_dir}\n"
+        if self.runtime_binary:
+            cfg += f"\n[containerd_runtime]\nruntime_binary = {self.runtime_binary}"
         settings = resolve(
             "task",
             "docker" if self.form == "docker" else "containerd",
@@ -167,7 +179,7 @@ class Worker:
         spec = container_spec(
             settings,
             argv=(),
-            mounts=(Mount(source=str(self.bundle), target=str(self.bundle)),),
+            mounts=(Mount(source=str(self.bundle), target=str(self.bundle)), *volumes),
             labels={labels.PURPOSE: "task", labels.OWNER: str(labels.Owner.this_process())},
         )
         found = self.runtime.ensure_image(image)
@@ -175,7 +187,7 @@ class Worker:
         forwarded = {"AIRFLOW_HOME": "/tmp/.airflow", **(environment or {})}
         wanted = Launch(
             id=new_container_id("task"),
-            spec=replace(spec, user_namespace=decision.user_namespace),
+            spec=decision.applied_to(spec),
             image=found,
             purpose="task",
             environment=forwarded,
@@ -258,6 +270,17 @@ def provided(image_archive: ImageArchive, tmp_path_factory: pytest.TempPathFacto
     return have
 
 
+@pytest.fixture(scope="session")
+def newer_runc() -> str:
+    """The path of a runc that can map the ids of mounts, which the daemons' own can't."""
+    script = '. "$1"/hack/setup/all.sh; newer_runc'
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        ["bash", "-ec", script, "-", str(root)], stdout=subprocess.PIPE, text=True, check=True, timeout=300
+    )
+    return done.stdout.strip()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cgroup_parents() -> Iterator[None]:
     """The session's own parent of all containers' cgroups goes with it."""
@@ -298,8 +321,15 @@ def long_lived(
     bundle = place / "dags"
     bundle.mkdir(mode=0o755, exist_ok=True)
     backend = "docker" if form == "docker" else "containerd"
-    runtime = connect(backend, socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
-    worker = Worker(form, runtime, place / "s", bundle, lambda kind: provided(daemon, kind))
+    binary = request.getfixturevalue("newer_runc") if form == "idmapped" else ""
+    runtime = connect(
+        backend,
+        socket_path=str(daemon.socket),
+        namespace=NAMESPACE,
+        state_dir=place / "s",
+        **({"runtime_binary": binary} if binary else {}),
+    )
+    worker = Worker(form, runtime, place / "s", bundle, lambda kind: provided(daemon, kind), binary)
     try:
         yield worker
     finally:

@@ -109,6 +109,28 @@ def keeps_root(asker: socket.socket, descriptors: list[int]) -> None:
     outlive(asker)
 
 
+def writes_in_there(asker: socket.socket, descriptors: list[int]) -> None:
+    """In the mounts of a container of its own image: makes files in its volume as whom it may be there, and gives some away."""
+    accounts = ((0, 0), (1, 1), (50000, 1), (50000, 0))
+    done = [f"makes one as {uid}:{gid}" for uid, gid in accounts if succeeds(write_as, uid, gid, descriptors[0])]
+    done += ["gives one to root"] if succeeds(give_to_root, descriptors[0]) else []
+    say(asker, {"done": done})
+
+
+def write_as(uid: int, gid: int, pidfd: int) -> None:
+    checked(LIBC.setns(pidfd, 0x00020000))
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    with open(f"/out/by-{uid}-{gid}", "w"):
+        pass
+
+
+def give_to_root(pidfd: int) -> None:
+    checked(LIBC.setns(pidfd, 0x00020000))
+    os.chown("/out/theirs", 0, 0)
+
+
 def outlive(asker: socket.socket) -> NoReturn:
     """Stay whatever the worker says."""
     hear(asker)

@@ -100,11 +100,14 @@ def hostile(worker: Worker, cheat: str, **environment: str) -> Task:
     return worker.task("hostile", environment={"AIRFLOW_TEST_CHEAT": cheat, **environment})
 
 
-def fork_by_hand(worker: Worker, task: Task) -> Any:
-    """What a hostile zygote says when it is asked; its own words, so that a test can look at them."""
+def fork_by_hand(worker: Worker, task: Task, pid: int = 0) -> Any:
+    """What a hostile zygote says when it is asked; its own words, so that a test can look at them.
+
+    ``pid`` is of the container's process 1 that it is asked to fork into; 0 is of this process.
+    """
     assert task.plan
     with zygotes.asking(worker.runtime, task.plan, state_dir=worker.state_dir) as (_, connection):
-        pidfd = os.pidfd_open(os.getpid())
+        pidfd = os.pidfd_open(pid or os.getpid())
         try:
             socket.send_fds(connection, [b'{"fork": {}}'], [pidfd])
         finally:
