@@ -108,17 +108,16 @@ def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple
         return frozenset(), "Docker has no user namespace of a single container"
     if not spec.read_only_root:
         return frozenset(), "read_only_root is false, and the image's files would belong to nobody"
-    needed = {}
-    for mount in spec.mounts:
-        if mount.kind == "bind" and not mount.read_only:
-            needed[mount.target] = mount, f"the volume {mount.target} is writable, and its files would change owner"
-        elif mount.kind == "bind" and not _readable_by_others(mount.source):
-            why = f"{mount.source} is not readable for others, whom everybody in a user namespace is"
-            needed[mount.target] = mount, why
-    for mount, why in needed.values():
-        if why_not := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):
-            return frozenset(), f"{why}: {why_not}"
-    return frozenset(needed), ""
+    binds = [mount for mount in spec.mounts if mount.kind == "bind"]
+    for mount in binds:
+        # Not mapped: who is root in the namespace can make a mount writable, and would then be somebody to its files.
+        if mount.read_only and not _readable_by_others(mount.source):
+            return frozenset(), f"{mount.source} is not readable for others, whom everybody in a user namespace is"
+    writable = [mount for mount in binds if not mount.read_only]
+    for mount in writable:
+        if why := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):
+            return frozenset(), f"the volume {mount.target} is writable, and its files would change owner: {why}"
+    return frozenset(mount.target for mount in writable), ""
 
 
 def _readable_by_others(path: str) -> bool:

@@ -100,12 +100,12 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
         (
             "",
             {"mounts": (Mount(source=str(closed), target="/in"),)},
-            f"{closed} is not readable for others, whom everybody in a user namespace is: runc can't map ids",
+            f"{closed} is not readable for others, whom everybody in a user namespace is",
         ),
         (
             "",
             {"mounts": (Mount(source=str(closed / "gone"), target="/in"),)},
-            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is: runc can't map ids",
+            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is",
         ),
         (
             "uid_range = none",
@@ -179,7 +179,7 @@ def test_what_was_given_is_kept_in_a_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "uid-ranges.json").read_text()) == {"sha256:a": FIRST}
 
 
-def test_where_ids_can_be_mapped_a_user_namespace_can_have_any_volume(
+def test_where_ids_can_be_mapped_a_user_namespace_can_have_writable_volumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -195,7 +195,7 @@ def test_where_ids_can_be_mapped_a_user_namespace_can_have_any_volume(
     mounts = (
         Mount(source=str(readable), target="/in"),
         Mount(source=str(readable), target="/out", read_only=False),
-        Mount(source=str(closed), target="/closed"),
+        Mount(source=str(closed), target="/closed", read_only=False),
     )
     settings, spec = task(tmp_path, "[containerd_runtime]\nruntime_binary = crun", mounts=mounts)
     decision = decide(settings, spec, image_digest="sha256:a")

@@ -114,6 +114,8 @@ def writes_in_there(asker: socket.socket, descriptors: list[int]) -> None:
     accounts = ((0, 0), (1, 1), (50000, 1), (50000, 0))
     done = [f"makes one as {uid}:{gid}" for uid, gid in accounts if succeeds(write_as, uid, gid, descriptors[0])]
     done += ["gives one to root"] if succeeds(give_to_root, descriptors[0]) else []
+    for name in ("file", "everybody"):
+        done += [f"makes /in/{name} writable"] if succeeds(make_writable, name, descriptors[0]) else []
     say(asker, {"done": done})
 
 
@@ -129,6 +131,13 @@ def write_as(uid: int, gid: int, pidfd: int) -> None:
 def give_to_root(pidfd: int) -> None:
     checked(LIBC.setns(pidfd, 0x00020000))
     os.chown("/out/theirs", 0, 0)
+
+
+def make_writable(name: str, pidfd: int) -> None:
+    checked(LIBC.setns(pidfd, 0x00020000))
+    checked(LIBC.mount(b"none", b"/in", None, 0x20 | 0x1000, None))  # MS_REMOUNT | MS_BIND
+    with open(f"/in/{name}", "a") as file:
+        file.write("changed")
 
 
 def outlive(asker: socket.socket) -> NoReturn:

@@ -48,8 +48,7 @@ print(json.dumps({
     "directory": attempt(lambda: os.mkdir("/out/directory")),
     "gives": attempt(lambda: os.chown("/out/ours", 0, 0)),
     "owners": [os.stat("/out/ours").st_uid, os.stat("/out/new").st_uid, os.stat("/out/theirs").st_uid],
-    "closed": attempt(lambda: open("/in/file").read()),
-    "into closed": attempt(lambda: write("/in/new")),
+    "in": attempt(lambda: write("/in/everybody")),
 }))
 """
 
@@ -80,18 +79,20 @@ def volume() -> Iterator[Path]:
 
 
 @pytest.fixture
-def closed() -> Iterator[Path]:
-    """A directory of the task's user, which nobody else may enter."""
-    place = Path(tempfile.mkdtemp(prefix="ai-closed-", dir="/var/tmp"))
-    (place / "file").write_text("for us alone")
-    for path in (place, place / "file"):
-        os.chown(path, OURS, OURS)
+def read_only() -> Iterator[Path]:
+    """Files of the task's user, which the task may only read; and one that everybody may write to."""
+    place = Path(tempfile.mkdtemp(prefix="ai-read-only-", dir="/var/tmp"))
+    place.chmod(0o755)
+    for name, mode in (("file", 0o644), ("everybody", 0o666)):
+        (place / name).write_text("as it was")
+        (place / name).chmod(mode)
+        os.chown(place / name, OURS, 0)
     yield place
     shutil.rmtree(place)
 
 
-def test_a_task_has_its_own_files_as_without_a_namespace(worker: Worker, volume: Path, closed: Path) -> None:
-    volumes = [Mount(source=str(volume), target="/out", read_only=False), Mount(source=str(closed), target="/in")]
+def test_a_task_has_its_own_files_as_without_a_namespace(worker: Worker, volume: Path, read_only: Path) -> None:
+    volumes = [Mount(source=str(volume), target="/out", read_only=False), Mount(source=str(read_only), target="/in")]
     task = worker.task(volumes=volumes)
     assert task.launch.spec.user_namespace
     running = worker.start(task, AT_WORK)
@@ -107,8 +108,7 @@ def test_a_task_has_its_own_files_as_without_a_namespace(worker: Worker, volume:
         "directory": None,
         "gives": "Value too large for defined data type",  # there is no root of the files in there
         "owners": [OURS, OURS, 65534],
-        "closed": "for us alone",
-        "into closed": "Read-only file system",
+        "in": "Read-only file system",
     }
     assert (volume / "ours").read_text() == "some more"
     made = [volume / name for name in ("ours", "new", "directory", "below/new", "group/new")]
@@ -121,19 +121,25 @@ def test_a_task_has_its_own_files_as_without_a_namespace(worker: Worker, volume:
     assert differences == {"owners", "gives"}
 
 
-def test_a_hostile_zygote_is_nobody_but_the_user_there(worker: Worker, volume: Path) -> None:
+def test_a_hostile_zygote_is_nobody_but_the_user_there(worker: Worker, volume: Path, read_only: Path) -> None:
     volume.chmod(0o777)
     task = worker.task(
         "hostile",
         environment={"AIRFLOW_TEST_CHEAT": "writes_in_there"},
-        volumes=[Mount(source=str(volume), target="/out", read_only=False)],
+        volumes=[
+            Mount(source=str(volume), target="/out", read_only=False),
+            Mount(source=str(read_only), target="/in"),
+        ],
     )
     victim = worker.start(task, "print('up', flush=True); requests.recv(1)")
     victim.until(lambda: "up" in victim.stdout)
     (volume / "by-50000-0").unlink()  # from the attempt in which it was to be forked
-    assert fork_by_hand(worker, task, victim.workload.container.pid) == {"done": ["makes one as 50000:0"]}
+    done = fork_by_hand(worker, task, victim.workload.container.pid)["done"]
+    # docs/start-modes.md says so: what everybody may write, a hostile image may, even where its task may not.
+    assert done == ["makes one as 50000:0", "makes /in/everybody writable"]
     assert [path.name for path in volume.glob("by-*")] == ["by-50000-0"]
     assert (volume / "by-50000-0").stat().st_uid == OURS
     assert (volume / "theirs").stat().st_uid == 0
+    assert (read_only / "file").read_text() == "as it was"
     victim.workload.channels.requests.send(b"x")
     assert victim.finish() == 0
