@@ -214,13 +214,14 @@ def _limits(lines: list[str]) -> dict[str, tuple[int, int]]:
 
 def _apparmor(directory: int, root: Path) -> str:
     try:
+        if (root.parent / _APPARMOR_ENABLED).read_text().strip() != "Y":
+            return ""
+    except OSError:
+        return ""
+    try:
         label = _text(directory, "attr/apparmor/current")  # Linux 5.8, whatever other security modules there are
     except FileNotFoundError:
-        try:
-            enabled = (root.parent / _APPARMOR_ENABLED).read_text().strip() == "Y"
-        except OSError:
-            enabled = False
-        label = _text(directory, "attr/current") if enabled else ""
+        label = _text(directory, "attr/current")
     label = label.rstrip("\0\n")
     name, mode, _ = label.rpartition(" (")
     profile = name if mode else label

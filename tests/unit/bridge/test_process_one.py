@@ -141,6 +141,16 @@ def test_apparmor_says_profile_and_mode(proc: Path, label: str, profile: str) ->
     assert read(proc).apparmor == profile
 
 
+@pytest.mark.parametrize("enabled", ["N\n", None])
+def test_where_apparmor_is_off_its_files_are_not_read(proc: Path, enabled: str | None) -> None:
+    """A kernel that has it and does not use it shows them, and answers EINVAL."""
+    with_apparmor(proc, "kernel")
+    (proc / str(PID) / "attr" / "apparmor" / "current").mkdir(parents=True)
+    switch = proc.parent / "sys/module/apparmor/parameters/enabled"
+    switch.write_text(enabled) if enabled else switch.unlink()
+    assert read(proc).apparmor == ""
+
+
 def test_apparmors_own_file_comes_before_the_one_that_modules_share(proc: Path) -> None:
     with_apparmor(proc, "system_u:system_r:container_t:s0:c1,c2")
     (proc / str(PID) / "attr" / "apparmor").mkdir()
