@@ -16,3 +16,9 @@ systemd_directory() {
     )
     unpacked systemd "${packages[@]/#/bookworm:}"
 }
+
+# apparmor_directory: prints the directory into which the program that loads AppArmor's profiles is unpacked.
+apparmor_directory() {
+    need_package libstdc++6
+    unpacked apparmor bookworm:apparmor
+}

@@ -97,6 +97,8 @@ def make_root(order: dict[str, Any]) -> None:
         Path("/dev", name).symlink_to(f"/proc/self/{target}")
     if not order["systemd"]:  # which mounts it itself
         mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+    if order["apparmor"]:
+        mount("securityfs", "/sys/kernel/security", "securityfs")
     # Its own mount of the host's directory, and so writable, where the root is not.
     for directory in (order["exchange"], *order["writable"]):
         mount("hostfs", directory, "hostfs", MS_NOSUID | MS_NODEV, directory)

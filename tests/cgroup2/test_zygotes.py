@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.zygote.at_work import stand_ins
-from tests.zygote.at_work.conftest import NAMESPACE, Running, Worker, children, until
+from tests.zygote.at_work.conftest import NAMESPACE, Running, children, namespace_worker, until
 
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.workload import launch
@@ -20,28 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Daemon, ImageArchive
-    from tests.zygote.at_work.conftest import Task
+    from tests.zygote.at_work.conftest import Task, Worker
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def worker(
-    private_containerd: Daemon, image_archive: ImageArchive, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Worker]:
-    archive = stand_ins.stand_in(image_archive("no-airflow"), tmp_path_factory.mktemp("stand-ins") / "good.tar", "good")
-    with tempfile.TemporaryDirectory(prefix="ai-z-", dir="/var/tmp") as directory:
-        place = Path(directory)
-        place.chmod(0o755)
-        bundle = place / "dags"
-        bundle.mkdir(mode=0o755)
-        runtime = connect(
-            "containerd", socket_path=str(private_containerd.socket), namespace=NAMESPACE, state_dir=place / "s"
-        )
-        runtime.import_image(archive)
-        worker = Worker("namespace", runtime, place / "s", bundle, stand_ins.reference)
+def worker(private_containerd: Daemon, image_archive: ImageArchive) -> Iterator[Worker]:
+    with namespace_worker(private_containerd, image_archive("no-airflow")) as worker:
         yield worker
-        worker.close()
     assert not list(Path("/sys/fs/cgroup").rglob("task-*"))
     assert not list(Path("/sys/fs/cgroup").rglob("zygote-*"))
 

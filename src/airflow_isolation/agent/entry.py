@@ -404,11 +404,17 @@ def change_profile(name: str) -> None:
     :raises EntryFailed: this process is in another.
     """
     directory = "attr/apparmor" if os.path.isdir("/proc/self/attr/apparmor") else "attr"
+    if without_mode(own_label(directory)) == name:
+        return  # the zygote's; who is in a profile may not even change to that one
     write_to_self(f"{directory}/current", f"changeprofile {name}")
-    with open(f"/proc/self/{directory}/current", "rb", buffering=0) as file:
-        label = file.read(4096).decode(errors="replace").rstrip("\0\n")
+    label = own_label(directory)
     if without_mode(label) != name:
         raise EntryFailed(f"the kernel says {label!r}")
+
+
+def own_label(directory: str) -> str:
+    with open(f"/proc/self/{directory}/current", "rb", buffering=0) as file:
+        return file.read(4096).decode(errors="replace").rstrip("\0\n")
 
 
 def without_mode(label: str) -> str:

@@ -310,7 +310,8 @@ def _process(
         "noNewPrivileges": spec.no_new_privileges,
         "oomScoreAdj": OOM_SCORE_ADJ,
     }
-    if host.apparmor_profile:
+    # In the host's pid namespace /proc is the host's, read-only, where runc would have to write the profile's name.
+    if host.apparmor_profile and spec.pid_namespace == "private":
         process["apparmorProfile"] = host.apparmor_profile
     return process
 

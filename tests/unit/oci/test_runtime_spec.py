@@ -233,6 +233,8 @@ def test_a_filter_can_t_be_forgotten() -> None:
 def test_apparmor_where_it_is_on() -> None:
     assert build(host=LSM_HOST)["process"]["apparmorProfile"] == "docker-default"
     assert "apparmorProfile" not in build()["process"]
+    zygote = replace(SPEC, pid_namespace="host")
+    assert "apparmorProfile" not in build(zygote, host=LSM_HOST)["process"]
 
 
 def test_devices_are_denied_but_for_the_usual_ones() -> None:

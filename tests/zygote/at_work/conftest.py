@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from configparser import ConfigParser
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -234,6 +234,21 @@ class Worker:
         self.end()
         self.remove_zygotes()
         self.runtime.close()
+
+
+@contextmanager
+def namespace_worker(daemon: Daemon, archive: Path) -> Iterator[Worker]:
+    """For a suite of another kernel: a worker whose images have user namespaces; ``archive`` is of an image without Airflow."""
+    with tempfile.TemporaryDirectory(prefix="ai-z-", dir="/var/tmp") as directory:
+        place = Path(directory)
+        place.chmod(0o755)
+        bundle = place / "dags"
+        bundle.mkdir(mode=0o755)
+        runtime = connect("containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
+        runtime.import_image(stand_ins.stand_in(archive, place / "good.tar", "good"))
+        worker = Worker("namespace", runtime, place / "s", bundle, stand_ins.reference)
+        yield worker
+        worker.close()
 
 
 def until(happens: Callable[[], bool], what: str) -> None:
