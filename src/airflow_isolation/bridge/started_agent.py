@@ -15,6 +15,7 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,6 +24,7 @@ from airflow_isolation import agent
 from airflow_isolation.bridge.abandoned import abandon
 from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
 from airflow_isolation.bridge.held import held
+from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
     from contextlib import ExitStack
-    from pathlib import Path
 
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
@@ -99,7 +100,8 @@ def start_agent(
 
     ``directory`` is mounted into it: made here, and in ``<state_dir>/workloads`` unless it is given.
 
-    :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke.
+    :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke; or a mount is
+        not idmapped that was to be.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
@@ -132,6 +134,7 @@ def start_agent(
     # Nobody else is awaited; user code that connects finds nobody.
     listener.close()
     _check_versions(hello, what)
+    _check_idmapped(what.spec, pid)
     log.debug("Container started", container=what.id, pid=pid, image=what.image.digest)
     return RunningAgent(replace(container, pid=pid), hello, connection, pending_exit)
 
@@ -186,6 +189,24 @@ def _check_versions(hello: Hello, what: Launch) -> None:
         raise ImageInvalid(
             f"Image {image} has Airflow {hello.airflow}, this worker has {what.airflow}",
             hint=f"The minor versions must be equal: use an image with Airflow {_minor(what.airflow)}.*",
+        )
+
+
+def _check_idmapped(spec: ContainerSpec, pid: int) -> None:
+    """A runtime that does not know of idmapped mounts passes them over in silence; the agent alone has run by now."""
+    wanted = {mount.target for mount in spec.mounts if mount.idmapped} if spec.user_namespace is not None else set()
+    if not wanted:
+        return
+    try:
+        found = mounts(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    except OSError as error:
+        raise ContainerFailed(f"The mounts of process {pid}, the container's first, can't be read: {error}") from error
+    # The last at a place covers the others.
+    options = {mount.point: mount.options for mount in found}
+    if missing := sorted(target for target in wanted if "idmapped" not in options.get(target, ())):
+        raise ContainerFailed(
+            f"The runtime did not map the ids of the volume {missing[0]}, whose files would change owner",
+            hint="Set [containerd_runtime] runtime_binary to the runtime that can, by its path",
         )
 
 

@@ -132,23 +132,21 @@ def runtime_features(runtime: str) -> RuntimeFeatures:
         return RuntimeFeatures()
     try:
         status = Path(program).stat()
-    except OSError:
+        return _features(program, status.st_mtime_ns, status.st_ino)
+    except (OSError, subprocess.SubprocessError, ValueError, AttributeError, TypeError):
+        # Not remembered: next time it may be less busy.
         return RuntimeFeatures()
-    return _features(program, status.st_mtime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=8)
 def _features(program: str, _changed: int, _inode: int) -> RuntimeFeatures:
-    try:
-        answer = subprocess.run([program, "features"], capture_output=True, check=True, timeout=5)
-        said = json.loads(answer.stdout)
-        extensions = (said.get("linux") or {}).get("mountExtensions") or {}
-        return RuntimeFeatures(
-            recursive_read_only="rro" in (said.get("mountOptions") or ()),
-            idmapped_mounts=bool((extensions.get("idmap") or {}).get("enabled")),
-        )
-    except (OSError, subprocess.SubprocessError, ValueError, AttributeError, TypeError):
-        return RuntimeFeatures()
+    answer = subprocess.run([program, "features"], capture_output=True, check=True, timeout=5)
+    said = json.loads(answer.stdout)
+    extensions = (said.get("linux") or {}).get("mountExtensions") or {}
+    return RuntimeFeatures(
+        recursive_read_only="rro" in (said.get("mountOptions") or ()),
+        idmapped_mounts=bool((extensions.get("idmap") or {}).get("enabled")),
+    )
 
 
 def _apparmor_profile(profiles: Path) -> str:

@@ -9,10 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+from tests.zygote.at_work.conftest import NAMESPACE, Running
 from tests.zygote.at_work.test_reach import fork_by_hand
 
+from airflow_isolation.bridge.workload import launch
 from airflow_isolation.container_spec import Mount
+from airflow_isolation.runtime.connect import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,3 +147,29 @@ def test_a_hostile_zygote_is_nobody_but_the_user_there(worker: Worker, volume: P
     assert (read_only / "file").read_text() == "as it was"
     victim.workload.channels.requests.send(b"x")
     assert victim.finish() == 0
+
+
+def test_a_runtime_that_knows_nothing_of_it_gets_no_task_into_the_namespace(worker: Worker, volume: Path) -> None:
+    """The worker has asked another runc than the one that the daemon uses."""
+    task = worker.task(volumes=[Mount(source=str(volume), target="/out", read_only=False)])
+    assert task.launch.spec.user_namespace
+    socket_path = worker.runtime.info().socket_path
+    with connect("containerd", socket_path=socket_path, namespace=NAMESPACE, state_dir=worker.state_dir) as daemons_own:
+        running = Running(launch(daemons_own, task.launch, state_dir=worker.state_dir, plan=task.plan))
+        worker.started.append(running)
+        running.send("open('/out/new', 'w').close()")
+        # containerd 2 asks the runtime itself; older ones don't, and then we see what is mounted.
+        assert "idmap mounts not supported" in running.why_fresh or "did not map the ids" in running.why_fresh
+        assert (running.start_mode, running.finish(), running.stderr) == ("fresh", 0, "")
+        assert (volume / "new").stat().st_uid == OURS
+        worker.end()
+    # Neither of the attempt that was refused, nor of the one that ran.
+    assert not [shim for shim in shims() if running.workload.container.id in shim]
+
+
+def shims() -> list[str]:
+    return [
+        " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+        if "containerd-shim" in " ".join(process.info["cmdline"] or ())
+    ]
