@@ -30,19 +30,19 @@ print(json.dumps({
 """
 
 
-def look(home: Path, runtime: str) -> dict[str, Any]:
-    environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": runtime}
+def look(home: Path, flag: str) -> dict[str, Any]:
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": flag}
     done = subprocess.run([sys.executable, "-c", LOOK], env=environment, capture_output=True, timeout=120, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-@pytest.mark.parametrize("runtime", ["containerd", "docker"])
-def test_everything_is_ready_and_nothing_has_begun(tmp_path: Path, runtime: str) -> None:
-    found = look(tmp_path, runtime)
+@pytest.mark.parametrize("flag", ["containerd", "docker"])
+def test_everything_is_ready_and_nothing_has_begun(tmp_path: Path, flag: str) -> None:
+    found = look(tmp_path, flag)
     assert found["certificates"] == 1
     assert found["filters"] == 1
-    assert f"airflow_isolation.runtime.{runtime}" in found["runtime"]
+    assert f"airflow_isolation.runtime.{flag}" in found["runtime"]
     # A fork would lose the one, and share the other.
     assert found["threads"] == 1
     assert found["sockets"] == 0
