@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_isolation import agent
+from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.errors import ContainerFailed
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ class AgentListener:
     """Waits for the agent of one container, on a socket in the directory that is mounted into it."""
 
     def __init__(self, directory: Path) -> None:
-        """:raises ContainerFailed: the directory's path is too long for a socket (107 bytes, unix(7))."""
+        """:raises ContainerFailed: there is no such directory, or nothing may be written there."""
         self._path = directory / agent.SOCKET_NAME
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._socket.bind(str(self._path))
+            with address_of(self._path) as address:
+                self._socket.bind(address)
             # The agent has the image's uid, which is not ours; who it is, is asked of the kernel in ``accept``.
             self._path.chmod(0o666)
             self._socket.listen(1)
@@ -58,7 +60,7 @@ class AgentListener:
             self._socket.close()
             raise ContainerFailed(
                 f"The worker can't listen on {self._path}: {error}",
-                hint="Choose a shorter or writable [container_runtime] state_dir",
+                hint="Choose a [container_runtime] state_dir where the worker may write",
             ) from error
 
     def accept(self, *, pid: int, ended: PendingExit, timeout: float) -> tuple[AgentConnection, Hello]:

@@ -24,6 +24,7 @@ import structlog
 
 from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
 from airflow_isolation.bridge.held import held, is_held
+from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, prepare, remove_container, start_agent
 from airflow_isolation.bridge.zygote import ZygoteUnavailable, connect_again, end_stragglers, fork_into
 from airflow_isolation.cgroups.join import own_cgroup_of
@@ -57,7 +58,7 @@ def spare_directory(runtime: ContainerRuntime, what: Launch, *, state_dir: Path)
 
 
 def _prefix(runtime: ContainerRuntime) -> str:
-    # Two backends may share a state directory. Short, because a socket's path has 107 bytes at most.
+    # Two backends may share a state directory.
     return f"{type(runtime).__name__[0].lower()}-"
 
 
@@ -115,7 +116,8 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
         try:
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            listener.bind(str(record.with_suffix(".sock")))
+            with address_of(record.with_suffix(".sock")) as address:
+                listener.bind(address)
             undo.callback(record.with_suffix(".sock").unlink, missing_ok=True)
             listener.listen(1)
             started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=directory / id)
@@ -215,7 +217,8 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
     connection = AgentConnection(peer)
     undo.callback(connection.close)
     peer.settimeout(_TIMEOUT)
-    peer.connect(str(claimed.with_suffix(".sock")))
+    with address_of(claimed.with_suffix(".sock")) as address:
+        peer.connect(address)
     # Its end: as long as it is there, this is a spare.
     claimed.with_suffix(".sock").unlink(missing_ok=True)
     peer.settimeout(None)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from airflow_isolation.bridge.process_one import read_process, read_process_one
+from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import await_ready, prepare, start_agent
 from airflow_isolation.cgroups.counters import paths_of_process
 from airflow_isolation.cgroups.errors import CgroupError
@@ -140,7 +141,8 @@ def _connected(directory: Path) -> socket.socket | None:
         # Who sends a message is then told by the kernel. Before the connection: none may come without it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         connection.settimeout(ANSWER_TIMEOUT)
-        connection.connect(str(directory / _SOCKET))
+        with address_of(directory / _SOCKET) as address:
+            connection.connect(address)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
@@ -254,7 +256,8 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
         handles.callback(started.pending_exit.close)
         handles.callback(started.connection.close)
         listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        listener.bind(str(directory / _SOCKET))
+        with address_of(directory / _SOCKET) as address:
+            listener.bind(address)
         undo.callback((directory / _SOCKET).unlink, missing_ok=True)
         listener.listen(128)
         started.connection.become_zygote(
