@@ -40,7 +40,7 @@ def task(
     state_dir: Path, cfg: str = "", *, backend: Any = "containerd", author: bool = False, **changes: Any
 ) -> tuple[EffectiveSettings, ContainerSpec]:
     uids = "" if "uid_range" in cfg else f"uid_range = {FIRST}:{2 * 65536}\n"
-    text = f"[container_runtime]\nimage = default:1\nstate_dir = {state_dir}\n{uids}{cfg}\n"
+    text = f"[container_runtime]\nimage = default:1\nnetwork = none\nstate_dir = {state_dir}\n{uids}{cfg}\n"
     settings = resolve(
         "task",
         backend,
@@ -91,6 +91,7 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
     writable = Mount(source=str(readable), target="/out", read_only=False)
     return [
         ("", {"backend": "docker"}, "Docker has no user namespace of a single container"),
+        ("", {"network": "host"}, "its network is the host's, which no zygote in a user namespace may enter"),
         ("", {"read_only_root": False}, "read_only_root is false, and the image's files would belong to nobody"),
         (
             "",
@@ -115,7 +116,7 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_where_a_user_namespace_can_not_be_privilege_is_for_trusted_images_alone(tmp_path: Path, number: int) -> None:
     readable, closed = tmp_path / "readable", tmp_path / "closed"
     readable.mkdir(mode=0o755)
