@@ -34,8 +34,6 @@ def check_identifier(identifier: str) -> str:
 def new_container_id(purpose: str) -> str:
     """Make an id such as ``task-01jd4w6z8k9q2v5x7b3n1m0c8r``: unique, and in order of time (milliseconds).
 
-    It is short enough for a unix socket's path, which the kernel ends at 107 bytes.
-
     :raises SpecRefused: ``purpose`` can't begin an identifier.
     """
     milliseconds = time.time_ns() // 1_000_000

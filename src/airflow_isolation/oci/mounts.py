@@ -92,19 +92,18 @@ def runtime_mounts(
     etc: EtcFiles,
     recursive_read_only: bool,
     host_proc: bool = False,
-    host_sys: bool = False,
     user_namespace: UserNamespace | None = None,
 ) -> list[dict[str, Any]]:
-    """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
+    """Every mount of a container, parents before children. ``host_proc`` binds the host's /proc, read-only.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
     :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
-    for target, wanted_of_host in (("/proc", host_proc), ("/sys", host_sys)):
-        if wanted_of_host:
-            entries[target] = _bind(target, target, "bind", "ro", "noexec")
+    if host_proc:
+        # In a user namespace the kernel mounts it anew only for who owns the pid namespace, too.
+        entries["/proc"] = _bind("/proc", "/proc", "bind", "ro", "noexec")
     wanted: dict[str, Mount] = {}
     for mount in mounts:
         check_mount_target(mount.target, ours=True)

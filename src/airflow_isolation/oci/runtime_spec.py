@@ -92,6 +92,11 @@ def build_runtime_spec(
         )
     check_identifier(id)
     check_platform(image, host)
+    if spec.user_namespace is not None and spec.network == "host":
+        raise SpecRefused(
+            "a container with the host's network can't have a user namespace, in which nobody may mount its /sys",
+            hint="Set network to none",
+        )
     hostname = container_hostname(spec, id)
     for mount in spec.mounts:
         if mount.kind == "bind":
@@ -108,9 +113,7 @@ def build_runtime_spec(
             shm_size=spec.shm_size,
             etc=etc,
             recursive_read_only=host.recursive_read_only,
-            # In a user namespace the kernel mounts them anew only for who owns the pid or network namespace, too.
             host_proc=spec.pid_namespace == "host",
-            host_sys=spec.user_namespace is not None and spec.network == "host",
             user_namespace=spec.user_namespace,
         ),
         "linux": {

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
+from airflow_isolation.container_spec import ContainerSpec, Mount, Resources, UserNamespace
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci import (
     Account,
@@ -228,6 +228,13 @@ def test_the_filter_follows_the_capabilities() -> None:
 def test_a_filter_can_t_be_forgotten() -> None:
     with pytest.raises(ValueError, match=r"spec\.seccomp is 'default', but the profile given is none"):
         build_runtime_spec(SPEC, id="task-1", image=IMAGE, account=ACCOUNT, host=HOST, seccomp=None)
+
+
+def test_the_host_s_network_is_refused_in_a_user_namespace() -> None:
+    namespace = UserNamespace(first=2_000_000)
+    with pytest.raises(SpecRefused, match="network can't have a user namespace"):
+        build(replace(SPEC, network="host", user_namespace=namespace))
+    assert build(replace(SPEC, network="none", user_namespace=namespace))["linux"]["uidMappings"]
 
 
 def test_apparmor_where_it_is_on() -> None:
