@@ -174,18 +174,19 @@ def test_it_ends_with_its_worker_while_the_import_hangs(serving: Serving) -> Non
     assert serving.end() == b""
 
 
-def test_an_import_that_fails_is_told_at_the_end_of_the_output(serving: Serving) -> None:
+def test_an_import_that_fails_is_told_and_its_traceback_printed(serving: Serving) -> None:
     serving.serve("raise KeyError('broken')")
+    assert serving.said() == {"unable": {"why": "image can't import Airflow: KeyError('broken')"}}
     assert serving.said() is None
     lines = serving.end().decode().splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1] == "agent: image can't import Airflow: KeyError('broken')"
+    assert lines[-1] == "KeyError: 'broken'"
 
 
 def test_threads_that_the_import_leaves_are_refused(serving: Serving) -> None:
     serving.serve(images.STAND_INS["threaded"])
-    assert serving.said() is None
-    assert serving.end() == b"agent: importing Airflow left 2 threads running, which can't be forked\n"
+    assert serving.said() == {"unable": {"why": "importing Airflow left 2 threads running, which can't be forked"}}
+    assert serving.end() == b""
 
 
 def test_a_second_file_at_the_same_time_ends_it(serving: Serving) -> None:

@@ -3,7 +3,7 @@
 The conversation goes on with
 
 1. worker -> agent   {"serve": {"environment": {...}, "scratch": ["/tmp", "/dev/shm"]}}
-2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1), or it ends with a traceback on stderr
+2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1), or {"unable": {"why": …}} and a traceback on stderr, and it ends
 3. worker -> agent   {"parse": {"environment": {...}, "modules": ["airflow.providers.…"]}} and four descriptors;
                      process 1 first imports the modules, which the file is said to use, for this file and all others
 4. agent -> worker   {"started": {}}
@@ -59,7 +59,7 @@ def serve(worker: socket.socket, what: dict[str, Any]) -> int:
     try:
         preload.import_airflow(worker, REQUIRED)
     except preload.Unable as error:
-        os.write(2, f"agent: {error}\n".encode())
+        agent.say(worker, {"unable": {"why": str(error)}})
         return 1
     agent.discard_standard_streams()
     set_dumpable(False)

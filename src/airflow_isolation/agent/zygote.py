@@ -6,7 +6,7 @@ user and no secret, and it runs no user code. After its hello the conversation w
 
 1. worker -> agent   {"zygote": {"user": "airflow", "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
                      "forks": 5000, "memory": 500000000}} and a listening socket (idle and age in seconds, memory in bytes)
-2. agent -> worker   {"ready": {"memory": 130000000}}, or it ends with a traceback on stderr
+2. agent -> worker   {"ready": {"memory": 130000000}}, or {"unable": {"why": …}} and a traceback on stderr, and it ends
 
 and that worker is then one of many. Each workload is a connection of its own to the listening socket:
 
@@ -90,7 +90,7 @@ def main(worker_descriptor: str, listening: str, limits: str) -> int:
         try:
             preload.import_airflow(worker, REQUIRED, (*preload.USUAL, *what["modules"]))
         except preload.Unable as error:
-            os.write(2, f"agent: {error}\n".encode())
+            agent.say(worker, {"unable": {"why": str(error)}})
             return 1
         agent.discard_standard_streams()
         wakeups = preload.listen_to_children_alone()

@@ -44,6 +44,9 @@ EXIT_REPORT_TIMEOUT = 5.0
 #: How much of what a container printed goes into an error, in bytes.
 OUTPUT_TAIL = 4096
 
+# Of the agent's reason, in characters: it may quote what user code says.
+_WHY_LIMIT = 2000
+
 #: Airflow's supervisor names the signal in its message, and calls a SIGKILL a probable OOM, if the exit code has a
 #: name: psutil's negative signals have one, and so have these.
 NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this machine's signals
@@ -217,8 +220,7 @@ def _minor(version: str) -> str:
 def _silent_container(
     runtime: ContainerRuntime, what: Launch, pending_exit: PendingExit, error: Exception
 ) -> ContainerFailed:
-    said = runtime.output(what.id, limit=4096).decode(errors="replace").strip()
-    output = f". It printed: {said}" if said else ". It printed nothing"
+    output = _printed(runtime, what)
     if isinstance(error, TimeoutError):
         return ContainerFailed(
             f"The agent in container {what.id} of image {what.spec.image} did not report"
@@ -249,34 +251,39 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
     match said:
         case {"ready": {"memory": int(memory)}}:
             return memory
-    raise _not_ready(runtime, what, started, hung=hung, doing=doing)
+        case {"unable": {"why": str(why)}}:
+            _exit_code(started)  # then all that it printed is there
+            raise ImageInvalid(
+                f"Image {what.spec.image} can't {doing}: {why[:_WHY_LIMIT]}{_printed(runtime, what)}",
+                hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
+            )
+    raise _not_ready(runtime, what, started, hung=hung)
 
 
-def _not_ready(
-    runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool, doing: str
-) -> ContainerRuntimeError:
-    code: int | None = None
-    if not hung:
-        with suppress(TimeoutError, IsolationError):
-            code = started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
-    said = runtime.output(what.id, limit=OUTPUT_TAIL).decode(errors="replace").strip()
-    output = f". It printed: {said}" if said else ". It printed nothing"
+def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool) -> ContainerFailed:
+    code = None if hung else _exit_code(started)
+    output = _printed(runtime, what)
     container = f"container {what.id} of image {what.spec.image}"
     if hung:
         return ContainerFailed(
             f"Airflow was not imported in {container} within {what.start_timeout:g} seconds{output}",
             hint="Raise `start_timeout` if the host is merely slow",
         )
-    verdict = said.rpartition("\n")[2]
-    if verdict.startswith("agent: "):
-        return ImageInvalid(
-            f"Image {what.spec.image} can't {doing}: {verdict.removeprefix('agent: ')}{output}",
-            hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
-        )
     return ContainerFailed(
         f"The {container} ended with exit code {'unknown' if code is None else code} while it imported Airflow{output}",
         hint="Code 137 is a SIGKILL: raise the memory limit if there is one" if code == 137 else "",
     )
+
+
+def _exit_code(started: RunningAgent) -> int | None:
+    with suppress(TimeoutError, IsolationError):
+        return started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
+    return None
+
+
+def _printed(runtime: ContainerRuntime, what: Launch) -> str:
+    said = runtime.output(what.id, limit=OUTPUT_TAIL).decode(errors="replace").strip()
+    return f". It printed: {said}" if said else ". It printed nothing"
 
 
 def readable(connection: AgentConnection) -> bool:
