@@ -30,7 +30,8 @@ def wait_until_none_is_made(state_dir: Path) -> None:
 
     def settled() -> bool:
         nonlocal seen
-        if any(not socket.with_suffix(".json").exists() for socket in state_dir.glob("spares/*/*.sock")):
+        made = {path.stem for path in state_dir.glob("spares/*/*") if path.suffix in (".json", ".claimed")}
+        if {socket.stem for socket in state_dir.glob("spares/*/*.sock")} - made:
             seen = time.monotonic()
         return time.monotonic() - seen > 2
 

@@ -43,7 +43,10 @@ def test_a_container_ends_by_itself_when_its_worker_is_killed(
     assert owner is not None
     assert owner.pid != airflow.processes["scheduler"].pid
     with runtime.wait(container.id) as pending:
-        assert prune(runtime, state_dir=state_dir).containers == (), "a living owner is not robbed"
+        pruned = prune(runtime, state_dir=state_dir)
+        # A zygote, which has no owner, may just have ended for want of tasks.
+        robbed = [left for left in pruned.containers if left.labels[labels.PURPOSE] != "zygote"]
+        assert robbed == [], "a living owner is not robbed"
         os.kill(owner.pid, signal.SIGKILL)
         pending.result(30)
     wait_until(lambda: runtime.get(container.id).state is ContainerState.STOPPED, 10, "the end of the container")
@@ -54,9 +57,9 @@ def test_a_container_ends_by_itself_when_its_worker_is_killed(
     if own.exists():
         os.utime(own, (0, 0))
     pruned = prune(runtime, state_dir=state_dir)
-    # With it goes what the worker had made ready for its next task.
+    # With it goes what the worker had made ready for its next task, and a zygote that has ended by itself.
     assert container.id in [left.id for left in pruned.containers]
-    assert {left.labels[labels.PURPOSE] for left in pruned.containers if left.id != container.id} <= {"spare"}
+    assert {left.labels[labels.PURPOSE] for left in pruned.containers if left.id != container.id} <= {"spare", "zygote"}
     assert not [path for path in state_dir.rglob("*") if container.id in path.name]
     run = airflow.finished(dag_id, "orphaned")
     assert set(run.states.values()) == {"failed"}

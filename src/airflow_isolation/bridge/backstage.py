@@ -1,4 +1,4 @@
-"""What a task need not wait for, nor its slot: removing containers that have ended, making spare ones, pruning.
+"""What a task need not wait for, nor its slot: removing containers that have ended, making spare ones, labels, pruning.
 
 One object for each process and daemon, with a connection of its own and a few threads. When the process ends it finishes
 what it has begun and removes the spares that it made; should it be killed, ``prune`` finds them.
@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from airflow_isolation.bridge.crew import Crew
 from airflow_isolation.bridge.prune import prune_when_due
-from airflow_isolation.bridge.spare import SPARE_SECONDS, count_spares, discard, make_spare, spare_directory
+from airflow_isolation.bridge.spare import (
+    SPARE_SECONDS,
+    count_spares,
+    discard,
+    make_ones_own,
+    make_spare,
+    spare_directory,
+)
 from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
@@ -38,6 +46,9 @@ LOOK_EVERY = 30.0
 #: How long the task that has just begun has the processor for itself, in seconds: many are over then.
 SPARE_DELAY = 0.3
 
+#: How long the removal of a container waits for its labels, in seconds. They take milliseconds.
+LABEL_SECONDS = 10.0
+
 _THREADS = 3
 
 
@@ -48,6 +59,8 @@ class Backstage:
         self.runtime = runtime
         self._state_dir = state_dir
         self._crew = Crew("backstage", _THREADS)
+        # Of their own: behind a spare that is being made, a running task would be called one for long.
+        self._labellers = Crew("backstage-labels", 1)
         self._lock = threading.Lock()
         self._waiting = 0
         self._pending: set[Path] = set()
@@ -73,6 +86,24 @@ class Backstage:
             with self._lock:
                 self._waiting -= 1
         prune_when_due(self.runtime, state_dir=self._state_dir)
+
+    def relabel(self, claimed: Launch) -> Callable[[], object]:
+        """Have a spare's container given the labels of the workload that it is now; gives what waits until that is done."""
+        done = threading.Event()
+
+        def relabelled() -> None:
+            try:
+                make_ones_own(self.runtime, claimed, state_dir=self._state_dir)
+            finally:
+                done.set()
+
+        with self._lock:
+            at_once = self._closed
+            if not at_once:
+                self._labellers.do(relabelled)
+        if at_once:
+            relabelled()
+        return partial(done.wait, LABEL_SECONDS)
 
     def replenish(self, like: Launch, *, wanted: int) -> None:
         """Have spares made for workloads like this one, until there are ``wanted``."""
@@ -118,13 +149,10 @@ class Backstage:
             for record in old:
                 del self._spares[record]
         for record in old:
-            try:
-                discard(self.runtime, record)
-            except IsolationError as error:
-                log.warning("A spare container could not be removed", container=record.stem, error=str(error))
+            discard(self.runtime, record, state_dir=self._state_dir)
 
     def close(self) -> None:
-        """Finish, and remove the spares that are left. Takes ``CLOSE_SECONDS`` at most; may be called twice."""
+        """Finish, and remove the spares that are left. Takes ``CLOSE_SECONDS`` and ``LABEL_SECONDS`` at most; may be called twice."""
         with self._lock:
             if self._closed:
                 return
@@ -132,7 +160,7 @@ class Backstage:
         self._ending.set()
         if self._looking is not None:
             self._looking.join(CLOSE_SECONDS)
-        if not self._crew.close(CLOSE_SECONDS):
+        if not all([self._crew.close(CLOSE_SECONDS), self._labellers.close(LABEL_SECONDS)]):
             log.warning("Not everything could be removed in time; it will be pruned", seconds=CLOSE_SECONDS)
         self._expire(time.monotonic())
         self.runtime.close()

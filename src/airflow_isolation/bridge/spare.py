@@ -89,13 +89,13 @@ def claim(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: Exi
     return None
 
 
-def make_ones_own(runtime: ContainerRuntime, id: str, what: Launch, *, state_dir: Path) -> None:
+def make_ones_own(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> None:
     """Give a claimed spare the labels of its workload. Never raises: the workload runs, and is more important."""
     try:
-        runtime.relabel(id, what.spec.labels)
-        (spare_directory(runtime, what, state_dir=state_dir) / f"{id}.claimed").unlink(missing_ok=True)
+        runtime.relabel(what.id, what.spec.labels)
+        (spare_directory(runtime, what, state_dir=state_dir) / f"{what.id}.claimed").unlink(missing_ok=True)
     except (ContainerRuntimeError, OSError) as error:
-        log.warning("A container could not be given its labels", container=id, error=str(error))
+        log.warning("A container could not be given its labels", container=what.id, error=str(error))
 
 
 def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> Path:
@@ -142,17 +142,12 @@ def count_spares(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) ->
     return sum(1 for _ in spare_directory(runtime, like, state_dir=state_dir).glob("*.sock"))
 
 
-def discard(runtime: ContainerRuntime, record: Path) -> bool:
-    """Remove a spare that nobody has claimed; whether there was one. May be called twice.
-
-    :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
-    """
+def discard(runtime: ContainerRuntime, record: Path, *, state_dir: Path) -> None:
+    """Remove a spare unless somebody has claimed it. May be called twice. What the runtime does not do now, the next prune does."""
     claimed = _claimed(record)
-    if claimed is None:
-        return False
-    runtime.remove(record.stem)
-    _forget(claimed)
-    return True
+    if claimed is not None:
+        remove_container(runtime, record.stem, state_dir)
+        _forget(claimed)
 
 
 def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
@@ -167,7 +162,7 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
         except FileNotFoundError:
             continue
         if path.suffix == ".json" and age > SPARE_SECONDS:
-            discard(runtime, path)
+            discard(runtime, path, state_dir=state_dir)
         elif path.suffix == ".claimed" and age > CLAIM_SECONDS and not is_held(path.with_suffix("")):
             runtime.remove(path.stem)
             _forget(path)

@@ -182,12 +182,14 @@ def launch(
     *,
     state_dir: Path,
     plan: ZygotePlan | None = None,
+    relabel: Callable[[Launch], Callable[[], object]] | None = None,
     replenish: Callable[[Launch], None] | None = None,
 ) -> Workload:
     """Start a workload; when this fails nothing of it stays.
 
     With a ``plan`` it is forked from that zygote, into a spare container where there is one. Where it can't be
-    forked, whatever the reason, it starts fresh. ``replenish`` is told for what another spare would do.
+    forked, whatever the reason, it starts fresh. ``relabel`` has a spare's container given the labels of its workload, and gives
+    what waits for it; without it that is done here. ``replenish`` is told for what another spare would do.
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
@@ -242,8 +244,11 @@ def launch(
             # A copy that stayed open here would keep end-of-file from ever coming.
             for end in theirs:
                 end.close()
-        if spare is not None:
-            make_ones_own(runtime, what.id, what, state_dir=state_dir)
+        if spare is not None and relabel is None:
+            make_ones_own(runtime, what, state_dir=state_dir)
+        elif spare is not None and relabel is not None:
+            # Whoever removes the container waits first, or it would be given labels while it goes.
+            undo.callback(relabel(what))
         if asking is not None and replenish is not None:
             replenish(what)
         if why_fresh:

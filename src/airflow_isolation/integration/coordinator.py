@@ -154,6 +154,7 @@ class ContainerCoordinator(BaseCoordinator):
                     task,
                     state_dir=settings.connection.state_dir,
                     plan=plan,
+                    relabel=behind.relabel,
                     replenish=partial(behind.replenish, wanted=spares) if spares else None,
                 )
                 stack.callback(behind.release, workload.close)

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -24,13 +25,13 @@ from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.bridge.workload import launch
-from airflow_isolation.errors import ContainerFailed
+from airflow_isolation.errors import ContainerFailed, RuntimeUnreachable
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.zygote.at_work.conftest import Task, Worker
 
@@ -63,6 +64,7 @@ def run(worker: Worker, behind: Backstage, task: Task, program: str = "", *, wan
             task.launch,
             state_dir=worker.state_dir,
             plan=task.plan,
+            relabel=behind.relabel,
             replenish=partial(behind.replenish, wanted=wanted),
         )
     )
@@ -97,11 +99,60 @@ def test_a_task_takes_the_spare_that_was_made_for_it_with_its_labels(worker: Wor
     task = worker.task()
     second = run(worker, behind, task, "print('in the spare')")
     assert second.workload.container.id == spare.id
+    until(lambda: not list(worker.state_dir.glob("spares/*/*.claimed")), "the task's labels")
     assert dict(worker.runtime.get(spare.id).labels) == dict(task.launch.spec.labels)
     assert spare.id in [container.id for container in worker.runtime.list({labels.PURPOSE: "task"})]
     assert (second.finish(), second.stdout, second.start_mode) == (0, "in the spare\n", "fork")
     until(lambda: len(records(worker)) == 1, "the next spare")
     assert spare.id not in [container.id for container in waiting(worker)]
+
+
+def test_what_gets_its_labels_is_removed_afterwards(
+    worker: Worker, behind: Backstage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    order: list[str] = []
+    now = threading.Event()
+    relabel, remove = behind.runtime.relabel, worker.runtime.remove
+
+    def slowly(id: str, given: Mapping[str, str]) -> None:
+        assert now.wait(60)
+        relabel(id, given)
+        order.append(f"labelled {id}")
+
+    def removed(id: str) -> None:
+        order.append(f"removed {id}")
+        remove(id)
+
+    monkeypatch.setattr(behind.runtime, "relabel", slowly)
+    monkeypatch.setattr(worker.runtime, "remove", removed)
+    second = run(worker, behind, worker.task())
+    assert second.finish() == 0
+    assert order == []
+    threading.Timer(0.3, now.set).start()
+    worker.end()
+    id = second.workload.container.id
+    assert order[:2] == [f"labelled {id}", f"removed {id}"]
+
+
+def test_a_spare_that_can_not_be_removed_now_is_pruned(
+    worker: Worker, behind: Backstage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+
+    def away(_: str) -> None:
+        raise RuntimeUnreachable("a daemon that is away, as this test has it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.runtime, "remove", away)
+        spares.discard(worker.runtime, records(worker)[0], state_dir=worker.state_dir)
+    assert [container.id for container in waiting(worker)] == [spare.id]
+    assert not list(worker.state_dir.glob("spares/*/*"))
+    prune(worker.runtime, state_dir=worker.state_dir)
+    assert waiting(worker) == []
 
 
 def child_of(worker: Worker, spare: Container) -> int:
