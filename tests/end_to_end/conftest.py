@@ -137,7 +137,6 @@ def options_for(backend: str, daemon: Daemon | None, state_dir: Path, image: str
         f"AIRFLOW__{backend.upper()}_RUNTIME__SOCKET_PATH": str(daemon.socket),
         "AIRFLOW__CONTAINER_RUNTIME__STATE_DIR": str(state_dir),
         "AIRFLOW__CONTAINER_RUNTIME__IMAGE": image,
-        "AIRFLOW__CONTAINER_RUNTIME__NETWORK": "none",
     }
 
 

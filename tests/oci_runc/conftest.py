@@ -6,9 +6,12 @@ Its root file system is the host's own /usr, bound read-only, with an /etc of ou
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +29,6 @@ from airflow_isolation.oci import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from airflow_isolation.container_spec import ContainerSpec
 
@@ -76,15 +78,17 @@ class Runc:
         document["root"]["path"] = str(self.rootfs)
         return document
 
-    def start(self, document: dict[str, Any], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def start(
+        self, document: dict[str, Any], *, check: bool = True, before: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it; ``before`` stands before runc's own command line."""
         container_id = document["linux"]["cgroupsPath"].strip("/")
         bundle = self.directory / container_id
         bundle.mkdir()
         (bundle / "config.json").write_text(json.dumps(document))
         try:
-            return run(
-                "runc", f"--root={self.directory / 'runc'}", "run", f"--bundle={bundle}", container_id, check=check
-            )
+            runc = ("runc", f"--root={self.directory / 'runc'}", "run", f"--bundle={bundle}", container_id)
+            return run(*before, *runc, check=check)
         finally:
             run("runc", f"--root={self.directory / 'runc'}", "delete", "--force", container_id)
 
@@ -95,9 +99,9 @@ class Runc:
 
 
 @pytest.fixture(scope="session")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The host's /usr with an /etc of our own."""
-    root = tmp_path_factory.mktemp("rootfs")
+def rootfs() -> Iterator[Path]:
+    """The host's /usr with an /etc of our own. Not in pytest's directory, which only the host's root may enter."""
+    root = Path(tempfile.mkdtemp(prefix="ai-rootfs-", dir="/var/tmp"))
     root.chmod(0o755)
     for name in ("usr", "etc", "proc", "sys", "dev", "tmp", "run", "root", "home/airflow", "work", "data"):
         (root / name).mkdir(parents=True)
@@ -110,6 +114,8 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         undo.callback(run, "umount", "--lazy", str(root / "usr"))
         run("mount", "-o", "remount,bind,ro", str(root / "usr"))
         yield root
+    assert not (root / "usr").is_mount()
+    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")

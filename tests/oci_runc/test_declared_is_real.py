@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
+from airflow_isolation.container_spec import ContainerSpec, Mount, Resources, UserNamespace
 from airflow_isolation.oci import ImageConfig, write_etc_files
 
 if TYPE_CHECKING:
@@ -354,6 +354,29 @@ def test_without_rro_what_is_mounted_below_is_not_there(runc: Runc, below: Path)
     spec = replace(SPEC, mounts=(Mount(target="/data", source=str(below)),))
     assert output(older, replace(spec, argv=(*PYTHON, READ, "/data/below"))) == "[]"
     assert "Read-only file system" in output(older, replace(spec, argv=(*PYTHON, WRITE, "/data/below/x")))
+
+
+def test_a_user_namespace_has_the_host_s_proc_and_sys_with_what_is_mounted_in_them(runc: Runc) -> None:
+    """As systemd mounts, for one, /proc/sys/fs/binfmt_misc: the kernel would not bind /proc without it."""
+    mounts = "mount -t tmpfs -o mode=755 covers /proc/fs; mount -t tmpfs -o mode=755 covers /sys/module; exec"
+    spec = ContainerSpec(
+        image="i",
+        argv=(
+            "sh",
+            "-c",
+            "grep -o 'covers /[a-z/]*' /proc/self/mounts | sort -u; ls -d /proc/1/root; touch /proc/fs/x /sys/module/x",
+        ),
+        user="0:0",
+        allow_root=True,
+        pid_namespace="host",
+        network="host",
+        user_namespace=UserNamespace(first=700_000),
+    )
+    done = runc.start(
+        runc.document(spec), before=("unshare", "--mount", "sh", "-c", f'{mounts} "$@"', "-"), check=False
+    )
+    assert done.stdout == "covers /proc/fs\ncovers /sys/module\n/proc/1/root\n", done.stderr
+    assert done.stderr.count("touch: cannot touch") == 2
 
 
 def test_a_tmpfs_of_one_s_own_is_writable_over_a_directory_of_the_image(runc: Runc) -> None:

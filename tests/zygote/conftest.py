@@ -79,6 +79,8 @@ class Running:
             "process": {**self.process(), **changes.pop("process", {})},
             "environment": dict(self.process_one.environment),
             "program": program,
+            # The driver is in the host's.
+            "network": not (self.spec.user_namespace and self.spec.network == "host"),
             **changes,
         }
         namespaces = [f"--mount=/proc/{self.zygote_pid}/ns/mnt"]
@@ -137,11 +139,11 @@ class Host:
     place: Path
     made: list[str] = field(default_factory=list)
     directories: list[Path] = field(default_factory=list)
-    zygotes: dict[UserNamespace | None, int] = field(default_factory=dict)
+    zygotes: dict[tuple[UserNamespace | None, str], int] = field(default_factory=dict)
 
     def start(self, *argv: str, **changes: Any) -> tuple[str, int, ContainerSpec]:
         place = Mount(source=str(self.place), target=PLACE)
-        spec = ContainerSpec(argv=argv, image=self.image, network="none", mounts=(place,))
+        spec = ContainerSpec(argv=argv, image=self.image, mounts=(place,))
         spec = replace(spec, **{**changes, "mounts": (place, *changes.pop("mounts", ()))})
         id = new_container_id("test")
         self.runtime.create(id, spec)
@@ -151,9 +153,11 @@ class Host:
     def workload(self, program: str = "", **changes: Any) -> Running:
         """A container; ``program`` is what its process 1 starts as its own workload."""
         namespace = changes.get("user_namespace")
-        zygote_pid = self.zygotes.get(namespace)
+        network = changes.setdefault("network", "none")
+        zygote_pid = self.zygotes.get((namespace, network))
         if zygote_pid is None:
-            zygote_pid = self.zygotes[namespace] = self.start("sleep", "600", user_namespace=namespace)[1]
+            zygote_pid = self.start("sleep", "600", user_namespace=namespace, network=network)[1]
+            self.zygotes[namespace, network] = zygote_pid
         if namespace:
             changes["user_namespace"] = replace(namespace, path=f"/proc/{zygote_pid}/ns/user")
         exchange = Path(tempfile.mkdtemp(prefix="ai-exchange-", dir="/var/tmp"))

@@ -105,6 +105,9 @@ def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
         pytest.param({"network": "host"}, id="network of the host"),
         pytest.param({"user_namespace": UserNamespace(first=700000)}, id="user namespace"),
         pytest.param(
+            {"user_namespace": UserNamespace(first=700000), "network": "host"}, id="user namespace, network of the host"
+        ),
+        pytest.param(
             {
                 "user_namespace": UserNamespace(first=700000),
                 "user": "root",

@@ -1,8 +1,8 @@
 """A zygote: imports Airflow once, then forks a process into a workload's container for everyone who asks.
 
 It runs in a container of its own, from the same image as the workloads, but in the host's pid namespace,
-because a process can only be put into pid namespaces below its own. It has no network, no volume of a
-user and no secret, and it runs no user code. After its hello the conversation with the worker that started it is
+because a process can only be put into pid namespaces below its own. It has no network (but the host's, where
+that is the workload's and the two have a user namespace), no volume of a user and no secret, and it runs no user code. After its hello the conversation with the worker that started it is
 
 1. worker -> agent   {"zygote": {"user": "airflow", "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
                      "forks": 5000, "memory": 500000000}} and a listening socket (idle and age in seconds, memory in bytes)
@@ -14,8 +14,8 @@ and that worker is then one of many. Each workload is a connection of its own to
                      child could find in its memory
 2. child -> worker   {"forked": {}}: a fork of the zygote. Which process it is, the kernel tells the worker, which moves it
                      into the container's cgroups
-3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0}}: it enters the container's namespaces. A
-                     child of it is inside; it forks again and ends, and so the kernel gives its child to the container's
+3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0, "network": true}}: it enters the
+                     container's namespaces, all of them or all but the ``network``, in which it is. A child of it is inside; it forks again and ends, and so the kernel gives its child to the container's
                      process 1 (``process``: entry.py; ``environment``: of that process 1)
 4. child -> worker   {"entered": {}}, from that child, which by now has become what ``process`` says; or {"failed": "why"}
 5. worker -> child   {"go": {"environment": {...}, "purpose": "task"}} and four descriptors (requests, stdout, stderr, logs),
@@ -171,7 +171,7 @@ def become_child(worker: socket.socket, pidfd: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         what, _ = await_go(worker, {"forked": {}}, PATIENCE)
-        entry.enter_namespaces(pidfd)
+        entry.enter_namespaces(pidfd, entry.NAMESPACES if what["network"] else entry.ALL_BUT_NETWORK)
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
         # his child to the container's process 1.
         if entry.bare_fork() or os.fork():

@@ -106,8 +106,6 @@ def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple
     """Which mounts need their ids mapped for a workload to run in a user namespace, and what keeps it out; empty for nothing."""
     if settings.backend == "docker":
         return frozenset(), "Docker has no user namespace of a single container"
-    if spec.network == "host":
-        return frozenset(), "its network is the host's, which no zygote in a user namespace may enter"
     if not spec.read_only_root:
         return frozenset(), "read_only_root is false, and the image's files would belong to nobody"
     binds = [mount for mount in spec.mounts if mount.kind == "bind"]

@@ -318,7 +318,7 @@ def fork_into(
     first_id = spec.user_namespace.first if spec.user_namespace else 0
     one = read_process_one(pid, uid_base=first_id)
     program, flags = _filter(spec, one)
-    entry = {
+    entry: dict[str, dict[str, Any]] = {
         "go": {
             "process": {
                 **one.as_message(seccomp=program, seccomp_flags=flags),
@@ -337,6 +337,8 @@ def fork_into(
             # It may have ended, and its number be somebody else's by now.
             _check_namespace(pid, forked, "user")
             join_cgroups_of(pid, forked)
+            # Who is in the host's network with a user namespace may not enter it again.
+            entry["go"]["network"] = not _share_namespace(pid, forked, "net")
             connection.send(json.dumps(entry).encode())
             child = _answer(connection, "entered")
         finally:
@@ -392,9 +394,12 @@ def _check_namespaces(model: int, pid: int) -> None:
         raise ZygoteUnavailable("the forked process is not in its container's cgroups")
 
 
+def _share_namespace(one: int, other: int, kind: str) -> bool:
+    return Path(f"/proc/{one}/ns/{kind}").stat().st_ino == Path(f"/proc/{other}/ns/{kind}").stat().st_ino
+
+
 def _check_namespace(model: int, pid: int, kind: str) -> None:
-    wanted, found = (Path(f"/proc/{one}/ns/{kind}").stat() for one in (model, pid))
-    if wanted.st_ino != found.st_ino:
+    if not _share_namespace(model, pid, kind):
         raise ZygoteUnavailable(f"the forked process is not in its container's {kind} namespace")
 
 

@@ -69,6 +69,7 @@ def zygote_plan(
             spec.timezone,
             sorted(_local_settings(directories)),
             spec.user_namespace,
+            spec.network,
             _agent_digest(),
         ),
         launch=replace(task, id=new_container_id("zygote"), spec=spec, purpose="zygote", environment=environment),
@@ -93,7 +94,7 @@ def _zygote_spec(
         hostname="",
         working_dir="/",
         resources=Resources(memory=settings.zygote.zygote_memory, pids=_PIDS),
-        network="none",
+        network=_network(task, decision),
         read_only_root=True,
         capabilities=_CAPABILITIES | task.capabilities,
         seccomp="unconfined",
@@ -101,6 +102,11 @@ def _zygote_spec(
         user_namespace=decision.user_namespace,
         budget=Resources(),
     )
+
+
+def _network(task: ContainerSpec, decision: StartDecision) -> str:
+    """From a user namespace nobody may enter the host's network: who forks into it must be there."""
+    return "host" if decision.user_namespace is not None and task.network == "host" else "none"
 
 
 def _local_settings(directories: list[Path]) -> list[tuple[str, int, int, int]]:

@@ -20,6 +20,20 @@ MASKED_PATHS = (
     "/sys/firmware",
 )
 
+#: What hosts mount in their /sys. A sysfs of the container's own has it not; the host's, bound, has.
+MOUNTED_IN_SYS = (
+    "/sys/fs/bpf",
+    "/sys/fs/fuse/connections",
+    "/sys/fs/pstore",
+    "/sys/fs/selinux",
+    "/sys/fs/smackfs",
+    "/sys/hypervisor/s390",
+    "/sys/kernel/config",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
+)
+
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 # (major, minor) of the character devices that a container may use; the runtime makes their nodes.

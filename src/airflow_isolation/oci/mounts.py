@@ -92,18 +92,22 @@ def runtime_mounts(
     etc: EtcFiles,
     recursive_read_only: bool,
     host_proc: bool = False,
+    host_sys: bool = False,
     user_namespace: UserNamespace | None = None,
 ) -> list[dict[str, Any]]:
-    """Every mount of a container, parents before children. ``host_proc`` binds the host's /proc, read-only.
+    """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
     :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
-    if host_proc:
-        # In a user namespace the kernel mounts it anew only for who owns the pid namespace, too.
-        entries["/proc"] = _bind("/proc", "/proc", "bind", "ro", "noexec")
+    for target, wanted_of_host in (("/proc", host_proc), ("/sys", host_sys)):
+        if wanted_of_host:
+            # In a user namespace the kernel binds no tree without what is mounted in it (EINVAL), such as systemd's
+            # /proc/sys/fs/binfmt_misc: it could uncover what lies below.
+            how = ("bind", "ro") if user_namespace is None else _recursive(below=recursive_read_only)
+            entries[target] = _bind(target, target, *how, "noexec")
     wanted: dict[str, Mount] = {}
     for mount in mounts:
         check_mount_target(mount.target, ours=True)
@@ -152,10 +156,15 @@ def _user_mount(mount: Mount, account: Account, *, recursive_read_only: bool) ->
     if not mount.read_only:
         return _bind(mount.target, mount.source, "rbind", "rw")
     if recursive_read_only:
-        # "ro" as well: a runtime that doesn't know "rro" would pass it over in silence and leave all of it writable.
-        return _bind(mount.target, mount.source, "rbind", "ro", "rro")
+        return _bind(mount.target, mount.source, *_recursive(below=True))
     # Mounts below the source would stay writable, so without rro they are left out.
     return _bind(mount.target, mount.source, "bind", "ro")
+
+
+def _recursive(*, below: bool) -> tuple[str, ...]:
+    """Read-only, with what is mounted ``below``: which is read-only too, or as it was."""
+    # "ro" as well: a runtime that doesn't know "rro" would pass it over in silence and leave all of it writable.
+    return ("rbind", "ro", "rro") if below else ("rbind", "ro")
 
 
 def _idmapped(bind: dict[str, Any], account: Account, namespace: UserNamespace) -> dict[str, Any]:

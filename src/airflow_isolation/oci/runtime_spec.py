@@ -15,6 +15,7 @@ from airflow_isolation.oci.confinement import (
     CAPABILITIES,
     DEVICES,
     MASKED_PATHS,
+    MOUNTED_IN_SYS,
     NOFILE_SOFT,
     OOM_SCORE_ADJ,
     READONLY_PATHS,
@@ -92,12 +93,8 @@ def build_runtime_spec(
         )
     check_identifier(id)
     check_platform(image, host)
-    if spec.user_namespace is not None and spec.network == "host":
-        raise SpecRefused(
-            "a container with the host's network can't have a user namespace, in which nobody may mount its /sys",
-            hint="Set network to none",
-        )
     hostname = container_hostname(spec, id)
+    host_sys = spec.user_namespace is not None and spec.network == "host"
     for mount in spec.mounts:
         if mount.kind == "bind":
             check_mount_source(mount.source, daemon_paths=host.daemon_paths)
@@ -113,7 +110,9 @@ def build_runtime_spec(
             shm_size=spec.shm_size,
             etc=etc,
             recursive_read_only=host.recursive_read_only,
+            # In a user namespace the kernel mounts them anew only for who owns the pid or the network namespace, too.
             host_proc=spec.pid_namespace == "host",
+            host_sys=host_sys,
             user_namespace=spec.user_namespace,
         ),
         "linux": {
@@ -122,7 +121,7 @@ def build_runtime_spec(
             "resources": linux_resources(spec.resources, host),
             # What the host mounts later stays out, and what the container mounts stays in.
             "rootfsPropagation": "rprivate",
-            "maskedPaths": [*MASKED_PATHS, *host.masked_paths],
+            "maskedPaths": [*MASKED_PATHS, *host.masked_paths, *(MOUNTED_IN_SYS if host_sys else ())],
             "readonlyPaths": list(READONLY_PATHS),
         },
     }

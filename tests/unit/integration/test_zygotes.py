@@ -89,7 +89,6 @@ def test_what_an_import_may_see_makes_another_zygote(other: dict[str, Any]) -> N
         {"resources": Resources(memory=10**9)},
         {"mounts": (Mount(source="/srv", target="/srv"),)},
         {"hostname": "named"},
-        {"network": "none"},
         {"stop_grace_period": 3.0},
         {"labels": {"team": "sales"}},
         {"working_dir": "/opt"},
@@ -98,6 +97,14 @@ def test_what_an_import_may_see_makes_another_zygote(other: dict[str, Any]) -> N
 )
 def test_what_only_the_task_sees_does_not(other: dict[str, Any]) -> None:
     assert plan(**other).key == plan().key
+
+
+@pytest.mark.parametrize("namespace", [None, NAMESPACE])
+def test_the_host_s_network_makes_another_zygote_in_a_user_namespace(namespace: UserNamespace | None) -> None:
+    with_it, without = plan(namespace=namespace, network="host"), plan(namespace=namespace, network="none")
+    assert without.launch.spec.network == "none"
+    assert with_it.launch.spec.network == ("host" if namespace else "none")
+    assert (with_it.key == without.key) == (namespace is None)
 
 
 def test_changed_local_settings_make_another_zygote(directories: Path) -> None:
@@ -115,7 +122,7 @@ def test_a_zygote_has_nothing_of_a_user(directories: Path) -> None:
         "zygote_memory = 512Mi",
         env={"REGION": "eu", "AIRFLOW_VAR_X": "1"},
         mounts=(Mount(source="/srv", target="/srv", read_only=False),),
-        network="host",
+        network="none",
         labels={"io.airflow.purpose": "task", "io.airflow.owner": "1:1@h"},
         read_only_root=False,
         resources=Resources(cpus=0.1, memory=10**7),

@@ -230,11 +230,22 @@ def test_a_filter_can_t_be_forgotten() -> None:
         build_runtime_spec(SPEC, id="task-1", image=IMAGE, account=ACCOUNT, host=HOST, seccomp=None)
 
 
-def test_the_host_s_network_is_refused_in_a_user_namespace() -> None:
-    namespace = UserNamespace(first=2_000_000)
-    with pytest.raises(SpecRefused, match="network can't have a user namespace"):
-        build(replace(SPEC, network="host", user_namespace=namespace))
-    assert build(replace(SPEC, network="none", user_namespace=namespace))["linux"]["uidMappings"]
+@pytest.mark.parametrize("recursive", [False, True])
+def test_with_the_host_s_network_a_user_namespace_has_the_host_s_sys_without_what_is_mounted_there(
+    recursive: bool,
+) -> None:
+    def of(network: str) -> tuple[list[str], set[str]]:
+        spec = replace(SPEC, network=network, user_namespace=UserNamespace(first=2_000_000))
+        document = build(spec, host=replace(HOST, recursive_read_only=recursive))
+        (mount,) = (mount for mount in document["mounts"] if mount["destination"] == "/sys")
+        return [mount["type"], *mount["options"]], set(document["linux"]["maskedPaths"])
+
+    own, masked = of("none")
+    assert (own[0], "ro" in own) == ("sysfs", True)
+    bound, more_masked = of("host")
+    assert {"bind", "rbind", "ro", "nosuid", "noexec", "nodev"} <= set(bound)
+    assert ("rro" in bound) == recursive
+    assert {"/sys/kernel/debug", "/sys/fs/bpf"} <= more_masked - masked
 
 
 def test_apparmor_where_it_is_on() -> None:

@@ -1,7 +1,8 @@
 """Workloads that are forked from zygotes by the code that workers use, on real daemons, with stand-ins for Airflow.
 
-``forms`` of zygotes: ``namespace`` (containerd, a user namespace of the image's own), ``privilege`` (containerd, a trusted
-image), ``docker`` (the same there); and ``idmapped``, the first with a runc that can map the ids of volumes. After every test nothing may be left; the last one looks for everything.
+``forms`` of zygotes: ``namespace`` (containerd, a user namespace of the image's own), ``host-network`` (the same with the
+host's network), ``privilege`` (containerd, a trusted image), ``docker`` (the same there); and ``idmapped``, the first with a
+runc that can map the ids of volumes. After every test nothing may be left; the last one looks for everything.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
     from airflow_isolation.runtime.interface import ContainerRuntime
 
-FORMS = ("namespace", "privilege", "docker")
+FORMS = ("namespace", "host-network", "privilege", "docker")
+OF_USER_NAMESPACES = ("namespace", "host-network", "idmapped")
 NAMESPACE = f"zygotes-{os.getpid()}"
 FIRST_UID = 1_700_000_000
 SECONDS = 90
@@ -164,9 +166,10 @@ class Worker:
         ``cfg`` goes to [container_runtime]; ``author``: it is the DAG's author who named the image.
         """
         image = self.provide(kind)
-        uids = f"{FIRST_UID}:{64 * 65536}" if self.form in {"namespace", "idmapped"} else "none"
+        uids = f"{FIRST_UID}:{64 * 65536}" if self.form in OF_USER_NAMESPACES else "none"
         named = "named/by-nobody:1" if author else image
-        text = f"image = {named}\nimage_pull_policy = never\nnetwork = none\nuid_range = {uids}\nstate_dir = {self.state_dir}\n"
+        network = "host" if self.form == "host-network" else "none"
+        text = f"image = {named}\nimage_pull_policy = never\nnetwork = {network}\nuid_range = {uids}\nstate_dir = {self.state_dir}\n"
         if self.runtime_binary:
             cfg += f"\n[containerd_runtime]\nruntime_binary = {self.runtime_binary}"
         settings = resolve(
@@ -237,7 +240,7 @@ class Worker:
 
 
 @contextmanager
-def namespace_worker(daemon: Daemon, archive: Path) -> Iterator[Worker]:
+def namespace_worker(daemon: Daemon, archive: Path, form: str = "namespace") -> Iterator[Worker]:
     """For a suite of another kernel: a worker whose images have user namespaces; ``archive`` is of an image without Airflow."""
     with tempfile.TemporaryDirectory(prefix="ai-z-", dir="/var/tmp") as directory:
         place = Path(directory)
@@ -246,7 +249,7 @@ def namespace_worker(daemon: Daemon, archive: Path) -> Iterator[Worker]:
         bundle.mkdir(mode=0o755)
         runtime = connect("containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
         runtime.import_image(stand_ins.stand_in(archive, place / "good.tar", "good"))
-        worker = Worker("namespace", runtime, place / "s", bundle, stand_ins.reference)
+        worker = Worker(form, runtime, place / "s", bundle, stand_ins.reference)
         yield worker
         worker.close()
 

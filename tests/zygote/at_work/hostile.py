@@ -8,6 +8,7 @@ Standard library only: it becomes a module of the image. What it opens, its chil
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -234,6 +235,36 @@ def make_cgroup() -> None:
     os.mkdir("/tmp/mine")
 
 
+def make_cgroup_of_the_host() -> None:
+    """Below what covers them in /sys."""
+    LIBC.umount2(b"/sys/fs/cgroup", 2)  # MNT_DETACH
+    for directory, _, _ in os.walk("/sys/fs/cgroup"):
+        try:
+            os.mkdir(f"{directory}/ai-hostile")
+        except OSError:
+            continue
+        return
+    raise OSError
+
+
+def write_into_sys() -> None:
+    """Anywhere."""
+    LIBC.mount(b"none", b"/sys", None, 0x20 | 0x1000, None)  # MS_REMOUNT | MS_BIND: writable
+    for directory, _, names in os.walk("/sys"):
+        for name in names:
+            try:
+                os.close(os.open(f"{directory}/{name}", os.O_WRONLY))
+            except OSError:
+                continue
+            return
+    raise OSError
+
+
+def take_the_loopback_down() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        fcntl.ioctl(one, 0x8914, b"lo".ljust(16, b"\0") + b"\0" * 24)  # SIOCSIFFLAGS
+
+
 AGAINST_PROCESSES = {
     "signal": lambda pid: os.kill(pid, signal.SIGKILL),
     "trace": lambda pid: checked(LIBC.ptrace(16, pid, 0, 0)),
@@ -264,5 +295,9 @@ AGAINST_THE_HOST = {
     "lift its own limit": lift_limit,
     "make a cgroup": make_cgroup,
     "load a module": lambda: checked(LIBC.syscall(313, 0, b"", 0)),
+    "make a cgroup of the host": make_cgroup_of_the_host,
+    "write into /sys": write_into_sys,
+    "take the loopback down": take_the_loopback_down,
+    "listen to every packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close(),
     "become root of the host": lambda: checked(LIBC.setresuid(1_000_000, 1_000_000, 1_000_000)),
 }

@@ -96,6 +96,18 @@ def test_a_task_reaches_nothing_of_its_zygote(worker: Worker) -> None:
     assert worker.zygote(task) == zygote
 
 
+@pytest.mark.parametrize("form", ["host-network"], indirect=True)
+def test_a_task_in_a_user_namespace_has_the_host_s_network(worker: Worker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        running = worker.run(
+            f"import os, socket; socket.create_connection({address!r}).close(); print(os.listdir('/sys/kernel/debug'))"
+        )
+        assert (running.finish(), running.start_mode, running.stdout, running.stderr) == (0, "fork", "[]\n", "")
+    assert running.workload.container.pid
+    assert worker.zygote(worker.task()).pid
+
+
 def hostile(worker: Worker, cheat: str, **environment: str) -> Task:
     return worker.task("hostile", environment={"AIRFLOW_TEST_CHEAT": cheat, **environment})
 
@@ -179,6 +191,7 @@ def secret(worker: Worker) -> Iterator[Path]:
     path.unlink()
 
 
+@pytest.mark.parametrize("form", ["namespace", "host-network"], indirect=True)
 def test_a_hostile_zygote_reaches_neither_host_nor_other_images(worker: Worker, secret: Path) -> None:
     other = worker.run("import sys; print('up', flush=True); requests.recv(1)")
     other.until(lambda: "up" in other.stdout)
