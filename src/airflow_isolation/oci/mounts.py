@@ -134,7 +134,7 @@ def _base_mounts(account: Account, tmp_size: int, shm_size: int) -> list[dict[st
         _tmpfs("/dev/shm", "noexec", "mode=1777", f"size={_size(shm_size, 'shm_size')}"),  # noqa: S108 -- the container's own
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-        # Programs that size themselves (the JVM, joblib) read their limits here.
+        # Programs that size themselves (the JVM, joblib) read their limits here: on v1, or where the runtime has the cgroup.
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
         _tmpfs("/run", "noexec", "mode=755", f"size={_RUN_SIZE}"),
         # Programs may run from /tmp: PythonVirtualenvOperator puts its environment there, and BashOperator its script.

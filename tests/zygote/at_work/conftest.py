@@ -250,8 +250,10 @@ def namespace_worker(daemon: Daemon, archive: Path, form: str = "namespace") -> 
         runtime = connect("containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
         runtime.import_image(stand_ins.stand_in(archive, place / "good.tar", "good"))
         worker = Worker(form, runtime, place / "s", bundle, stand_ins.reference)
-        yield worker
-        worker.close()
+        try:
+            yield worker
+        finally:
+            worker.close()
 
 
 def until(happens: Callable[[], bool], what: str) -> None:
