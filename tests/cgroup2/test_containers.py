@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +34,6 @@ from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import Daemon, ImageArchive
 
@@ -68,6 +68,11 @@ def tree(runtime: ContainerdRuntime) -> Iterator[Tree]:
         yield tree
 
 
+def seen_inside(pid: int, file: str) -> str:
+    """As a program in the container reads it, to learn how much it may use."""
+    return Path(f"/proc/{pid}/root/sys/fs/cgroup/{file}").read_text().strip()
+
+
 def test_limits_are_in_our_directory_and_the_container_is_below_it(
     runtime: ContainerdRuntime, tree: Tree, spec: ContainerSpec
 ) -> None:
@@ -91,6 +96,8 @@ def test_limits_are_in_our_directory_and_the_container_is_below_it(
     ]
     assert (directory.parent / "memory.max").read_text().strip() == str(256 * MIB)
     assert str(container.pid) in (directory / "container/cgroup.procs").read_text().split()
+    assert [seen_inside(container.pid, file) for file in ("cpu.max", "memory.max")] == ["50000 100000", str(64 * MIB)]
+    assert seen_inside(container.pid, "pids.max") == "max"
     stats = runtime.stats(["w1"])["w1"]
     assert (stats.memory_limit, stats.pids) == (64 * MIB, 1)
     runtime.remove("w1")
@@ -108,6 +115,7 @@ def test_limits_change_in_our_directory_while_the_container_runs(
     files = ("cpu.max", "cpu.weight", "memory.max", "memory.high", "memory.swap.max", "memory.oom.group", "pids.max")
     held = [(directory / file).read_text().strip() for file in files]
     assert held == ["25000 100000", "50", str(128 * MIB), str(100 * MIB), "0", "1", "60"]
+    assert [seen_inside(pid, file) for file in ("cpu.max", "memory.max")] == ["25000 100000", str(128 * MIB)]
     for refused, words in [
         (Resources(memory=512 * MIB, cpus=1), "all workloads of task_execution together have"),
         (Resources(memory=4), "memory is 4 bytes"),

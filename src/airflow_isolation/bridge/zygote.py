@@ -318,16 +318,14 @@ def fork_into(
     first_id = spec.user_namespace.first if spec.user_namespace else 0
     one = read_process_one(pid, uid_base=first_id)
     program, flags = _filter(spec, one)
-    entry: dict[str, dict[str, Any]] = {
-        "go": {
-            "process": {
-                **one.as_message(seccomp=program, seccomp_flags=flags),
-                # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
-                "keyring": f"_ses.{id}",
-            },
-            "environment": one.environment,
-            "patience": patience,
-        }
+    becoming = {
+        "process": {
+            **one.as_message(seccomp=program, seccomp_flags=flags),
+            # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
+            "keyring": f"_ses.{id}",
+        },
+        "environment": one.environment,
+        "patience": patience,
     }
     try:
         pidfd = os.pidfd_open(pid)
@@ -338,8 +336,8 @@ def fork_into(
             _check_namespace(pid, forked, "user")
             join_cgroups_of(pid, forked)
             # Who is in the host's network with a user namespace may not enter it again.
-            entry["go"]["network"] = not _share_namespace(pid, forked, "net")
-            connection.send(json.dumps(entry).encode())
+            becoming["network"] = not _share_namespace(pid, forked, "net")
+            connection.send(json.dumps({"go": becoming}).encode())
             child = _answer(connection, "entered")
         finally:
             os.close(pidfd)

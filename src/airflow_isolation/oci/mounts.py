@@ -6,10 +6,11 @@ import posixpath
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.errors import SpecRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from airflow_isolation.container_spec import Mount, UserNamespace
     from airflow_isolation.oci.account import Account
@@ -94,8 +95,10 @@ def runtime_mounts(
     host_proc: bool = False,
     host_sys: bool = False,
     user_namespace: UserNamespace | None = None,
+    limit_files: Mapping[str, str] = NO_STRINGS,
 ) -> list[dict[str, Any]]:
     """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
+    ``limit_files``: as for ``build_runtime_spec``.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
@@ -108,6 +111,8 @@ def runtime_mounts(
             # /proc/sys/fs/binfmt_misc: it could uncover what lies below.
             how = ("bind", "ro") if user_namespace is None else _recursive(below=recursive_read_only)
             entries[target] = _bind(target, target, *how, "noexec")
+    for name, source in limit_files.items():
+        entries[f"/sys/fs/cgroup/{name}"] = _bind(f"/sys/fs/cgroup/{name}", source, "bind", "ro", "noexec")
     wanted: dict[str, Mount] = {}
     for mount in mounts:
         check_mount_target(mount.target, ours=True)
@@ -134,7 +139,7 @@ def _base_mounts(account: Account, tmp_size: int, shm_size: int) -> list[dict[st
         _tmpfs("/dev/shm", "noexec", "mode=1777", f"size={_size(shm_size, 'shm_size')}"),  # noqa: S108 -- the container's own
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-        # Programs that size themselves (the JVM, joblib) read their limits here: on v1, or where the runtime has the cgroup.
+        # Programs that size themselves (the JVM, joblib) read their limits here.
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
         _tmpfs("/run", "noexec", "mode=755", f"size={_RUN_SIZE}"),
         # Programs may run from /tmp: PythonVirtualenvOperator puts its environment there, and BashOperator its script.

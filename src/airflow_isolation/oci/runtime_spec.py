@@ -10,6 +10,7 @@ import posixpath
 import re
 from typing import TYPE_CHECKING, Any
 
+from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci.confinement import (
     CAPABILITIES,
@@ -66,6 +67,7 @@ def build_runtime_spec(
     seccomp: Mapping[str, Any] | None,
     etc: EtcFiles = NO_ETC_FILES,
     cgroups_path: str = "",
+    limit_files: Mapping[str, str] = NO_STRINGS,
 ) -> dict[str, Any]:
     """Build the runtime-spec of a container.
 
@@ -84,6 +86,7 @@ def build_runtime_spec(
         seccomp: from ``load_profile(spec.seccomp)``; None only for ``unconfined``.
         etc: host paths of /etc/hostname, /etc/hosts and /etc/resolv.conf, from ``write_etc_files``.
         cgroups_path: as the runtime's cgroup driver wants it; empty is ``/<spec.cgroup_parent or "airflow">/<id>``.
+        limit_files: host paths of files that take the place of those of these names in /sys/fs/cgroup.
 
     :raises SpecRefused: a field of ``spec`` can't be, or not safely: named, with what would do.
     """
@@ -114,6 +117,7 @@ def build_runtime_spec(
             host_proc=spec.pid_namespace == "host",
             host_sys=host_sys,
             user_namespace=spec.user_namespace,
+            limit_files=limit_files,
         ),
         "linux": {
             "namespaces": _namespaces(spec),

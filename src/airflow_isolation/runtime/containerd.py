@@ -260,6 +260,7 @@ class ContainerdRuntime(ContainerRuntime):
             seccomp=load_profile(spec.seccomp),
             etc=etc,
             cgroups_path=placement.cgroups_path,
+            limit_files=placement.limit_files,
         )
         # Unique, so that what an earlier container of this id may have left behind is never taken for ours.
         snapshot_key = f"{id}-{secrets.token_hex(4)}"

@@ -89,6 +89,16 @@ class Placement:
     limits: Limits = NO_LIMITS
     budget: Limits = NO_LIMITS
 
+    @property
+    def limit_files(self) -> dict[str, str]:
+        """Files of our directory, by the names under which a program looks for its limits: the runtime's below has none."""
+        if self.tree is None:
+            return {}
+        # Runtimes know cgroup v2 at this place alone, wherever the worker may see it.
+        directory = f"/sys/fs/cgroup/{self.tree.workload(self.level, self.id)}"
+        limits = {"memory.max": self.limits.memory.max, "cpu.max": self.limits.cpu.cpus}
+        return {name: f"{directory}/{name}" for name, limit in limits.items() if limit is not None}
+
 
 class Placements:
     """The places of one daemon's containers in the cgroups mounted at ``mount_path``. Usable from several threads."""

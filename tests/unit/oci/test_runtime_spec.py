@@ -248,6 +248,15 @@ def test_with_the_host_s_network_a_user_namespace_has_the_host_s_sys_without_wha
     assert {"/sys/kernel/debug", "/sys/fs/bpf"} <= more_masked - masked
 
 
+def test_files_with_limits_lie_over_the_runtime_s() -> None:
+    document = build(limit_files={"memory.max": "/sys/fs/cgroup/airflow/task_execution/task-1/memory.max"})
+    targets = [mount["destination"] for mount in document["mounts"]]
+    assert targets.index("/sys/fs/cgroup") < targets.index("/sys/fs/cgroup/memory.max")
+    (mount,) = (mount for mount in document["mounts"] if mount["destination"] == "/sys/fs/cgroup/memory.max")
+    assert mount["source"] == "/sys/fs/cgroup/airflow/task_execution/task-1/memory.max"
+    assert {"bind", "ro"} <= set(mount["options"])
+
+
 def test_apparmor_where_it_is_on() -> None:
     assert build(host=LSM_HOST)["process"]["apparmorProfile"] == "docker-default"
     assert "apparmorProfile" not in build()["process"]
