@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,3 +108,11 @@ def test_with_the_host_s_network_a_task_sees_its_own_cgroup_in_the_host_s_sys(
         program = "print(open('/proc/self/cgroup').read(), open('/sys/fs/cgroup/memory.max').read(), end='')"
         running = forked(worker, worker.task(cfg="memory = 100Mi"), program)
         assert (running.finish(), running.stdout) == (0, f"0::/\n {100 * 2**20}\n")
+
+
+def test_tasks_are_forked_into_crun_s_containers_too(private_containerd: Daemon, image_archive: ImageArchive) -> None:
+    crun = shutil.which("crun", path=private_containerd.path)
+    assert crun is not None
+    with namespace_worker(private_containerd, image_archive("no-airflow"), runtime_binary=crun) as worker:
+        running = forked(worker, worker.task(), "print('there')")
+        assert (running.finish(), running.stdout) == (0, "there\n")

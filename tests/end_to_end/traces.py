@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, list[str]]:
     """Everything there is now, by kind; all lists are empty when nothing is left."""
     directory = str(daemon.directory)
-    own = f"{directory}/root"  # dockerd mounts its own data root
+    # dockerd mounts its own data root, and keeps the host's network at hand once a container has had it.
+    own = (f"{directory}/root", f"{directory}/exec/netns/default")
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
     return {
         **(_docker(daemon) if daemon.kind == "docker" else _containerd(daemon)),
-        "mounts": sorted(mount for mount in mounts if mount != own),
+        "mounts": sorted(mount for mount in mounts if mount not in own),
         "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{cgroup_parent}/*") if path.is_dir())
         + sorted(str(path) for path in Path(f"/sys/fs/cgroup/{cgroup_parent}").glob("*") if path.is_dir()),
         "shims": _shims(directory),
@@ -53,7 +54,8 @@ def household(daemon: Daemon, state_dir: Path) -> set[str]:
         return {*names, f"{state_dir}/zygotes/"}
     ids = [id for name, id in (line.split() for line in _docker(daemon)["containers"]) if name in names]
     merged = "{{.GraphDriver.Data.MergedDir}}"
-    places = daemon.run("docker", "inspect", "--format", merged, *ids).stdout.split() if ids else []
+    # One that has gone meanwhile is no error.
+    places = daemon.run("docker", "inspect", "--format", merged, *ids, check=False).stdout.split() if ids else []
     return {*names, *ids, *places, f"{state_dir}/zygotes/"}
 
 

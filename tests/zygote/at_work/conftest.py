@@ -240,16 +240,21 @@ class Worker:
 
 
 @contextmanager
-def namespace_worker(daemon: Daemon, archive: Path, form: str = "namespace") -> Iterator[Worker]:
+def namespace_worker(
+    daemon: Daemon, archive: Path, form: str = "namespace", runtime_binary: str = ""
+) -> Iterator[Worker]:
     """For a suite of another kernel: a worker whose images have user namespaces; ``archive`` is of an image without Airflow."""
     with tempfile.TemporaryDirectory(prefix="ai-z-", dir="/var/tmp") as directory:
         place = Path(directory)
         place.chmod(0o755)
         bundle = place / "dags"
         bundle.mkdir(mode=0o755)
-        runtime = connect("containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s")
+        chosen = {"runtime_binary": runtime_binary} if runtime_binary else {}
+        runtime = connect(
+            "containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s", **chosen
+        )
         runtime.import_image(stand_ins.stand_in(archive, place / "good.tar", "good"))
-        worker = Worker(form, runtime, place / "s", bundle, stand_ins.reference)
+        worker = Worker(form, runtime, place / "s", bundle, stand_ins.reference, runtime_binary)
         try:
             yield worker
         finally:
