@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.zygote.at_work.conftest import children, namespace_worker
+from tests.zygote.at_work.conftest import children, short_lived_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def worker(profile: str, private_containerd: Daemon, image_archive: ImageArchive) -> Iterator[Worker]:
-    with namespace_worker(private_containerd, image_archive("no-airflow")) as worker:
+    with short_lived_worker(private_containerd, image_archive("no-airflow")) as worker:
         yield worker
 
 
@@ -104,3 +104,13 @@ def test_the_next_task_takes_the_same_zygote(worker: Worker) -> None:
     assert (running.start_mode, running.finish()) == ("fork", 0)
     assert worker.zygote(task) == before
     worker.end()
+
+
+def test_docker_s_zygote_and_what_it_forks_are_in_the_profile(
+    profile: str, private_dockerd: Daemon, image_archive: ImageArchive
+) -> None:
+    with short_lived_worker(private_dockerd, image_archive("no-airflow"), "docker") as worker:
+        running = worker.run(FORBIDDEN)
+        assert (running.start_mode, running.why_fresh) == ("fork", "")
+        assert label(worker.zygote(worker.task()).pid) == profile
+        assert ended(running, profile) == "up\ndenied\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.zygote.at_work.conftest import NAMESPACE, Running, children, namespace_worker, until
+from tests.zygote.at_work.conftest import NAMESPACE, Running, children, short_lived_worker, until
 
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.workload import launch
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def worker(private_containerd: Daemon, image_archive: ImageArchive) -> Iterator[Worker]:
-    with namespace_worker(private_containerd, image_archive("no-airflow")) as worker:
+    with short_lived_worker(private_containerd, image_archive("no-airflow")) as worker:
         yield worker
     assert not list(Path("/sys/fs/cgroup").rglob("task-*"))
     assert not list(Path("/sys/fs/cgroup").rglob("zygote-*"))
@@ -104,7 +104,7 @@ def test_a_spare_waits_in_its_own_cgroup_and_becomes_the_next_task(worker: Worke
 def test_with_the_host_s_network_a_task_sees_its_own_cgroup_in_the_host_s_sys(
     private_containerd: Daemon, image_archive: ImageArchive
 ) -> None:
-    with namespace_worker(private_containerd, image_archive("no-airflow"), "host-network") as worker:
+    with short_lived_worker(private_containerd, image_archive("no-airflow"), "host-network") as worker:
         program = "print(open('/proc/self/cgroup').read(), open('/sys/fs/cgroup/memory.max').read(), end='')"
         running = forked(worker, worker.task(cfg="memory = 100Mi"), program)
         assert (running.finish(), running.stdout) == (0, f"0::/\n {100 * 2**20}\n")
@@ -113,6 +113,6 @@ def test_with_the_host_s_network_a_task_sees_its_own_cgroup_in_the_host_s_sys(
 def test_tasks_are_forked_into_crun_s_containers_too(private_containerd: Daemon, image_archive: ImageArchive) -> None:
     crun = shutil.which("crun", path=private_containerd.path)
     assert crun is not None
-    with namespace_worker(private_containerd, image_archive("no-airflow"), runtime_binary=crun) as worker:
+    with short_lived_worker(private_containerd, image_archive("no-airflow"), runtime_binary=crun) as worker:
         running = forked(worker, worker.task(), "print('there')")
         assert (running.finish(), running.stdout) == (0, "there\n")

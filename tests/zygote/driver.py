@@ -1,7 +1,8 @@
 """In the zygote's place: forks one process into a container, which becomes PROCESS and runs a program.
 
 Runs as root in the host's pid namespace, in the file system of a container of the same image. Standard input is one
-JSON object: pid (of process 1), process, environment, program, network (false: it is there already). What the child prints goes to our standard output.
+JSON object: pid (of process 1), process, environment, program, network (false: it is there already). What the child prints
+goes to our standard output.
 """
 
 from __future__ import annotations

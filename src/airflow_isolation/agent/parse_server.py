@@ -3,7 +3,8 @@
 The conversation goes on with
 
 1. worker -> agent   {"serve": {"environment": {...}, "scratch": ["/tmp", "/dev/shm"]}}
-2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1), or {"unable": {"why": …}} and a traceback on stderr, and it ends
+2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1), or {"unable": {"why": …}} and a
+                     traceback on stderr, and it ends
 3. worker -> agent   {"parse": {"environment": {...}, "modules": ["airflow.providers.…"]}} and four descriptors;
                      process 1 first imports the modules, which the file is said to use, for this file and all others
 4. agent -> worker   {"started": {}}

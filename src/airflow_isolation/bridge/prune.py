@@ -53,10 +53,11 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
     for container in runtime.list():
         with _left_over(container, abandoned) as left_over:
             # A spare may have another owner by now; whoever claims it has it for himself.
-            if not left_over or not claim_to_remove(runtime, container.id, state_dir=state_dir, dry_run=dry_run):
+            if not left_over:
                 continue
-            if not dry_run and not _removed(runtime, container):
-                abandoned.pop(container.id, None)
+            claimed = claim_to_remove(runtime, container.id, state_dir=state_dir, dry_run=dry_run)
+            if not claimed or (not dry_run and not _removed(runtime, container)):
+                abandoned.pop(container.id, None)  # its note stays, for the next time
                 continue
         containers.append(container)
     if not dry_run:

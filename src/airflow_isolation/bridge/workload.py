@@ -244,11 +244,12 @@ def launch(
             # A copy that stayed open here would keep end-of-file from ever coming.
             for end in theirs:
                 end.close()
-        if spare is not None and relabel is None:
-            make_ones_own(runtime, what, state_dir=state_dir)
-        elif spare is not None and relabel is not None:
-            # Whoever removes the container waits first, or it would be given labels while it goes.
-            undo.callback(relabel(what))
+        if spare is not None:
+            if relabel is None:
+                make_ones_own(runtime, what, state_dir=state_dir)
+            else:
+                # Whoever removes the container waits first, or it would be given labels while it goes.
+                undo.callback(relabel(what))
         if asking is not None and replenish is not None:
             replenish(what)
         if why_fresh:

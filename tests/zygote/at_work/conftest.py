@@ -240,18 +240,21 @@ class Worker:
 
 
 @contextmanager
-def namespace_worker(
+def short_lived_worker(
     daemon: Daemon, archive: Path, form: str = "namespace", runtime_binary: str = ""
 ) -> Iterator[Worker]:
-    """For a suite of another kernel: a worker whose images have user namespaces; ``archive`` is of an image without Airflow."""
+    """For a suite of another kernel: a worker; ``archive`` is of an image without Airflow."""
     with tempfile.TemporaryDirectory(prefix="ai-z-", dir="/var/tmp") as directory:
         place = Path(directory)
         place.chmod(0o755)
         bundle = place / "dags"
         bundle.mkdir(mode=0o755)
-        chosen = {"runtime_binary": runtime_binary} if runtime_binary else {}
         runtime = connect(
-            "containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place / "s", **chosen
+            daemon.kind,
+            socket_path=str(daemon.socket),
+            namespace=NAMESPACE,
+            state_dir=place / "s",
+            runtime_binary=runtime_binary,
         )
         runtime.import_image(stand_ins.stand_in(archive, place / "good.tar", "good"))
         worker = Worker(form, runtime, place / "s", bundle, stand_ins.reference, runtime_binary)
@@ -354,7 +357,7 @@ def long_lived(
         socket_path=str(daemon.socket),
         namespace=NAMESPACE,
         state_dir=state,
-        **({"runtime_binary": binary} if binary else {}),
+        runtime_binary=binary,
     )
     worker = Worker(form, runtime, state, bundle, lambda kind: provided(daemon, kind), binary)
     try:

@@ -104,8 +104,6 @@ def test_a_task_in_a_user_namespace_has_the_host_s_network(worker: Worker) -> No
             f"import os, socket; socket.create_connection({address!r}).close(); print(os.listdir('/sys/kernel/debug'))"
         )
         assert (running.finish(), running.start_mode, running.stdout, running.stderr) == (0, "fork", "[]\n", "")
-    assert running.workload.container.pid
-    assert worker.zygote(worker.task()).pid
 
 
 def hostile(worker: Worker, cheat: str, **environment: str) -> Task:

@@ -21,6 +21,7 @@ from tests.zygote.at_work.conftest import FORMS, NAMESPACE, Running, until
 
 from airflow_isolation.bridge import backstage as backstages
 from airflow_isolation.bridge import spare as spares
+from airflow_isolation.bridge.abandoned import abandon, notes
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.prune import prune
@@ -153,6 +154,25 @@ def test_a_spare_that_can_not_be_removed_now_is_pruned(
     assert not list(worker.state_dir.glob("spares/*/*"))
     prune(worker.runtime, state_dir=worker.state_dir)
     assert waiting(worker) == []
+
+
+def test_what_was_abandoned_while_it_is_claimed_is_pruned_when_its_claimant_is_late(
+    worker: Worker, behind: Backstage
+) -> None:
+    assert run(worker, behind, worker.task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    claimed = records(worker)[0].with_suffix(".claimed")
+    records(worker)[0].rename(claimed)
+    abandon(worker.runtime, spare.id, state_dir=worker.state_dir)
+    prune(worker.runtime, state_dir=worker.state_dir)
+    assert [container.id for container in waiting(worker)] == [spare.id]
+    assert spare.id in notes(worker.runtime, worker.state_dir), "or nobody would look again soon"
+    os.utime(claimed, (0, 0))
+    prune(worker.runtime, state_dir=worker.state_dir)
+    assert spare.id not in [container.id for container in worker.runtime.list()]
+    prune(worker.runtime, state_dir=worker.state_dir)
+    assert notes(worker.runtime, worker.state_dir) == {}
 
 
 def child_of(worker: Worker, spare: Container) -> int:
