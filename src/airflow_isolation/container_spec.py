@@ -120,6 +120,8 @@ class ContainerSpec:
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.
         pid_namespace: ``host`` is for zygotes, which fork into the namespaces of other containers.
+        forks_into: None but for zygotes: the ``capabilities`` of the containers that it forks into. Its seccomp filter
+            is theirs, and what entering a container takes besides.
         user_namespace: None is the host's. Needs containerd.
         budget: what all workloads of the same purpose together may use: cpus, memory and pids of it; needs cgroup v2.
 
@@ -146,5 +148,6 @@ class ContainerSpec:
     timezone: str = ""
     cgroup_parent: str = ""
     pid_namespace: Literal["private", "host"] = "private"
+    forks_into: frozenset[str] | None = None
     user_namespace: UserNamespace | None = None
     budget: Resources = Resources()

@@ -235,6 +235,22 @@ def test_grandchildren_and_orphans_are_gone_at_the_end(running: RunningAgent) ->
     connection.close()
 
 
+def test_a_workload_that_makes_orphans_without_end_does_not_outlive_its_worker(running: RunningAgent) -> None:
+    """Each of their ends is a signal to process 1, and one more to collect."""
+    connection = running.start(
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begins', flush=True)\n"
+        "while True:\n"
+        "    if os.fork() == 0:\n"
+        "        if os.fork() == 0: os._exit(0)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(-1, os.WNOHANG)",
+        grace=0.2,
+    )
+    assert running.pairs[1][0].recv(100) == b"begins\n"
+    connection.close()
+    assert running.process.wait(60) == 128 + 9
+
+
 def test_the_workload_does_not_outlive_its_worker(running: RunningAgent) -> None:
     connection = running.start(
         "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'asked\\n'));"

@@ -75,14 +75,16 @@ class Running:
             program = f"{EXCHANGE}/program.py"
             (self.exchange / "program.py").write_text(source)
         order = {
-            "pid": self.pid,
             "process": {**self.process(), **changes.pop("process", {})},
             "environment": dict(self.process_one.environment),
             "program": program,
-            # The driver is in the host's.
-            "network": not (self.spec.user_namespace and self.spec.network == "host"),
             **changes,
         }
+        in_host_network = self.spec.user_namespace and self.spec.network == "host"
+        # The driver is in the host's network already, from which nobody may enter it again.
+        kinds = ("ipc", "uts", "cgroup", *(() if in_host_network else ("net",)), "pid", "mnt")
+        opened = [os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds]
+        order["namespaces"] = opened
         namespaces = [f"--mount=/proc/{self.zygote_pid}/ns/mnt"]
         if self.spec.user_namespace:
             # Powerful there, and nobody on the host.
@@ -93,7 +95,10 @@ class Running:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=opened,
         )
+        for descriptor in opened:
+            os.close(descriptor)
         assert driver.stdin
         # The worker's part.
         for line in Path(f"/proc/{self.pid}/cgroup").read_text().splitlines():

@@ -1,8 +1,8 @@
 """In the zygote's place: forks one process into a container, which becomes PROCESS and runs a program.
 
 Runs as root in the host's pid namespace, in the file system of a container of the same image. Standard input is one
-JSON object: pid (of process 1), process, environment, program, network (false: it is there already). What the child prints
-goes to our standard output.
+JSON object: namespaces (descriptors of the container's), process, environment, program. What the child prints goes to our
+standard output.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ else:
 
 def main() -> None:
     order = json.load(sys.stdin)
-    pidfd = os.pidfd_open(order["pid"])
     kept = -1
     # Nothing of these may reach the workload.
     os.environ["OF_THE_ZYGOTE"] = "1"
     os.open("/", os.O_RDONLY)
     try:
-        entry.enter_namespaces(pidfd, entry.NAMESPACES if order["network"] else entry.ALL_BUT_NETWORK)
+        entry.enter_namespaces(order["namespaces"])
         if os.fork():
             os.wait()
             os._exit(0)

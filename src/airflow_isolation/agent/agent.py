@@ -13,7 +13,8 @@ One workload, as for a task:
 3. agent -> worker   {"exited": {"code": 0}} or {"exited": {"signal": 9}}
 4. the worker hangs up, once it has read the counters of the container's cgroup, and the agent ends
 
-The connection is the lifeline. When it closes before 3 the worker is dead: SIGTERM, the grace period, SIGKILL, end.
+The connection is the lifeline. When it closes before 3 the worker is dead: SIGTERM, the grace period, SIGKILL, end. So that
+nothing keeps this process from it, it can't be traced: what its workload runs has the same uid.
 
 The workload's process is this file again, executed anew as ``agent.py run PURPOSE`` with the descriptors as
 0 (requests), 1 (stdout), 2 (stderr) and 3 (logs), so that even a failing ``import airflow`` ends in the task's log.
@@ -40,6 +41,12 @@ import time
 VERSION = 2
 PACKET_LIMIT = 1024 * 1024
 LOGS_DESCRIPTOR = 3
+
+# linux/prctl.h
+PR_SET_DUMPABLE = 4
+
+#: So many dead processes are collected at once: a workload that never stops making them must not keep process 1 busy.
+MOST_REAPED = 1000
 
 #: How long process 1 stays after its last word, for a worker that neither listens nor ends.
 FAREWELL_SECONDS = 10.0
@@ -86,6 +93,7 @@ def converse(address: str) -> int:
     worker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker.connect(address)
     say(worker, {"hello": hello()})
+    set_dumpable(False)
     while True:
         message, descriptors = receive_work(worker)
         if message is None:
@@ -111,6 +119,27 @@ def converse(address: str) -> int:
             return 0
         worker = claimant
         pass_on(worker, descriptors[1])
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether others of the same uid may trace this process, and open its memory and descriptors in /proc; see prctl(2).
+
+    An execve(2) makes a process dumpable again.
+
+    :raises OSError: the kernel refused.
+    """
+    try:
+        # What ctypes is made of, in half a millisecond; ctypes itself takes three.
+        from _ctypes import call_function, dlopen, dlsym
+    except ImportError:  # another Python than CPython
+        import ctypes
+
+        failed = ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+    else:
+        itself = dlopen(None, 0)  # type: ignore[arg-type]  # as dlopen(3) has it
+        failed = call_function(dlsym(itself, "prctl"), (PR_SET_DUMPABLE, int(dumpable), 0, 0, 0))
+    if failed:
+        raise OSError("prctl(PR_SET_DUMPABLE) is refused")
 
 
 def await_claim(listening: int, seconds: float) -> socket.socket | None:
@@ -322,9 +351,9 @@ def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
 
 
 def reap(child: int) -> int | None:
-    """Collect every dead process, orphans included; gives the child's status once it is among them."""
+    """Collect dead processes, orphans included; gives the child's status once it is among them."""
     status = None
-    while True:
+    for _ in range(MOST_REAPED):
         try:
             pid, ended = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -333,6 +362,9 @@ def reap(child: int) -> int | None:
             return status
         if pid == child:
             status = ended
+    # There may be more, of which no other signal tells.
+    os.kill(os.getpid(), signal.SIGCHLD)
+    return status
 
 
 def signal_group(child: int, number: int) -> None:

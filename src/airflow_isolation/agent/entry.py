@@ -3,7 +3,7 @@
 Standard library only. The zygote imports this before it forks, and everything is looked up then: in the container's
 file system there may be other modules, or none. Two processes use it, one after the other:
 
-    A   enter_namespaces(pidfd), fork     only a child is inside the container's pid namespace
+    A   enter_namespaces(…), fork         only a child is inside the container's pid namespace
     D   become(process, …)                which may then wait for its work
         take_up(…)                        and then it is nothing but the workload
 
@@ -46,7 +46,7 @@ import uuid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any, TypeVar
 
     Result = TypeVar("Result")
@@ -54,16 +54,6 @@ if TYPE_CHECKING:
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: Calls through it keep Python's lock: nothing of Python runs before and after.
 BARE_LIBC = ctypes.PyDLL(None, use_errno=True)
-
-# linux/sched.h
-CLONE_NEWNS = 0x00020000
-CLONE_NEWCGROUP = 0x02000000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-ALL_BUT_NETWORK = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
-NAMESPACES = ALL_BUT_NETWORK | CLONE_NEWNET
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -154,15 +144,16 @@ def bare_fork() -> int:
     return checked(pid, "fork")
 
 
-def enter_namespaces(pidfd: int, kinds: int = NAMESPACES) -> None:
-    """Enter the mount, network, IPC, UTS and cgroup namespaces of the process behind ``pidfd`` (Linux 5.8).
+def enter_namespaces(namespaces: Iterable[int]) -> None:
+    """Enter the namespaces behind these descriptors, in this order; nsfs files, as in /proc/PID/ns.
 
-    Its pid namespace is for children; it must be this process's own or one below it. Working directory and root become
-    those of its mount namespace. The process must have one thread.
+    A pid namespace is for children; it must be this process's own or one below it. With a mount namespace come its root
+    and working directory, so it is best the last. The process must have one thread.
 
-    :raises OSError: the process is gone (ESRCH), it may not be entered (EPERM), or its pid namespace lies elsewhere (EINVAL).
+    :raises OSError: one may not be entered (EPERM), or a pid namespace lies elsewhere (EINVAL).
     """
-    set_namespaces(pidfd, kinds)
+    for descriptor in namespaces:
+        set_namespace(descriptor)
 
 
 def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: int) -> None:
@@ -177,6 +168,26 @@ def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: 
     except Exception as error:
         # A key that is missing, a value of another type.
         raise EntryFailed(f"the description of the process can't be read: {error!r}") from error
+
+
+def take_user(uid: int, gid: int, groups: Sequence[int]) -> None:
+    """Become a user, and keep all capabilities through the next execve(2): they are made ambient. To be called once.
+
+    :raises EntryFailed: a step failed. This process may be neither the one nor the other then, and must end.
+    """
+    held = step("reading the own capabilities", own_capabilities)
+    step("keeping capabilities", prctl, PR_SET_KEEPCAPS, 1)
+    step("setting groups", os.setgroups, groups)
+    step("setting the gid", os.setresgid, gid, gid, gid)
+    step("setting the uid", os.setresuid, uid, uid, uid)
+    sets = {"effective": held, "permitted": held, "inheritable": held, "ambient": held}
+    step("making capabilities ambient", set_capabilities, sets)
+
+
+def own_capabilities() -> int:
+    """The permitted ones, a bit for each capability's number."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1], 16) for line in status if line.startswith("CapPrm:"))
 
 
 def take_up(environment: Mapping[str, str], channels: Sequence[int]) -> None:
@@ -196,6 +207,8 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
     program = base64.b64decode(process["seccomp"], validate=True)
 
     step("closing descriptors", close_all_but, (keep,))
+    # Or the files of /proc/self, which are written to below, belong to root. The zygote, whose copy this is, is not.
+    step("becoming dumpable", prctl, PR_SET_DUMPABLE, 1)
     step("resetting signals", reset_signals)
     step("starting a session", os.setsid)
     step("joining a session keyring", join_session_keyring, process.get("keyring", ""))
@@ -219,8 +232,8 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
 
     step("setting the environment", set_environment, environment)
     step("seeding", reseed)
-    # A change of ids took it away: files in /proc/self would belong to root.
-    step("becoming dumpable", prctl, PR_SET_DUMPABLE, 1)
+    # A change of ids took it away.
+    step("becoming dumpable again", prctl, PR_SET_DUMPABLE, 1)
     if process["apparmor"]:
         step(f"changing to the AppArmor profile {process['apparmor']}", change_profile, process["apparmor"])
 
@@ -267,11 +280,11 @@ def prctl(option: int, *arguments: int) -> int:
     return checked(LIBC.prctl(ctypes.c_int(option), *words), f"prctl({option})")
 
 
-def set_namespaces(pidfd: int, kinds: int) -> None:
+def set_namespace(descriptor: int) -> None:
     if sys.version_info >= (3, 12):
-        os.setns(pidfd, kinds)
+        os.setns(descriptor)
     else:
-        checked(LIBC.setns(ctypes.c_int(pidfd), ctypes.c_int(kinds)), "setns")
+        checked(LIBC.setns(ctypes.c_int(descriptor), ctypes.c_int(0)), "setns")
 
 
 def place(channels: Sequence[int]) -> None:

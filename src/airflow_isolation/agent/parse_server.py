@@ -49,8 +49,7 @@ REQUIRED = (
     "airflow.serialization.serialized_objects",
 )
 
-# prctl(2) and the IPC_RMID of shmctl(2), msgctl(2) and semctl(2).
-PR_SET_DUMPABLE = 4
+# Of shmctl(2), msgctl(2) and semctl(2).
 IPC_RMID = 0
 
 
@@ -63,7 +62,7 @@ def serve(worker: socket.socket, what: dict[str, Any]) -> int:
         agent.say(worker, {"unable": {"why": str(error)}})
         return 1
     agent.discard_standard_streams()
-    set_dumpable(False)
+    agent.set_dumpable(False)
     wakeups = preload.listen_to_children_alone()
     return Server(worker, wakeups, what["scratch"]).run()
 
@@ -172,7 +171,7 @@ def fork_parse(environment: dict[str, str], descriptors: list[int], worker: sock
         os.setsid()
         # Files in /proc/self belong to root while it is not dumpable. The kernel's choice, when memory is short, is this
         # child, not process 1.
-        set_dumpable(True)
+        agent.set_dumpable(True)
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in descriptors]
@@ -192,15 +191,6 @@ def fork_parse(environment: dict[str, str], descriptors: list[int], worker: sock
         os.write(2, f"The agent could not start the parse: {error!r}\n".encode())
     finally:
         os._exit(127)
-
-
-def set_dumpable(dumpable: bool) -> None:
-    """Whether other processes of the same user may trace this one, and look into its memory and descriptors."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def inherited_traits() -> tuple[object, ...]:

@@ -2,7 +2,9 @@
 
 It runs in a container of its own, from the same image as the workloads, but in the host's pid namespace,
 because a process can only be put into pid namespaces below its own. It has no network (but the host's, where
-that is the workload's and the two have a user namespace), no volume of a user and no secret, and it runs no user code. After its hello the conversation with the worker that started it is
+that is the workload's and the two have a user namespace), no volume of a user and no secret, and it runs no user code.
+Before it imports anything of the image it becomes the workloads' user, with the capabilities that entering a container
+takes and no other, and nobody may trace it. After its hello the conversation with the worker that started it is
 
 1. worker -> agent   {"zygote": {"user": "airflow", "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
                      "forks": 5000, "memory": 500000000}} and a listening socket (idle and age in seconds, memory in bytes)
@@ -10,8 +12,8 @@ that is the workload's and the two have a user namespace), no volume of a user a
 
 and that worker is then one of many. Each workload is a connection of its own to the listening socket:
 
-1. worker -> zygote  {"fork": {}} and a pidfd of the container's process 1. Nothing else: what the zygote once read, a later
-                     child could find in its memory
+1. worker -> zygote  {"fork": ["ipc", …, "mnt"]} and the container's namespaces of these kinds, a descriptor each, in the order
+                     in which they are entered. Nothing else: what the zygote once read, a later child could find in its memory
 2. child -> worker   {"forked": {}}: a fork of the zygote. Which process it is, the kernel tells the worker, which moves it
                      into the container's cgroups
 3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0, "network": true}}: it enters the
@@ -28,6 +30,7 @@ ends its child, and nothing has run.
 from __future__ import annotations
 
 import fcntl
+import grp
 import json
 import os
 import pwd
@@ -54,6 +57,9 @@ REQUIRED = (
     "airflow.dag_processing.dagbag",
 )
 
+#: There are no more kinds of namespaces.
+MOST_NAMESPACES = 8
+
 #: How long a child waits for its worker's first answer, in seconds.
 PATIENCE = 30.0
 
@@ -62,27 +68,55 @@ MOST_ASKERS = 64
 
 
 def become_zygote(worker: socket.socket, what: dict[str, Any], listening: int) -> NoReturn:
-    """Execute this program anew, so that Python finds at its start the environment that workloads have."""
-    environment = {**os.environ, **what["environment"], "HOME": home_of(what["user"])}
+    """Execute this program anew as the workloads' user, so that Python finds at its start what theirs would.
+
+    What it could not import as that user, a workload that is started fresh could not either.
+    """
+    account = account_of(what["user"])
+    environment = {**os.environ, **what["environment"], "HOME": account.home}
     limits = {name: what[name] for name in ("modules", "idle", "age", "forks", "memory")}
     for descriptor in (worker.fileno(), listening):
         os.set_inheritable(descriptor, True)
     arguments = ["zygote", str(worker.fileno()), str(listening), json.dumps(limits)]
+    entry.take_user(account.uid, account.gid, account.groups)
     os.execve(sys.executable, [sys.executable, agent.__file__, *arguments], environment)
 
 
-def home_of(user: str) -> str:
-    """The home directory in this image of a name or uid, with or without a gid; as runtimes decide it."""
-    name = user.partition(":")[0]
+class Account:
+    """A user as this image knows it: numbers, and the home directory."""
+
+    def __init__(self, uid: int, gid: int, groups: list[int], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+
+def account_of(user: str) -> Account:
+    """A user's name or uid, with or without a group's name or gid; empty is root. As runtimes decide it.
+
+    :raises KeyError: a name that the image does not know.
+    """
+    name, _, group = user.partition(":")
     try:
-        account = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        known = pwd.getpwuid(int(name or 0)) if (name or "0").isdecimal() else pwd.getpwnam(name)
     except KeyError:
-        return "/tmp"  # noqa: S108 - the container's own tmpfs
-    return account.pw_dir
+        if not name.isdecimal():
+            raise
+        uid, gid, groups, home = int(name), 0, [], "/tmp"  # noqa: S108 - the container's own tmpfs
+    else:
+        uid, gid, home = known.pw_uid, known.pw_gid, known.pw_dir
+        groups = os.getgrouplist(known.pw_name, gid)
+    if group:
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        groups = []
+    return Account(uid, gid, [gid, *(one for one in groups if one != gid)], home)
 
 
 def main(worker_descriptor: str, listening: str, limits: str) -> int:
     """Import Airflow, then fork for everyone who connects, until a limit is reached or nobody comes any more."""
+    # Its capabilities would be those of whoever could trace it.
+    entry.prctl(entry.PR_SET_DUMPABLE, 0)
     what = json.loads(limits)
     with socket.socket(fileno=int(worker_descriptor)) as worker:
         worker.set_inheritable(False)
@@ -150,28 +184,30 @@ class Zygote:
 
     def answer(self, asker: socket.socket) -> None:
         """Take the one message of an asker, and fork. Whatever is wrong with it, it is told, and the zygote goes on."""
-        message, descriptors = agent.receive_work(asker)
+        message, descriptors = agent.receive_work(asker, MOST_NAMESPACES)
         try:
             if message is None:
                 return  # who only looks whether there is a zygote does not keep it alive
             self.last_asked = time.monotonic()
-            (pidfd,) = descriptors
+            namespaces = dict(zip(message["fork"], descriptors, strict=True))
             self.forks += 1
             if not entry.bare_fork():
-                become_child(asker, pidfd)
-        except (OSError, ValueError, KeyError) as error:
+                become_child(asker, namespaces)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
 
-def become_child(worker: socket.socket, pidfd: int) -> NoReturn:
+def become_child(worker: socket.socket, namespaces: dict[str, int]) -> NoReturn:
     """In the fork: it must never return into the zygote's loop."""
     try:
         signal.set_wakeup_fd(-1)
         what, _ = await_go(worker, {"forked": {}}, PATIENCE)
-        entry.enter_namespaces(pidfd, entry.NAMESPACES if what["network"] else entry.ALL_BUT_NETWORK)
+        if not what["network"]:
+            del namespaces["net"]
+        entry.enter_namespaces(namespaces.values())
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
         # his child to the container's process 1.
         if entry.bare_fork() or os.fork():

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from airflow_isolation.bridge.uid_ranges import configured_range, first_uid
+from airflow_isolation.bridge.zygote_recipe import authors_part
 from airflow_isolation.container_spec import UserNamespace
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.oci.host import kernel_version
 from airflow_isolation.oci.idmapped import why_not_idmapped
+from airflow_isolation.oci.seccomp import UNCONFINED
 
 if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec
@@ -97,9 +99,17 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image_digest: str
                     user_namespace=UserNamespace(first=first),
                     idmapped=idmapped,
                 )
-    if settings.image_is_trusted:
-        return StartDecision(mode="fork", why=f"with privilege on the host, for a trusted image: {obstacle}")
-    return StartDecision(mode="fresh", why=f"{obstacle}, and the image is not among the trusted ones")
+    if not settings.image_is_trusted:
+        return StartDecision(mode="fresh", why=f"{obstacle}, and the image is not among the trusted ones")
+    if written := authors_part(settings):
+        # Else one line of a DAG's YAML would be read, or run, by a process with privilege on the host.
+        why = f"{obstacle}, and what has privilege on the host is not made of an author's words: {', '.join(written)}"
+        return StartDecision(mode="fresh", why=why)
+    if settings.seccomp_profile == UNCONFINED:
+        return StartDecision(
+            mode="fresh", why=f"{obstacle}, and seccomp_profile = {UNCONFINED} would hold for the zygote, too"
+        )
+    return StartDecision(mode="fork", why=f"with privilege on the host, for a trusted image: {obstacle}")
 
 
 def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple[frozenset[str], str]:

@@ -61,7 +61,8 @@ _RECORD = "record.json"
 _FAILURE = "failure"
 _LOCK = "lock"
 _PACKET_LIMIT = 64 * 1024
-_NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
+#: In this order a child enters them: with the mount namespace comes another /proc, so it is the last.
+_ENTERED = ("ipc", "uts", "cgroup", "net", "pid", "mnt")
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -328,19 +329,15 @@ def fork_into(
         "patience": patience,
     }
     try:
-        pidfd = os.pidfd_open(pid)
-        try:
-            socket.send_fds(connection, [b'{"fork": {}}'], [pidfd])
-            forked = _answer(connection, "forked")
-            # It may have ended, and its number be somebody else's by now.
-            _check_namespace(pid, forked, "user")
-            join_cgroups_of(pid, forked)
-            # Who is in the host's network with a user namespace may not enter it again.
-            becoming["network"] = not _share_namespace(pid, forked, "net")
-            connection.send(json.dumps({"go": becoming}).encode())
-            child = _answer(connection, "entered")
-        finally:
-            os.close(pidfd)
+        ask_to_fork(connection, pid)
+        forked = _answer(connection, "forked")
+        # It may have ended, and its number be somebody else's by now.
+        _check_namespace(pid, forked, "user")
+        join_cgroups_of(pid, forked)
+        # Who is in the host's network with a user namespace may not enter it again.
+        becoming["network"] = not _share_namespace(pid, forked, "net")
+        connection.send(json.dumps({"go": becoming}).encode())
+        child = _answer(connection, "entered")
         _check_namespaces(pid, child)
         if differences := one.differences(read_process(child, uid_base=first_id)):
             raise ZygoteUnavailable(f"the forked process is not what its container asks for: {differences}")
@@ -349,6 +346,21 @@ def fork_into(
         raise
     except OSError as error:
         raise ZygoteUnavailable(f"the zygote could not fork: {error}") from error
+
+
+def ask_to_fork(connection: socket.socket, pid: int) -> None:
+    """The first message to a zygote, with the namespaces of process ``pid``.
+
+    They are opened here: the zygote would need CAP_SYS_PTRACE for that, and could then trace its own children.
+
+    :raises OSError: the process is gone, or the zygote.
+    """
+    with ExitStack() as opened:
+        descriptors = []
+        for kind in _ENTERED:
+            descriptors.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+            opened.callback(os.close, descriptors[-1])
+        socket.send_fds(connection, [json.dumps({"fork": _ENTERED}).encode()], descriptors)
 
 
 def _filter(spec: ContainerSpec, one: ProcessOne) -> tuple[bytes, int]:
@@ -386,7 +398,7 @@ def _compiled(resolved: str) -> bytes:
 
 def _check_namespaces(model: int, pid: int) -> None:
     """:raises ZygoteUnavailable: a process is not in the same namespaces and cgroups as another."""
-    for kind in _NAMESPACES:
+    for kind in (*_ENTERED, "user"):
         _check_namespace(model, pid, kind)
     if paths_of_process(model) != paths_of_process(pid):
         raise ZygoteUnavailable("the forked process is not in its container's cgroups")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
-from airflow_isolation.container_spec import Resources
+from airflow_isolation.bridge.zygote_recipe import zygote_environment
+from airflow_isolation.container_spec import ContainerSpec, Resources
 from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
@@ -20,28 +21,11 @@ if TYPE_CHECKING:
 
     from airflow_isolation.bridge.start_mode import StartDecision
     from airflow_isolation.bridge.started_agent import Launch
-    from airflow_isolation.container_spec import ContainerSpec, Mount
+    from airflow_isolation.container_spec import Mount
     from airflow_isolation.settings.effective import EffectiveSettings
 
-#: Variables of these names are read when Python starts or a library is imported. A workload gets the others too.
-READ_AT_IMPORT: Final = (
-    "PYTHON",
-    "AIRFLOW",
-    "_AIRFLOW",
-    "LD_",
-    "LC_",
-    "LANG",
-    "TZ",
-    "MALLOC_",
-    "GLIBC_",
-    "OPENSSL_",
-    "OTEL_",
-    "PYDANTIC_",
-    "SQLALCHEMY_",
-)
-
-#: What entering a container and becoming its user takes; in a user namespace it is worth nothing outside of it.
-_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP"})
+#: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
+_CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
 
 #: The zygote forks three processes for each workload, of which two end at once.
 _PIDS: Final = 1024
@@ -70,6 +54,7 @@ def zygote_plan(
             sorted(_local_settings(directories)),
             spec.user_namespace,
             spec.network,
+            spec.seccomp,
             _agent_digest(),
         ),
         launch=replace(task, id=new_container_id("zygote"), spec=spec, purpose="zygote", environment=environment),
@@ -84,23 +69,26 @@ def zygote_plan(
 def _zygote_spec(
     task: ContainerSpec, mounts: tuple[Mount, ...], settings: EffectiveSettings, decision: StartDecision
 ) -> ContainerSpec:
-    return replace(
-        task,
-        env={name: value for name, value in task.env.items() if name.startswith(READ_AT_IMPORT)},
+    # Every field is named: what a task may have besides is not its zygote's.
+    return ContainerSpec(
+        image=task.image,
+        argv=(),
+        env=zygote_environment(settings, privileged=decision.user_namespace is None),
         labels={labels.PURPOSE: "zygote"},
         mounts=mounts,
+        # The agent begins as root, and takes on the workload's user before it imports anything of the image.
         user="0:0",
         allow_root=True,
-        hostname="",
         working_dir="/",
         resources=Resources(memory=settings.zygote.zygote_memory, pids=_PIDS),
         network=_network(task, decision),
-        read_only_root=True,
         capabilities=_CAPABILITIES | task.capabilities,
-        seccomp="unconfined",
+        seccomp=task.seccomp,
+        forks_into=task.capabilities,
+        timezone=task.timezone,
+        cgroup_parent=task.cgroup_parent,
         pid_namespace="host",
         user_namespace=decision.user_namespace,
-        budget=Resources(),
     )
 
 

@@ -97,20 +97,22 @@ def runtime_mounts(
     user_namespace: UserNamespace | None = None,
     limit_files: Mapping[str, str] = NO_STRINGS,
 ) -> list[dict[str, Any]]:
-    """Every mount of a container, parents before children. ``host_proc`` and ``host_sys`` bind the host's, read-only.
-    ``limit_files``: as for ``build_runtime_spec``.
+    """Every mount of a container, parents before children. ``host_sys`` binds the host's, read-only; ``host_proc`` is for
+    the host's pid namespace. ``limit_files``: as for ``build_runtime_spec``.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
     :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
-    for target, wanted_of_host in (("/proc", host_proc), ("/sys", host_sys)):
+    if host_proc and user_namespace is None:
+        # Other users' processes are not even listed. Linux 5.8; before, the option would have changed the host's /proc.
+        entries["/proc"]["options"].append("hidepid=invisible")
+    for target, wanted_of_host in (("/proc", host_proc and user_namespace is not None), ("/sys", host_sys)):
         if wanted_of_host:
             # In a user namespace the kernel binds no tree without what is mounted in it (EINVAL), such as systemd's
             # /proc/sys/fs/binfmt_misc: it could uncover what lies below.
-            how = ("bind", "ro") if user_namespace is None else _recursive(below=recursive_read_only)
-            entries[target] = _bind(target, target, *how, "noexec")
+            entries[target] = _bind(target, target, *_recursive(below=recursive_read_only), "noexec")
     for name, source in limit_files.items():
         entries[f"/sys/fs/cgroup/{name}"] = _bind(f"/sys/fs/cgroup/{name}", source, "bind", "ro", "noexec")
     wanted: dict[str, Mount] = {}

@@ -83,7 +83,7 @@ def build_runtime_spec(
         image: the image's configuration: its Env is below ``spec.env``, its WORKDIR below ``spec.working_dir``.
         account: from ``resolve_account``, where root was refused or allowed.
         host: from ``read_host``.
-        seccomp: from ``load_profile(spec.seccomp)``; None only for ``unconfined``.
+        seccomp: from ``load_profile(spec.seccomp, forks_into=spec.forks_into)``; None only for ``unconfined``.
         etc: host paths of /etc/hostname, /etc/hosts and /etc/resolv.conf, from ``write_etc_files``.
         cgroups_path: as the runtime's cgroup driver wants it; empty is ``/<spec.cgroup_parent or "airflow">/<id>``.
         limit_files: host paths of files that take the place of those of these names in /sys/fs/cgroup.

@@ -42,19 +42,36 @@ _ACTIONS = frozenset(
 )
 _OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
 
+# What brings a forked process into a container, beside what every process may call: the container's namespaces, and a
+# session keyring, of which keyctl(2) has 1 (KEYCTL_JOIN_SESSION_KEYRING) as its first argument.
+_ENTERING: tuple[Mapping[str, Any], ...] = (
+    {"names": ["setns"], "action": "SCMP_ACT_ALLOW"},
+    {
+        "names": ["keyctl"],
+        "action": "SCMP_ACT_ALLOW",
+        "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}],
+    },
+)
+
 # libseccomp's architecture by Go's name.
 _ARCHITECTURES = {"amd64": "SCMP_ARCH_X86_64", "arm64": "SCMP_ARCH_AARCH64"}
 
 
-def load_profile(seccomp: str) -> Mapping[str, Any] | None:
+def load_profile(seccomp: str, *, forks_into: Collection[str] | None = None) -> Mapping[str, Any] | None:
     """The profile that ``ContainerSpec.seccomp`` means: ``default`` is ours, ``unconfined`` None, a path that file's.
 
-    The result is shared: don't change it.
+    The result is shared: don't change it. ``forks_into`` is ``ContainerSpec.forks_into``: with it the profile is that of a
+    zygote, see ``zygote_profile``.
 
     :raises SpecRefused: the file can't be read, is larger than 1 MiB, or is not a profile in Docker's form.
     """
     if seccomp == UNCONFINED:
         return None
+    profile = _named_profile(seccomp)
+    return profile if forks_into is None else zygote_profile(profile, forks_into)
+
+
+def _named_profile(seccomp: str) -> Mapping[str, Any]:
     if seccomp == DEFAULT:
         return _default_profile()
     if not seccomp.startswith("/"):
@@ -65,12 +82,24 @@ def load_profile(seccomp: str) -> Mapping[str, Any] | None:
     return parse_profile(_read(Path(seccomp)), source=seccomp)
 
 
-def docker_profile(seccomp: str) -> str:
+def zygote_profile(profile: Mapping[str, Any], capabilities: Collection[str]) -> Mapping[str, Any]:
+    """What a zygote may call: what its children may, which have ``capabilities``, and what brings a child into a container.
+
+    A child adds its own filter to the zygote's, and the kernel then allows what both do. So the zygote's must allow all
+    that the child's does. Its own capabilities, ``CAP_SYS_ADMIN`` among them, open no further call: it may not mount,
+    load programs into the kernel or make namespaces.
+    """
+    held = {f"CAP_{name}" for name in capabilities}
+    rules = [_without_capabilities(rule) for rule in profile["syscalls"] if _held(rule, held)]
+    return {**profile, "syscalls": [*rules, *_ENTERING]}
+
+
+def docker_profile(seccomp: str, *, forks_into: Collection[str] | None = None) -> str:
     """The same as text, as Docker's ``--security-opt seccomp=`` wants it; ``unconfined`` is its own text.
 
     :raises SpecRefused: as ``load_profile``.
     """
-    profile = load_profile(seccomp)
+    profile = load_profile(seccomp, forks_into=forks_into)
     return UNCONFINED if profile is None else json.dumps(profile, separators=(",", ":"))
 
 
@@ -151,15 +180,30 @@ def _applies(
     includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
     if includes.get("arches") and architecture not in includes["arches"]:
         return False
-    if any(capability not in capabilities for capability in includes.get("caps") or ()):
+    if not _held(rule, capabilities):
         return False
     if includes.get("minKernel") and kernel < _version(includes["minKernel"]):
         return False
     if architecture in (excludes.get("arches") or ()):
         return False
-    if any(capability in capabilities for capability in excludes.get("caps") or ()):
-        return False
     return not (excludes.get("minKernel") and kernel >= _version(excludes["minKernel"]))
+
+
+def _held(rule: Mapping[str, Any], capabilities: Collection[str]) -> bool:
+    """Whether a rule is for a process with these capabilities."""
+    includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
+    return set(includes.get("caps") or ()).issubset(capabilities) and not set(excludes.get("caps") or ()).intersection(
+        capabilities
+    )
+
+
+def _without_capabilities(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule for whatever capabilities."""
+    conditions = {
+        key: {name: value for name, value in (rule.get(key) or {}).items() if name != "caps"}
+        for key in ("includes", "excludes")
+    }
+    return {**rule, **conditions}
 
 
 def _runtime_rule(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class ContainerdRuntime(ContainerRuntime):
             image=image,
             account=account,
             host=self._host,
-            seccomp=load_profile(spec.seccomp),
+            seccomp=load_profile(spec.seccomp, forks_into=spec.forks_into),
             etc=etc,
             cgroups_path=placement.cgroups_path,
             limit_files=placement.limit_files,

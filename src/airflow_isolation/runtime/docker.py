@@ -246,7 +246,7 @@ class DockerRuntime(ContainerRuntime):
             image=config,
             account=self._account(spec, image["Id"], config.user),
             host=self._host,
-            seccomp=docker_profile(spec.seccomp),
+            seccomp=docker_profile(spec.seccomp, forks_into=spec.forks_into),
             cgroup_parent=cgroup_parent,
         )
         with ExitStack() as undo:

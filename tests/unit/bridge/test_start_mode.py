@@ -37,15 +37,22 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def task(
-    state_dir: Path, cfg: str = "", *, backend: Any = "containerd", author: bool = False, **changes: Any
+    state_dir: Path,
+    cfg: str = "",
+    *,
+    backend: Any = "containerd",
+    author: bool = False,
+    written: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[EffectiveSettings, ContainerSpec]:
+    """``author``: the image is the author's; ``written``: what else of the container the author wrote."""
     uids = "" if "uid_range" in cfg else f"uid_range = {FIRST}:{2 * 65536}\n"
     text = f"[container_runtime]\nimage = default:1\nnetwork = none\nstate_dir = {state_dir}\n{uids}{cfg}\n"
     settings = resolve(
         "task",
         backend,
         configuration=Ini(text),
-        executor_config={"container": {"image": "authors/own:1"}} if author else None,
+        executor_config={"container": {**({"image": "authors/own:1"} if author else {}), **(written or {})}},
     )
     return settings, replace(container_spec(settings, argv=()), **changes)
 
@@ -205,3 +212,36 @@ def test_where_ids_can_be_mapped_a_user_namespace_can_have_writable_volumes(
     assert applied.user_namespace == UserNamespace(first=FIRST)
     assert [mount.idmapped for mount in applied.mounts] == [False, True, True]
     assert foresee(settings, spec).idmapped == decision.idmapped
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ({"environment": {"AIRFLOW__CORE__X_CMD": "true"}}, "environment.AIRFLOW__CORE__X_CMD (executor_config)"),
+        ({"environment": {"PYTHONPATH": "/more"}}, "environment.PYTHONPATH (executor_config)"),
+        ({"environment": {"LD_LIBRARY_PATH": "/more"}}, "environment.LD_LIBRARY_PATH (executor_config)"),
+        ({"environment": {"OTEL_SDK_DISABLED": "1"}}, "environment.OTEL_SDK_DISABLED (executor_config)"),
+        ({"python": "/opt/python"}, "python (executor_config)"),
+        ({"timezone": "Europe/Berlin"}, "timezone (executor_config)"),
+        ({"run_as_user": "50001"}, "run_as_user (executor_config)"),
+    ],
+    ids=str,
+)
+def test_no_process_with_privilege_is_made_of_what_an_author_wrote(
+    tmp_path: Path, written: dict[str, Any], named: str
+) -> None:
+    decision = decided(tmp_path, "uid_range = none", written=written)
+    assert decision.mode == "fresh"
+    assert decision.why.endswith(f"what has privilege on the host is not made of an author's words: {named}")
+    assert decided(tmp_path, written=written).user_namespace == UserNamespace(first=FIRST)
+
+
+def test_what_an_author_writes_for_the_task_alone_is_no_reason(tmp_path: Path) -> None:
+    written = {"environment": {"REGION": "eu"}, "working_dir": "/opt", "resources": {"memory": "1Gi"}, "hostname": "h"}
+    assert decided(tmp_path, "uid_range = none", written=written).mode == "fork"
+
+
+def test_a_zygote_with_privilege_has_a_filter(tmp_path: Path) -> None:
+    unconfined = "uid_range = none\nseccomp_profile = unconfined"
+    assert decided(tmp_path, unconfined).why.endswith("seccomp_profile = unconfined would hold for the zygote, too")
+    assert decided(tmp_path, "seccomp_profile = unconfined").mode == "fork"

@@ -43,9 +43,18 @@ def plan(
     namespace: UserNamespace | None = NAMESPACE,
     python: str = "python3",
     environment: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    authors: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> ZygotePlan:
-    settings = resolve("task", backend, configuration=Ini(f"[container_runtime]\nimage = i:1\n{cfg}"))
+    """``env`` is of the administrator's section, ``authors`` of the task's executor_config."""
+    section = "".join(f"{name} = {value}\n" for name, value in (env or {}).items())
+    settings = resolve(
+        "task",
+        backend,
+        configuration=Ini(f"[container_runtime]\nimage = i:1\n{cfg}\n[container_runtime_environment]\n{section}"),
+        executor_config={"container": dict(authors)} if authors else None,
+    )
     spec = replace(container_spec(settings, argv=(), labels={"io.airflow.purpose": "task"}), **changes)
     launch = Launch(
         id="task-a",
@@ -115,6 +124,27 @@ def test_changed_local_settings_make_another_zygote(directories: Path) -> None:
     assert changed != before
     (directories / "plugin.py").touch()
     assert plan().key != changed
+
+
+@pytest.mark.parametrize(
+    ("namespace", "has"), [(None, {"TZ": "UTC"}), (NAMESPACE, {"TZ": "UTC", "PYTHONPATH": "/more"})]
+)
+def test_an_author_s_variables_reach_no_zygote_with_privilege(
+    namespace: UserNamespace | None, has: dict[str, str]
+) -> None:
+    made = plan(
+        namespace=namespace,
+        env={"TZ": "UTC", "REGION": "eu"},
+        authors={"environment": {"PYTHONPATH": "/more", "REGION": "us"}},
+    )
+    assert dict(made.launch.spec.env) == has
+    assert dict(made.launch.environment) == {"AIRFLOW__CORE__X": "1"}
+
+
+def test_the_filter_of_a_zygote_is_that_of_its_tasks() -> None:
+    made = plan(capabilities=frozenset({"NET_RAW"}), seccomp="/etc/own.json").launch.spec
+    assert (made.seccomp, made.forks_into) == ("/etc/own.json", frozenset({"NET_RAW"}))
+    assert made.capabilities == {"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP", "NET_RAW"}
 
 
 def test_a_zygote_has_nothing_of_a_user(directories: Path) -> None:

@@ -28,6 +28,8 @@ from airflow_isolation.oci.seccomp_filter import FilterUnavailable, compile_filt
 EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 # Numbers of x86_64, where not said otherwise.
 READ, SOCKET, PERSONALITY, MOUNT, SWAPON, CLONE3, MSEAL = 0, 41, 135, 165, 167, 435, 462
+PIVOT_ROOT, CHROOT, KEYCTL, UNSHARE, SETNS, BPF = 155, 161, 250, 272, 308, 321
+OPEN_TREE, MOVE_MOUNT, FSOPEN = 428, 429, 430
 X32 = 1 << 30
 
 
@@ -165,6 +167,41 @@ def test_the_default_profile_keeps_its_word() -> None:
     assert run(program, X86, 102) == ENOSYS  # socketcall
     assert run(program, AARCH64, 0) == KILL_THREAD
     assert run(default_program("SYS_ADMIN"), X86_64, MOUNT) == ALLOW
+
+
+def zygote_program(*capabilities: str) -> bytes:
+    loaded = load_profile("default", forks_into=capabilities)
+    assert loaded is not None
+    # What a zygote has itself must open nothing.
+    own = ("SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP", *capabilities)
+    return compile_filter(resolve_profile(loaded, architecture="amd64", capabilities=own, kernel=(6, 1)))
+
+
+#: First arguments that profiles know: families of sockets, flags of clone(2), personalities, commands of keyctl(2).
+_FIRST = (0, 1, 2, 16, 38, 40, 0x20000, 0x10000000, 0x7E020000, 2**32 + 38, 2**64 - 1)
+
+
+@pytest.mark.parametrize("capabilities", [(), ("SYS_ADMIN",), ("NET_RAW", "SYS_PTRACE")])
+def test_what_a_child_may_call_its_zygote_may_and_little_else(capabilities: tuple[str, ...]) -> None:
+    child, zygote = default_program(*capabilities), zygote_program(*capabilities)
+    more = {
+        (number, first)
+        for number in range(600)
+        for first in _FIRST
+        if (inside := run(child, X86_64, number, (first,))) != (own := run(zygote, X86_64, number, (first,)))
+        # Of two filters the kernel takes the stricter answer: a zygote's that is not "allow" would be the child's.
+        and (own, inside) != (ALLOW, ALLOW)
+    }
+    entering = {(SETNS, first) for first in _FIRST} if "SYS_ADMIN" not in capabilities else set()
+    assert more == {*entering, (KEYCTL, 1)}
+    assert run(zygote, X86_64, KEYCTL, (1,)) == ALLOW
+
+
+def test_a_zygote_s_own_capabilities_open_no_call() -> None:
+    program = zygote_program()
+    assert run(program, X86_64, SETNS) == ALLOW
+    for number in (MOUNT, UNSHARE, BPF, OPEN_TREE, FSOPEN, MOVE_MOUNT, PIVOT_ROOT, CHROOT):
+        assert run(program, X86_64, number) == EPERM
 
 
 def test_a_program_is_the_same_every_time() -> None:

@@ -159,11 +159,13 @@ class Worker:
         cfg: str = "",
         environment: Any = None,
         author: bool = False,
+        written: Mapping[str, Any] | None = None,
         volumes: Iterable[Mount] = (),
     ) -> Task:
         """A task of a stand-in's image, as the coordinator would launch it.
 
-        ``cfg`` goes to [container_runtime]; ``author``: it is the DAG's author who named the image.
+        ``cfg`` goes to [container_runtime]; ``author``: it is the DAG's author who named the image; ``written``: what
+        else of the container the author wrote.
         """
         image = self.provide(kind)
         uids = f"{FIRST_UID}:{64 * 65536}" if self.form in OF_USER_NAMESPACES else "none"
@@ -177,7 +179,7 @@ class Worker:
             "docker" if self.form == "docker" else "containerd",
             # What is set twice has its last value.
             configuration=Configured(f"{text}\n{cfg}"),
-            executor_config={"container": {"image": image}} if author else None,
+            executor_config={"container": {**({"image": image} if author else {}), **(written or {})}},
         )
         spec = container_spec(
             settings,
@@ -195,6 +197,7 @@ class Worker:
             purpose="task",
             environment=forwarded,
             airflow=stand_ins.AIRFLOW,
+            python=settings.python,
             start_timeout=settings.start_timeout,
         )
         plan = zygote_plan(settings, wanted, decision, environment=forwarded) if decision.mode == "fork" else None

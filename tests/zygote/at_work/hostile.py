@@ -18,7 +18,6 @@ import time
 from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
 
 
 def main() -> NoReturn:
@@ -32,7 +31,7 @@ def main() -> NoReturn:
     cheat = globals()[os.environ["AIRFLOW_TEST_CHEAT"]]
     while True:
         asker, _ = listening.accept()
-        packet, descriptors, _, _ = socket.recv_fds(asker, 65536, 4)
+        packet, descriptors, _, _ = socket.recv_fds(asker, 65536, 8)
         if packet:
             cheat(asker, descriptors)
         asker.close()
@@ -103,7 +102,8 @@ def keeps_root(asker: socket.socket, descriptors: list[int]) -> None:
         return
     say(asker, {"forked": {}})
     hear(asker)
-    LIBC.setns(descriptors[0], NAMESPACES)
+    for descriptor in descriptors:
+        LIBC.setns(descriptor, 0)
     if os.fork() or os.fork():
         os._exit(0)
     say(asker, {"entered": {}})
@@ -113,15 +113,15 @@ def keeps_root(asker: socket.socket, descriptors: list[int]) -> None:
 def writes_in_there(asker: socket.socket, descriptors: list[int]) -> None:
     """In the mounts of a container of its own image: makes files in its volume as whom it may be there, and gives some away."""
     accounts = ((0, 0), (1, 1), (50000, 1), (50000, 0))
-    done = [f"makes one as {uid}:{gid}" for uid, gid in accounts if succeeds(write_as, uid, gid, descriptors[0])]
-    done += ["gives one to root"] if succeeds(give_to_root, descriptors[0]) else []
+    done = [f"makes one as {uid}:{gid}" for uid, gid in accounts if succeeds(write_as, uid, gid, descriptors[-1])]
+    done += ["gives one to root"] if succeeds(give_to_root, descriptors[-1]) else []
     for name in ("file", "everybody"):
-        done += [f"makes /in/{name} writable"] if succeeds(make_writable, name, descriptors[0]) else []
+        done += [f"makes /in/{name} writable"] if succeeds(make_writable, name, descriptors[-1]) else []
     say(asker, {"done": done})
 
 
-def write_as(uid: int, gid: int, pidfd: int) -> None:
-    checked(LIBC.setns(pidfd, 0x00020000))
+def write_as(uid: int, gid: int, mounts: int) -> None:
+    checked(LIBC.setns(mounts, 0x00020000))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -129,13 +129,13 @@ def write_as(uid: int, gid: int, pidfd: int) -> None:
         pass
 
 
-def give_to_root(pidfd: int) -> None:
-    checked(LIBC.setns(pidfd, 0x00020000))
+def give_to_root(mounts: int) -> None:
+    checked(LIBC.setns(mounts, 0x00020000))
     os.chown("/out/theirs", 0, 0)
 
 
-def make_writable(name: str, pidfd: int) -> None:
-    checked(LIBC.setns(pidfd, 0x00020000))
+def make_writable(name: str, mounts: int) -> None:
+    checked(LIBC.setns(mounts, 0x00020000))
     checked(LIBC.mount(b"none", b"/in", None, 0x20 | 0x1000, None))  # MS_REMOUNT | MS_BIND
     with open(f"/in/{name}", "a") as file:
         file.write("changed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.oci.identifier import new_container_id
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from tests.zygote.at_work.conftest import Task, Worker
@@ -290,10 +290,8 @@ def test_two_hundred_forks_leave_nothing_in_the_zygote(worker: Worker) -> None:
         connection = zygotes._connected(directory)
         assert connection is not None
         with connection:
-            pidfd = os.pidfd_open(os.getpid())
-            socket.send_fds(connection, [b'{"fork": {}}'], [pidfd])
+            zygotes.ask_to_fork(connection, os.getpid())
             zygotes._answer(connection, "forked")
-            os.close(pidfd)
     after = use()
     assert after["descriptors"] == before["descriptors"]
     assert after["memory"] < before["memory"] + 8 * 1024 * 1024

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,60 @@ if TYPE_CHECKING:
     from tests.zygote.at_work.conftest import Task, Worker
 
 pytestmark = pytest.mark.root
+
+#: A task that tries process 1, which has its uid, in every way in which a process may be traced, stopped or written to.
+AT_PROCESS_ONE = """
+import ctypes, errno, json, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(action):
+    try:
+        return str(action())
+    except OSError as error:
+        return errno.errorcode[error.errno]
+def traced(how):
+    if libc.ptrace(how, 1, 0, 0):
+        raise OSError(ctypes.get_errno(), "ptrace")
+byte = ctypes.create_string_buffer(1)
+class Part(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+def read_memory():
+    here = Part(ctypes.addressof(byte), 1)
+    if libc.process_vm_readv(1, ctypes.byref(here), 1, ctypes.byref(here), 1, 0) < 0:
+        raise OSError(ctypes.get_errno(), "process_vm_readv")
+said = {name: attempt(lambda: open("/proc/1/" + name, "rb").read(1)) for name in ("mem", "environ", "maps", "auxv")}
+said |= {name: attempt(lambda: open("/proc/1/" + name, "wb").close()) for name in ("mem", "oom_score_adj")}
+said |= {"fd": attempt(lambda: os.listdir("/proc/1/fd")), "cwd": attempt(lambda: os.readlink("/proc/1/cwd"))}
+said |= {"attach": attempt(lambda: traced(16)), "seize": attempt(lambda: traced(0x4206)), "vm": attempt(read_memory)}
+for number in (signal.SIGSTOP, signal.SIGKILL, signal.SIGTSTP, signal.SIGSEGV, signal.SIGBUS):
+    os.kill(1, number)
+said["state"] = open("/proc/1/stat").read().rpartition(")")[2].split()[0]
+print(json.dumps(said))
+"""
+
+
+def test_a_task_gets_at_nothing_of_process_1_however_it_was_started(worker: Worker) -> None:
+    for task in (worker.task(), worker.task(cfg="start_mode = fresh")):
+        running = worker.start(task, AT_PROCESS_ONE)
+        said = running.json()
+        assert (running.start_mode == "fork") == (task.plan is not None)
+        assert said.pop("state") in {"S", "R"}
+        assert set(said.values()) <= {"EPERM", "EACCES"}, said
+
+
+def test_a_container_ends_with_its_worker_whatever_its_task_did_to_process_1(worker: Worker) -> None:
+    stubborn = (
+        "import os, signal, time\n"
+        "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+        "for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGKILL): os.kill(1, number)\n"
+        "print('up', flush=True); time.sleep(600)"
+    )
+    task = worker.task(cfg="stop_grace_period = 1s")
+    running = worker.start(task, stubborn)
+    running.until(lambda: "up" in running.stdout)
+    pid = running.workload.container.pid
+    running.workload.connection.cut()  # as the kernel does when the worker is killed
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the end of a container without a worker")
+
 
 #: A task that tries: signals to every number, ptrace, /proc, sockets, descriptors. Says what it could.
 REACHING = """
@@ -117,11 +172,7 @@ def fork_by_hand(worker: Worker, task: Task, pid: int = 0) -> Any:
     """
     assert task.plan
     with zygotes.asking(worker.runtime, task.plan, state_dir=worker.state_dir) as (_, connection):
-        pidfd = os.pidfd_open(pid or os.getpid())
-        try:
-            socket.send_fds(connection, [b'{"fork": {}}'], [pidfd])
-        finally:
-            os.close(pidfd)
+        zygotes.ask_to_fork(connection, pid or os.getpid())
         connection.settimeout(60)
         return json.loads(connection.recv(1024 * 1024))
 
@@ -251,3 +302,104 @@ def test_at_the_end_nothing_is_left_but_zygotes_and_then_nothing(worker: Worker)
     assert not [path for path in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}/*") if path.is_dir()]
     left = {str(path.relative_to(worker.state_dir)) for path in worker.state_dir.rglob("*") if path.is_file()}
     assert {path for path in left if not path.startswith("accounts/")} <= {"uid-ranges.json", "uid-ranges.lock"}
+
+
+def of_the_host(pid: int) -> bool:
+    """Whether a process has a capability that counts on the host."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    held = next(line for line in status.splitlines() if line.startswith("CapPrm:")).split()[1]
+    return int(held, 16) != 0 and Path(f"/proc/{pid}/ns/user").readlink() == Path("/proc/self/ns/user").readlink()
+
+
+def of_containers(worker: Worker) -> list[int]:
+    """The processes of the worker's containers, zygotes included."""
+    found = []
+    waiting = [worker.runtime.get(container.id).pid for container in worker.runtime.list()]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children(found[-1])
+    return found
+
+
+def all_that_is_in(pid: int) -> bytes:
+    """What /proc says of a process: its environment, arguments, mounts, mapped files, descriptors, directories, memory."""
+    place = Path(f"/proc/{pid}")
+    said = [(place / name).read_bytes() for name in ("environ", "cmdline", "mountinfo", "maps", "comm")]
+    said += [str((place / name).readlink()).encode() for name in ("cwd", "root", "exe")]
+    for descriptor in (place / "fd").iterdir():
+        with suppress(OSError):
+            said.append(str(descriptor.readlink()).encode())
+    with (place / "mem").open("rb", buffering=0) as memory:
+        for line in (place / "maps").read_text().splitlines():
+            addresses, access, *_ = line.split()
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            if access.startswith("rw"):
+                with suppress(OSError):  # what is not to be read, such as a device's
+                    memory.seek(first)
+                    said.append(memory.read(last - first))
+    return b"\0".join(said)
+
+
+@pytest.mark.parametrize("form", ["privilege", "docker"], indirect=True)
+def test_nothing_that_an_author_wrote_is_in_a_process_with_privilege(worker: Worker, tmp_path: Path) -> None:
+    mark = f"mark{secrets.token_hex(8)}"
+    source = Path("/var/tmp", mark)
+    source.mkdir(mode=0o755)
+    try:
+        policy = f"\n[container_runtime_policy]\nallowed_mount_sources = {source}\n"
+        of_the_task: dict[str, Any] = {
+            "environment": {f"OWN_{mark}": mark},
+            "working_dir": "/opt",
+            "hostname": mark[:20],
+            "labels": {"author": mark},
+            "volumes": [f"{source}:/{mark}:ro"],
+        }
+        for written, mode in (
+            (of_the_task, "fork"),
+            ({**of_the_task, "environment": {"PYTHONPATH": f"/opt/stand-in:/{mark}"}}, "fresh"),
+            ({**of_the_task, "environment": {"AIRFLOW__CORE__X_CMD": f"echo {mark}"}}, "fresh"),
+            ({**of_the_task, "python": "/usr/bin/python3"}, "fresh"),
+            ({**of_the_task, "timezone": "Europe/Berlin"}, "fresh"),
+        ):
+            task = worker.task(cfg=policy, written=written)
+            running = worker.start(task, "print('up', flush=True); requests.recv(1)")
+            running.until(lambda running=running: "up" in running.stdout)  # type: ignore[misc]
+            assert running.start_mode == mode, running.why_fresh
+        privileged = [pid for pid in of_containers(worker) if of_the_host(pid)]
+        zygote = worker.zygote(worker.task()).pid
+        assert privileged == [zygote]
+        assert mark.encode() in all_that_is_in(worker.started[0].workload.container.pid)
+        assert mark.encode() not in all_that_is_in(zygote)
+        for running in worker.started:
+            running.workload.channels.requests.send(b"x")
+            assert running.finish() == 0
+    finally:
+        worker.end()
+        source.rmdir()
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_a_zygote_is_confined(worker: Worker) -> None:
+    assert worker.run().finish() == 0
+    task = worker.task()
+    pid = worker.zygote(task).pid
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    namespace = task.launch.spec.user_namespace
+    first = namespace.first if namespace else 0
+    assert status["Uid"].split() == [str(first + 50000)] * 4
+    names = {8: "SETPCAP", 7: "SETUID", 6: "SETGID", 18: "SYS_CHROOT", 21: "SYS_ADMIN"}
+    held = sum(1 << number for number in names)
+    assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")} == {held}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    # Not dumpable: nobody of its uid can open what it has.
+    assert Path(f"/proc/{pid}/mem").stat().st_uid in {0, first}
+
+
+@pytest.mark.parametrize("form", ["privilege"], indirect=True)
+def test_a_zygote_with_privilege_sees_no_process_of_others(worker: Worker) -> None:
+    assert worker.run().finish() == 0
+    pid = worker.zygote(worker.task()).pid
+    (proc,) = [line for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if line.split()[4] == "/proc"]
+    assert "hidepid=invisible" in proc
