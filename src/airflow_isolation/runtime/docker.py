@@ -54,7 +54,6 @@ from airflow_isolation.oci import (
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.counted import CgroupFiles
-from airflow_isolation.runtime.docker_archive import read_archive
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
 from airflow_isolation.runtime.interface import (
@@ -183,28 +182,36 @@ class DockerRuntime(ContainerRuntime):
     def import_image(
         self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
     ) -> tuple[Image, ...]:
-        content = read_archive(archive, architecture=self._architecture(), reference=reference)
-        names = {name for image in content.images for name in image.names}
-        before = {image.reference for image in self.list_images()}
+        # Here and in _pull, because `airflow containers list` has no need of them: they import grpc.
+        from airflow_isolation.runtime.docker_archive import opened_archive
 
-        def chunks() -> Iterator[bytes]:
-            done = 0
-            for chunk in content.chunks():
-                yield chunk
-                done += len(chunk)
-                if progress is not None:
-                    progress(Progress(name=archive.name, event="importing", done=done, total=content.size))
+        with opened_archive(archive, architecture=self._architecture(), reference=reference) as content:
+            if progress is not None:
+                for one in content.passed_over:
+                    progress(Progress(name=one.name, event=f"passed over ({one.reason})", done=0, total=0))
+            before = {image.reference for image in self.list_images()}
 
-        try:
-            for document in self._stream(
-                "/images/load?quiet=1", _IMPORT_SECONDS, headers={"Content-Type": "application/x-tar"}, body=chunks()
-            ):
-                if document.get("error"):
-                    raise ImageInvalid(f"could not import {archive}: {document['error']}")
-            return tuple(self._image(name) for image in content.images for name in image.names)
-        except BaseException:
-            self._forget(names, before)
-            raise
+            def chunks() -> Iterator[bytes]:
+                done = 0
+                for chunk in content.chunks():
+                    yield chunk
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(Progress(name=archive.name, event="importing", done=done, total=content.size))
+
+            try:
+                for document in self._stream(
+                    "/images/load?quiet=1",
+                    _IMPORT_SECONDS,
+                    headers={"Content-Type": "application/x-tar"},
+                    body=chunks(),
+                ):
+                    if document.get("error"):
+                        raise ImageInvalid(f"could not import {archive}: {document['error']}")
+                return tuple(self._image(name) for name in content.names)
+            except BaseException:
+                self._forget(content.names, before)
+                raise
 
     def list_images(self) -> tuple[Image, ...]:
         with self._reached("list the images") as api:
