@@ -35,7 +35,6 @@ from airflow_isolation.errors import (
     ContainerFailed,
     ContainerNotFound,
     ContainerRuntimeError,
-    ImageError,
     ImageInvalid,
     ImageNotFound,
     ImagePullFailed,
@@ -108,6 +107,8 @@ _STATES = {
 _STATS_AT_ONCE = 8
 _MAX_ACCOUNT_FILE = 1024 * 1024
 _IMPORT_SECONDS = 1800.0
+# What the SDK raises for a config.json of an unexpected form; it reads it for every client.
+_BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -417,8 +418,18 @@ class DockerRuntime(ContainerRuntime):
         with self._connecting:
             if self._client is None:
                 # "auto" asks the daemon: the SDK's own default is too old for Docker 29, and too new for 20.10.
-                client = _sdk().APIClient(base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout)
-                self._client = client
+                try:
+                    self._client = _sdk().APIClient(
+                        base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout
+                    )
+                except OSError:
+                    # requests' errors, of which one is a ValueError too.
+                    raise
+                except (_sdk().errors.InvalidConfigFile, *_BROKEN_CONFIG) as error:
+                    raise ContainerRuntimeError(
+                        f"the docker SDK can't read Docker's config.json: {error}",
+                        hint="Correct it, or set DOCKER_CONFIG to another directory",
+                    ) from error
             return self._client
 
     @contextlib.contextmanager
@@ -557,25 +568,16 @@ class DockerRuntime(ContainerRuntime):
         return _described(found, reference)
 
     def _pull(self, reference: str, progress: Callable[[Progress], None] | None, timeout: float) -> None:
-        sdk = _sdk()
-        repository, tag = sdk.utils.parse_repository_tag(reference)
+        from airflow_isolation.runtime.registry_login import registry_login
+
+        repository, tag = _sdk().utils.parse_repository_tag(reference)
         query = urlencode({"fromImage": repository, "tag": tag or "latest"})
-        with self._reached(f"pull {reference}", invalid=ImagePullFailed) as api:
-            try:
-                registry, _ = sdk.auth.resolve_repository_name(repository)
-                # config.json and its credential helpers, in the way of the docker command.
-                header = sdk.auth.get_config_header(api, registry)
-            except (sdk.errors.DockerException, ValueError) as error:
-                raise ImagePullFailed(
-                    f"could not pull {reference}: its registry credentials can't be read: {error}",
-                    hint="Look at Docker's config.json",
-                ) from error
-        headers = {"X-Registry-Auth": header.decode() if isinstance(header, bytes) else header} if header else {}
+        login = registry_login(reference)
         deadline = time.monotonic() + timeout
         try:
-            for document in self._stream(f"/images/create?{query}", timeout, headers=headers):
+            for document in self._stream(f"/images/create?{query}", timeout, headers=login.headers):
                 if document.get("error"):
-                    raise _pull_error(reference, str(document["error"]))
+                    raise login.explained(str(document["error"]))
                 if progress is not None and document.get("id"):
                     detail = document.get("progressDetail") or {}
                     progress(
@@ -898,19 +900,6 @@ def _stats(counted: Mapping[str, Any]) -> Stats | None:
         memory_peak=memory.get("max_usage"),
         pids=(counted.get("pids_stats") or {}).get("current"),
     )
-
-
-def _pull_error(reference: str, reason: str) -> ImageError:
-    text = reason.lower()
-    if any(words in text for words in ("manifest unknown", "not found", "does not exist")):
-        return ImageNotFound(
-            f"could not pull {reference}: {reason}", hint="Correct the name, or log in to the registry if it is private"
-        )
-    if any(words in text for words in ("unauthorized", "no basic auth credentials", "denied")):
-        return ImagePullFailed(
-            f"could not pull {reference}: {reason}", hint="Log in to the registry as the worker's user: docker login"
-        )
-    return ImagePullFailed(f"could not pull {reference}: {reason}")
 
 
 def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
