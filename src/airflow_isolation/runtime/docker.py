@@ -106,6 +106,8 @@ _STATES = {
 # dockerd is asked for several containers' counters at a time; more would only queue there.
 _STATS_AT_ONCE = 8
 _MAX_ACCOUNT_FILE = 1024 * 1024
+# Of the tar in which dockerd sends it.
+_TAR_HEADERS = 64 * 1024
 _IMPORT_SECONDS = 1800.0
 # What the SDK raises for a config.json of an unexpected form; it reads it for every client.
 _BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -660,14 +662,11 @@ class DockerRuntime(ContainerRuntime):
             try:
                 with self._reached(f"read {path} of an image") as api:
                     chunks, status = api.get_archive(container, path)
-                    content = io.BytesIO(_at_most(chunks, _MAX_ACCOUNT_FILE))
+                    found = _first_file(_at_most(chunks, _MAX_ACCOUNT_FILE + _TAR_HEADERS))
             except ContainerNotFound:
                 return None
-            with tarfile.open(fileobj=content) as archive:
-                member = archive.next()
-                if member is not None and member.isreg():
-                    file = archive.extractfile(member)
-                    return file.read().decode(errors="surrogateescape") if file else None
+            if found is not None:
+                return found.decode(errors="surrogateescape")
             if not status.get("linkTarget"):
                 return None
             path = status["linkTarget"]
@@ -910,6 +909,17 @@ def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
         if len(content) > limit:
             break
     return bytes(content)
+
+
+def _first_file(content: bytes) -> bytes | None:
+    """The file in a tar as dockerd sends it; None when it is none, or not whole."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            member = archive.next()
+            file = archive.extractfile(member) if member is not None and member.isreg() else None
+            return file.read() if file is not None else None
+    except (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError):
+        return None
 
 
 def _driver_refusal(driver: str, version: str) -> CgroupError:
