@@ -70,8 +70,7 @@ def resolve(services: Services, image: Image, platform: Platform | None = None) 
     :raises WrongPlatform: it holds nothing for the platform.
     :raises InvalidImage: something of it is missing or can't be read.
     """
-    documents = layout.Documents(partial(blobs.read_document, services))
-    return layout.resolve(documents, image.target, platform or Platform.of_this_host())
+    return layout.resolve(partial(blobs.read_document, services), image.target, platform or Platform.of_this_host())
 
 
 def image_config(services: Services, reference: str) -> bytes:

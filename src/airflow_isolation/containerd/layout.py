@@ -127,7 +127,7 @@ class Documents:
         self._count = 0
         self._bytes = 0
 
-    def text(self, blob: Blob) -> bytes:
+    def __call__(self, blob: Blob) -> bytes:
         """:raises InvalidImage: it is too large, or too much has been looked at already."""
         self._count += 1
         if self._count > DOCUMENT_COUNT:
@@ -147,12 +147,15 @@ class TooMuch(InvalidImage):
     """A bound on all that belongs to an image is reached: there is no use in looking at the rest."""
 
 
-def resolve(documents: Documents, target: Blob, platform: Platform) -> Layout:
+def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
     """Find ``platform``'s image below ``target``, an index or a manifest. What is no image there is passed over.
+
+    With a ``Documents`` for several images its bounds are for all of them together, else for this one.
 
     :raises WrongPlatform: there is none for ``platform``; says what there is.
     :raises InvalidImage: there is no image, with the reason, or more than ``Documents`` looks at.
     """
+    documents = read if isinstance(read, Documents) else Documents(read)
     found: Layout | None = None
     others: dict[Platform, None] = {}
     faults: list[InvalidImage] = []
@@ -189,7 +192,7 @@ def _candidates(
             continue
         seen.add(blob.digest)
         try:
-            document = parse(documents.text(blob), blob)
+            document = parse(documents(blob), blob)
             if "manifests" in document and blob.media_type not in MANIFESTS:
                 children = descriptors(document, "manifests", blob)
                 waiting.extend((child, (*above, blob)) for child in reversed(children))
@@ -204,7 +207,7 @@ def _candidates(
 
 
 def _listed(platforms: Iterable[Platform]) -> str:
-    names = [str(platform)[:40] for platform in platforms]
+    names = [name if name.isprintable() else repr(name) for name in (str(platform)[:40] for platform in platforms)]
     more = len(names) - _PLATFORMS_TOLD
     return ", ".join(names[:_PLATFORMS_TOLD]) + (f" and {more} more" if more > 0 else "") or "no platform at all"
 
@@ -218,9 +221,11 @@ def _manifest(
     if len(layers) > LAYER_COUNT:
         raise InvalidImage(f"image {target.digest} has {len(layers)} layers, more than {LAYER_COUNT}")
     config = descriptor(document["config"], target)
-    config_json = documents.text(config)
+    config_json = documents(config)
     configuration = parse(config_json, config)
-    rootfs = configuration.get("rootfs")
+    if "rootfs" not in configuration:
+        raise InvalidImage(f"{target.digest} is no image: its configuration has no rootfs")
+    rootfs = configuration["rootfs"]
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in diff_ids):
         raise InvalidImage(f"image configuration {config.digest}: rootfs.diff_ids is not a list of digests")

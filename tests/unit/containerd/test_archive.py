@@ -242,7 +242,7 @@ def two_entries(kind: str) -> dict[str, Any]:
 OTHER_ENTRIES = [
     ("unnamed", "sha256:", "it has no name"),
     ("other platform", "other:1", f"the image is made for linux/{OTHER}, this host is"),
-    ("signature", "sha256:", "rootfs.diff_ids is not a list of digests"),
+    ("signature", "sha256:", "is no image: its configuration has no rootfs"),
 ]
 
 
@@ -280,7 +280,7 @@ def test_two_images_of_a_docker_archive_of_which_one_is_for_another_platform(tmp
 def test_an_archive_of_signatures_alone_is_refused(tmp_path: Path) -> None:
     image = OciImage()
     entry = image.put("", as_json({**SIGNATURE, "config": image.put("", b"{}")}))
-    with pytest.raises(InvalidArchive, match="diff_ids is not a list of digests"):
+    with pytest.raises(InvalidArchive, match="is no image: its configuration has no rootfs"):
         Archive(write(tmp_path / "a.tar", oci_files((image, {}), manifests=[entry])))
 
 

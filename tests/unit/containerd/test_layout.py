@@ -265,6 +265,13 @@ def test_a_thousand_platforms_make_a_short_sentence() -> None:
     assert len(str(caught.value)) < 1000
 
 
+def test_a_platform_moves_no_cursor() -> None:
+    store = Store()
+    other = {"digest": digest(b""), "size": 0, "platform": {"os": "linux", "architecture": "\x1b[2J"}}
+    with pytest.raises(WrongPlatform, match=r"made for 'linux/\\x1b\[2J'"):
+        resolve(store.documents, store.put({"manifests": [other]}), AMD64)
+
+
 def test_too_many_layers() -> None:
     image = OciImage(layers=[tar({})] * 1001, architecture="amd64")
     target = blob_of(image.manifest())
