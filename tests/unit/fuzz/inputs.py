@@ -78,7 +78,7 @@ def almost(draw: st.DrawFn, document: Any) -> Any:
         holder, key = draw(st.sampled_from(places))
         match draw(st.sampled_from(("replace", "replace", "remove", "double", "move"))):
             case "replace":
-                holder[key] = draw(ANYTHING)
+                holder[key] = draw(ODD_TEXT | SCALARS | ANYTHING)
             case "remove":
                 del holder[key]
             case "double" if isinstance(holder, list):

@@ -168,18 +168,21 @@ def test_a_name_of_an_image(text: str) -> None:
         assert str(Reference.parse(str(Reference.parse(text)))) == str(Reference.parse(text))
 
 
-DOCKER_CONFIG = {
-    "auths": {
-        "h.example": {"auth": "bWU6c2VjcmV0"},
-        "https://h.example/v1/": {"identitytoken": "token"},
-        "http://h.example": {"username": "me", "password": "secret"},
-    },
-    "credHelpers": {"https://h.example/v2/": "helper"},
-    "credsStore": "",
-}
+# One for each way to have credentials: the first that is found counts.
+DOCKER_CONFIGS: tuple[Any, ...] = (
+    {"auths": {"h.example": {"auth": "bWU6c2VjcmV0"}}},
+    {"auths": {"https://h.example/v1/": {"identitytoken": "token"}}},
+    {"auths": {"http://h.example": {"username": "me", "password": "secret"}}},
+    {"credHelpers": {"h.example": "helper"}, "credsStore": ""},
+    {"credsStore": "helper"},
+)
 
 
-@fuzzed(almost(DOCKER_CONFIG).map(as_json) | damaged(as_json(DOCKER_CONFIG)), examples=100)
+@fuzzed(
+    st.sampled_from(DOCKER_CONFIGS).flatmap(almost).map(as_json)
+    | st.sampled_from(DOCKER_CONFIGS).map(as_json).flatmap(damaged),
+    examples=200,
+)
 def test_a_docker_config(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with suppress(CredentialsError):

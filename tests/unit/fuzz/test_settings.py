@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from hypothesis import strategies as st
-from tests.unit.fuzz.inputs import ANYTHING, almost, damaged, fuzzed
+from tests.unit.fuzz.inputs import ANYTHING, SCALARS, almost, damaged, fuzzed
 
 from airflow_isolation.errors import IsolationError, SettingError, SpecRefused
 from airflow_isolation.oci import resolve_account
@@ -48,7 +48,7 @@ def test_the_yaml_beside_a_dag(tmp_path: Path, content: bytes) -> None:
         read_dag_metadata(tmp_path / "sales.py", tmp_path)
 
 
-@fuzzed(almost(METADATA) | ANYTHING, examples=100)
+@fuzzed(almost(METADATA) | SCALARS | ANYTHING, examples=150)
 def test_an_executor_config(config: Any) -> None:
     with suppress(SettingError):
         executor_config_metadata(config)
