@@ -72,6 +72,21 @@ def without(base: Path, output: Path, *names: str) -> Path:
     return output
 
 
+def merged(one: Path, other: Path, output: Path) -> Path:
+    """An OCI archive with the images of both."""
+    manifests, seen = [], {"index.json", "manifest.json"}
+    with tarfile.open(output, "w") as archive:
+        for base in (one, other):
+            with tarfile.open(base) as source:
+                manifests += json.load(_open(source, "index.json"))["manifests"]
+                for member in source:
+                    if member.name not in seen:
+                        archive.addfile(member, source.extractfile(member))
+                        seen.add(member.name)
+        _add(archive, "index.json", json.dumps({"schemaVersion": 2, "manifests": manifests}).encode())
+    return output
+
+
 def truncated(base: Path, output: Path, size: int) -> Path:
     """The first ``size`` bytes of ``base``."""
     with base.open("rb") as source:

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conformance.archives import derived, truncated, without
+from tests.conformance.archives import derived, merged, truncated, without
 from tests.conformance.conftest import IMAGE
 from tests.containerd.registries import push
 
-from airflow_isolation.errors import ImageInvalid, ImageNotFound, ImagePullFailed, IsolationError
+from airflow_isolation.errors import ContainerRuntimeError, ImageInvalid, ImageNotFound, ImagePullFailed, IsolationError
 from airflow_isolation.runtime.interface import Progress, PullPolicy
 
 if TYPE_CHECKING:
@@ -78,6 +78,17 @@ def test_an_image_may_be_named_at_the_import(images_stay: Host, conformance_arch
     assert image.reference == "localhost/named:here"
     assert names(images_stay) == before | {"localhost/named:here"}
     images_stay.runtime.remove_image("localhost/named:here")
+
+
+def test_what_an_archive_holds_beside_the_image_is_passed_over(
+    images_stay: Host, other_archive: Path, image_archive: ImageArchive, tmp_path: Path
+) -> None:
+    archive = merged(other_archive, image_archive("wrong-architecture"), tmp_path / "two.tar")
+    steps: list[Progress] = []
+    (image,) = images_stay.runtime.import_image(archive, progress=steps.append)
+    assert image.reference == OTHER
+    assert any(step.event.startswith("passed over (the image is made for") for step in steps)
+    images_stay.runtime.remove_image(OTHER)
 
 
 @pytest.mark.parametrize("lacking", ["manifest.json", "index.json"])
@@ -224,6 +235,30 @@ def test_a_pull_uses_the_password_of_the_docker_config(
     with images_stay.connect() as runtime:
         assert runtime.ensure_image(guarded, timeout=60).reference == guarded
         runtime.remove_image(guarded)
+
+
+@pytest.mark.parametrize("backend", PULLS)
+def test_a_helper_that_is_not_there_matters_where_a_password_is_needed(
+    images_stay: Host, pushed: str, guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": "not-there"}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with images_stay.connect() as runtime:
+        assert runtime.ensure_image(pushed, timeout=60).reference == pushed
+        runtime.remove_image(pushed)
+        with pytest.raises(ImagePullFailed, match="docker-credential-not-there is not on PATH"):
+            runtime.ensure_image(guarded, timeout=60)
+
+
+@pytest.mark.parametrize("backend", ["docker"])
+@pytest.mark.parametrize("config", [[], {"auths": 7}, {"auths": {"h": {"auth": "?"}}}])
+def test_a_config_that_the_docker_sdk_can_not_read_is_named(
+    host: Host, config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with host.connect() as runtime, pytest.raises(ContainerRuntimeError, match=r"Docker's config\.json"):
+        runtime.list_images()
 
 
 @pytest.mark.parametrize("backend", PULLS)

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.containerd.conftest import NAMESPACE, leftovers
 from tests.containerd.image_archives import (
+    HOST,
     OTHER,
     OciImage,
     as_json,
@@ -26,12 +28,13 @@ from tests.containerd.image_archives import (
     write_oci,
 )
 
-from airflow_isolation.containerd import images
-from airflow_isolation.containerd.api import content_pb2, leases_pb2
+from airflow_isolation.containerd import blobs, images
+from airflow_isolation.containerd.api import leases_pb2
 from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.errors import (
     ContainerdError,
     InvalidArchive,
+    InvalidImage,
     InvalidReference,
     NotFound,
     WrongPlatform,
@@ -57,18 +60,10 @@ def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-@pytest.fixture(params=["as the daemon offers", "blob by blob"])
-def way(request: pytest.FixtureRequest, client: Client) -> None:
-    """Both ways for the bytes; containerd 1.6 has only the second."""
-    if request.param == "blob by blob":
-        client.__dict__["has_transfer"] = False
-
-
 def test_the_transfer_service_is_seen_where_it_is(client: Client) -> None:
     assert client.has_transfer == (not client.server_version.startswith("1.6"))
 
 
-@pytest.mark.usefixtures("way")
 def test_import_keeps_the_name_and_unpacks(client: Client, tmp_path: Path) -> None:
     archive = write_oci(tmp_path / "a.tar", "test/image:1", **THREE_LAYERS)
 
@@ -82,7 +77,6 @@ def test_import_keeps_the_name_and_unpacks(client: Client, tmp_path: Path) -> No
     images.remove(client, "test/image:1")
 
 
-@pytest.mark.usefixtures("way")
 def test_imported_image_survives_garbage_collection(client: Client, tmp_path: Path) -> None:
     (image,) = import_archive(client, write_oci(tmp_path / "a.tar", **THREE_LAYERS))
 
@@ -95,21 +89,6 @@ def test_imported_image_survives_garbage_collection(client: Client, tmp_path: Pa
     images.remove(client, image.name)
 
 
-def test_both_ways_leave_the_same_store(client: Client, tmp_path: Path) -> None:
-    archive = write_oci(tmp_path / "a.tar", **THREE_LAYERS)
-    stores = []
-    for way in (client.has_transfer, False):
-        client.__dict__["has_transfer"] = way
-        (image,) = import_archive(client, archive)
-        leftovers(client)
-        blobs = [info for part in client.content.List(content_pb2.ListContentRequest()) for info in part.info]
-        stores.append({blob.digest: dict(blob.labels) for blob in blobs})
-        images.remove(client, image.name)
-
-    assert stores[0] == stores[1]
-
-
-@pytest.mark.usefixtures("way")
 def test_docker_archive_with_a_repeated_layer(client: Client, tmp_path: Path) -> None:
     one = tar({"one": b"1\n"})
     files = docker_files(tags=["test/docker:1", "localhost:5000/second"], layers=(one, one))
@@ -123,7 +102,6 @@ def test_docker_archive_with_a_repeated_layer(client: Client, tmp_path: Path) ->
     images.remove(client, second.name)
 
 
-@pytest.mark.usefixtures("way")
 def test_gzipped_archive(client: Client, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(gzip.compress(write_oci(tmp_path / "a.tar").read_bytes()))
@@ -134,7 +112,6 @@ def test_gzipped_archive(client: Client, tmp_path: Path) -> None:
     images.remove(client, image.name)
 
 
-@pytest.mark.usefixtures("way")
 def test_given_name_replaces_the_archive_s(client: Client, tmp_path: Path) -> None:
     (image,) = import_archive(client, write_oci(tmp_path / "a.tar", "test/image:1"), name="other:2")
 
@@ -142,7 +119,6 @@ def test_given_name_replaces_the_archive_s(client: Client, tmp_path: Path) -> No
     images.remove(client, image.name)
 
 
-@pytest.mark.usefixtures("way")
 def test_name_moves_to_the_new_image_and_the_old_one_is_collected(client: Client, tmp_path: Path) -> None:
     (old,) = import_archive(client, write_oci(tmp_path / "a.tar", layers=(tar({"old": b"old"}),)))
     (new,) = import_archive(client, write_oci(tmp_path / "b.tar", layers=(tar({"new": b"new"}),)))
@@ -153,7 +129,6 @@ def test_name_moves_to_the_new_image_and_the_old_one_is_collected(client: Client
     images.remove(client, new.name)
 
 
-@pytest.mark.usefixtures("way")
 def test_progress_tells_each_blob_to_its_end(client: Client, tmp_path: Path) -> None:
     seen: list[Progress] = []
 
@@ -170,7 +145,6 @@ def test_progress_tells_each_blob_to_its_end(client: Client, tmp_path: Path) -> 
     images.remove(client, image.name)
 
 
-@pytest.mark.usefixtures("way")
 def test_only_this_host_s_image_of_several_is_kept(client: Client, tmp_path: Path) -> None:
     ours, theirs = OciImage(), OciImage(architecture=OTHER, layers=(tar({"other": b"x"}),))
     children = [
@@ -214,7 +188,6 @@ def broken(kind: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
     [
@@ -237,7 +210,6 @@ def test_bad_archive_is_refused_and_leaves_nothing(
     assert leftovers(client) == {}
 
 
-@pytest.mark.usefixtures("way")
 def test_one_name_for_two_images_is_refused(client: Client, tmp_path: Path) -> None:
     two = oci_files((OciImage(), named("a:1")), (OciImage(layers=(tar({"b": b"b"}),)), named("b:1")))
 
@@ -257,7 +229,44 @@ def test_image_that_is_not_there(client: Client) -> None:
         images.remove(client, "test/absent")
 
 
-@pytest.mark.usefixtures("way")
+def test_what_nobody_asked_for_is_passed_over_and_told(client: Client, tmp_path: Path) -> None:
+    good, other, unnamed = OciImage(), OciImage(architecture=OTHER), OciImage(layers=(tar({"old": b"old"}),))
+    signature = as_json({"schemaVersion": 2, "config": good.put("", b"{}"), "layers": []})
+    listed = [
+        dict(other.manifest(), annotations=named("other:1")),
+        unnamed.manifest(),
+        good.put("application/vnd.oci.image.manifest.v1+json", signature),
+        dict(good.manifest(), annotations=named("test/good:1")),
+    ]
+    good.blobs.update({**other.blobs, **unnamed.blobs})
+    seen: list[Progress] = []
+
+    (image,) = import_archive(
+        client, write(tmp_path / "a.tar", oci_files((good, {}), manifests=listed)), progress=seen.append
+    )
+
+    assert image.name == "docker.io/test/good:1"
+    told = {step.name: step.event for step in seen if step.event.startswith("passed over")}
+    assert [told[name] for name in ("other:1", listed[1]["digest"], listed[2]["digest"])] == [
+        f"passed over (the image is made for linux/{OTHER}, this host is {HOST})",
+        "passed over (it has no name)",
+        f"passed over ({listed[2]['digest']} is no image: its configuration has no rootfs)",
+    ]
+    assert set(leftovers(client)["content"]) == {blob.digest for blob in images.resolve(client, image).blobs()}
+    images.remove(client, image.name)
+
+
+def test_document_that_is_larger_than_it_is_said_to_be_is_not_read(client: Client, tmp_path: Path) -> None:
+    image = OciImage(layers=(tar({"big": noise(20 << 20)}),))
+    (imported,) = import_archive(client, write(tmp_path / "a.tar", oci_files((image, named("a:1")))))
+    layer = images.resolve(client, imported).layers[0]
+
+    with pytest.raises(InvalidImage, match="has more than the 100 bytes that are said of it"):
+        blobs.read_document(client, replace(layer, size=100))
+
+    images.remove(client, "a:1")
+
+
 def test_callback_that_fails_ends_the_import_and_leaves_nothing(client: Client, tmp_path: Path) -> None:
     def fail(_: Progress) -> None:
         raise KeyboardInterrupt
@@ -268,7 +277,6 @@ def test_callback_that_fails_ends_the_import_and_leaves_nothing(client: Client, 
     assert leftovers(client) == {}
 
 
-@pytest.mark.usefixtures("way")
 def test_several_at_once_import_the_same(client: Client, tmp_path: Path) -> None:
     archive = write_oci(tmp_path / "a.tar", layers=(tar({"big": noise(1 << 20)}),))
     results: list[object] = []

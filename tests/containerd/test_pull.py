@@ -20,6 +20,7 @@ from tests.containerd.image_archives import OTHER, tar, write_oci
 from tests.containerd.registries import Proxy, SilentRegistry, push
 
 from airflow_isolation.containerd import images
+from airflow_isolation.containerd.archive_import import import_archive
 from airflow_isolation.containerd.client import Client
 from airflow_isolation.containerd.errors import (
     ContainerdError,
@@ -122,6 +123,20 @@ def test_image_that_is_here_is_not_pulled_again_unless_always(
         assert proxy.heard.count(b"/manifests/1 ") > once
     assert digest
     images.remove(pulling, reference)
+
+
+def test_layers_that_are_here_under_other_digests_are_not_needed(
+    pulling: Client, private_registry: Daemon, tmp_path: Path, locks: Path
+) -> None:
+    layers = (tar({"shared": b"1" * 100_000}), tar({"shared too": b"2"}))
+    import_archive(pulling, write_oci(tmp_path / "plain.tar", "test/plain:1", layers=layers))
+    push(write_oci(tmp_path / "a.tar", layers=layers, packing=("gzip",)), private_registry, "compressed-anew", "1")
+
+    image = pull(pulling, f"{private_registry.address}/compressed-anew:1", lock_directory=locks)
+
+    assert is_unpacked(pulling, images.resolve(pulling, image))
+    images.remove(pulling, "test/plain:1")
+    images.remove(pulling, image.name)
 
 
 @pytest.mark.usefixtures("guarded_digest")

@@ -9,12 +9,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from airflow_isolation.containerd.api import content_pb2, leases_pb2
 from airflow_isolation.containerd.errors import AlreadyExists, ContainerdError, InvalidImage, NotFound
-from airflow_isolation.containerd.layout import JSON_LIMIT, Blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from airflow_isolation.containerd.client import Leased, Services
+    from airflow_isolation.containerd.layout import Blob
 
 # Big enough that a message's cost doesn't count, small enough for the daemon's limit of 16 MiB.
 CHUNK = 1 << 20
@@ -23,20 +23,24 @@ CHUNK = 1 << 20
 def read_document(services: Services, blob: Blob) -> bytes:
     """An index, manifest or configuration.
 
-    :raises InvalidImage: the store doesn't have it, or it is larger than a document may be.
+    :raises InvalidImage: the store doesn't have it, or it has another size than ``blob`` says.
     """
-    if blob.size > JSON_LIMIT:
-        raise InvalidImage(f"{blob.digest} has {blob.size} bytes: too large for a document of an image")
-    request = content_pb2.ReadContentRequest(digest=blob.digest)
+    text = bytearray()
     try:
-        text = b"".join(part.data for part in services.content.Read(request))
+        reading = services.content.Read(content_pb2.ReadContentRequest(digest=blob.digest))
+        for part in reading:
+            text += part.data
+            if len(text) > blob.size:
+                # A descriptor may call a layer of many gigabytes a document of a few bytes.
+                reading.cancel()
+                raise InvalidImage(f"{blob.digest} has more than the {blob.size} bytes that are said of it")
     except NotFound as error:
         raise InvalidImage(
             f"{blob.digest} is missing from the content store", hint="Import or pull the image again"
         ) from error
     if len(text) != blob.size:
         raise InvalidImage(f"{blob.digest} has {len(text)} bytes instead of {blob.size}")
-    return text
+    return bytes(text)
 
 
 def keep(leased: Leased, blob: Blob) -> bool:

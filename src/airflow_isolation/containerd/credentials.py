@@ -8,9 +8,9 @@ on stdin and writes JSON (github.com/docker/docker-credential-helpers).
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ NOTHING_STORED = "credentials not found"
 # What a helper gives as user name when the secret is an identity token.
 TOKEN = "<token>"  # noqa: S105
 CONFIG_LIMIT = 1 << 20
+_HELPER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +49,20 @@ def credentials_for(
     """
     path = config_path(environment)
     config = _read(path)
+    helpers = _table(config, "credHelpers", path)
     for name in _names(host):
-        helper = _table(config, "credHelpers", path).get(name)
-        if helper:
-            return _ask(str(helper), name, timeout, environment)
-    store = config.get("credsStore")
-    if store:
+        if helpers.get(name):
+            return _ask(_helper(helpers[name], f"credHelpers.{name}", path), name, timeout, environment)
+    if config.get("credsStore"):
+        store = _helper(config["credsStore"], "credsStore", path)
         for name in _names(host):
-            found = _ask(str(store), name, timeout, environment)
+            found = _ask(store, name, timeout, environment)
             if found is not None:
                 return found
     auths = _table(config, "auths", path)
     for name in _names(host):
-        if isinstance(auths.get(name), dict):
-            found = _entry(auths[name], name, path)
+        if auths.get(name):
+            found = _entry(_table(auths, name, path), f"auths.{name}", path)
             if found is not None:
                 return found
     return None
@@ -69,7 +70,14 @@ def credentials_for(
 
 def config_path(environment: Mapping[str, str] = os.environ) -> Path:
     directory = environment.get("DOCKER_CONFIG")
-    return Path(directory) / "config.json" if directory else Path.home() / ".docker" / "config.json"
+    if directory:
+        return Path(directory) / "config.json"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # A user whom nobody knows, without HOME.
+        home = Path("/")
+    return home / ".docker" / "config.json"
 
 
 def _names(host: str) -> Iterator[str]:
@@ -108,28 +116,42 @@ def _table(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]
     return table
 
 
-def _entry(entry: Mapping[str, Any], host: str, path: Path) -> Credentials | None:
+def _text(value: Any, where: str, path: Path) -> str:
+    """Text that can be sent: JSON also has halves of characters, and characters that nobody's password has."""
+    if not isinstance(value, str) or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise CredentialsError(f"the docker config {path}: {where} is not text")
+    return value
+
+
+def _helper(value: Any, where: str, path: Path) -> str:
+    name = _text(value, where, path)
+    if not _HELPER.fullmatch(name):
+        raise CredentialsError(
+            f"the docker config {path}: {where} names the credential helper {name[:80]!r}, which is not a program's name"
+        )
+    return name
+
+
+def _entry(entry: Mapping[str, Any], where: str, path: Path) -> Credentials | None:
     if entry.get("identitytoken"):
-        return Credentials("", str(entry["identitytoken"]))
+        return Credentials("", _text(entry["identitytoken"], f"{where}.identitytoken", path))
     if entry.get("auth"):
         try:
-            username, colon, secret = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            username = colon = secret = ""
+            login = base64.b64decode(_text(entry["auth"], f"{where}.auth", path), validate=True).decode()
+        except ValueError:
+            login = ""
+        username, colon, secret = login.partition(":")
         if not colon:
-            raise CredentialsError(f"the docker config {path}: auths.{host}.auth is not base64 of user:password")
-        return Credentials(username, secret.rstrip("\0"))
+            raise CredentialsError(f"the docker config {path}: {where}.auth is not base64 of user:password")
+        secret = secret.rstrip("\0")
+        return Credentials(_text(username, f"{where}.auth", path), _text(secret, f"{where}.auth", path))
     if entry.get("username") and entry.get("password"):
-        return Credentials(str(entry["username"]), str(entry["password"]))
+        return Credentials(*(_text(entry[key], f"{where}.{key}", path) for key in ("username", "password")))
     return None
 
 
 def _ask(helper: str, host: str, timeout: float, environment: Mapping[str, str]) -> Credentials | None:
     program = f"docker-credential-{helper}"
-    if "/" in helper:
-        raise CredentialsError(
-            f"the docker config names the credential helper {helper!r}, which is not a program's name"
-        )
     try:
         answer = subprocess.run(
             [program, "get"],
@@ -154,7 +176,10 @@ def _ask(helper: str, host: str, timeout: float, environment: Mapping[str, str])
         raise CredentialsError(f"the credential helper {program} failed for {host}: {reason}")
     try:
         found = json.loads(text)
-        username, secret = str(found["Username"]), str(found["Secret"])
-    except (ValueError, KeyError, TypeError) as error:
+        username, secret = found["Username"], found["Secret"]
+        sendable = f"{username}{secret}".encode()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CredentialsError(f"the credential helper {program} gave no user and secret for {host}") from error
+    if not isinstance(username, str) or not isinstance(secret, str) or b"\0" in sendable:
+        raise CredentialsError(f"the credential helper {program} gave a user or secret for {host} that is not text")
     return Credentials("" if username == TOKEN else username, secret)

@@ -9,19 +9,24 @@ import hashlib
 import json
 import platform as machine
 import re
+import reprlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.containerd.errors import InvalidImage, WrongPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Read = Callable[["Blob"], bytes]
     """Gives a blob's bytes, or raises what is right where it comes from."""
 
-JSON_LIMIT = 20 << 20
-"""Bytes of an index, manifest or configuration. containerd's own bound since CVE-2023-25153."""
+JSON_LIMIT = 4 << 20
+"""Bytes of an index, manifest or configuration: what registries take of a manifest (OCI distribution-spec 1.1)."""
+DOCUMENT_COUNT = 2000
+"""How many documents are looked at for one image, or for all images of an archive. An image of twenty platforms has 41."""
+DOCUMENT_BYTES = 32 << 20
+"""Bytes of these documents together."""
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -34,9 +39,10 @@ INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# An index inside an index is rare and two deep at most; a loop or a flood is an attack.
-_INDEX_DEPTH = 4
-_MANIFEST_COUNT = 1000
+LAYER_COUNT = 1000
+"""More than any snapshotter mounts, or Docker's 127."""
+# Of what an image is made for, in a sentence.
+_PLATFORMS_TOLD = 10
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
 
 
@@ -108,56 +114,118 @@ class Layout:
         yield from dict.fromkeys((*self.layers, self.config, self.manifest, *reversed(self.indexes)))
 
 
+class Documents:
+    """Indexes, manifests and configurations, from where ``read`` finds them. Each is read once.
+
+    Looking is bounded, not only reading: indexes that name the same indexes again and again make few documents and
+    very many ways to look at them.
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._texts: dict[str, bytes] = {}
+        self._count = 0
+        self._bytes = 0
+
+    def __call__(self, blob: Blob) -> bytes:
+        """:raises InvalidImage: it is too large, or too much has been looked at already."""
+        self._count += 1
+        if self._count > DOCUMENT_COUNT:
+            raise TooMuch(f"more than {DOCUMENT_COUNT} indexes, manifests and configurations belong to it")
+        if blob.digest not in self._texts:
+            if blob.size > JSON_LIMIT:
+                raise InvalidImage(f"{blob.digest} has {blob.size} bytes, an image's document at most {JSON_LIMIT}")
+            self._texts[blob.digest] = self._read(blob)
+        text = self._texts[blob.digest]
+        self._bytes += len(text)
+        if self._bytes > DOCUMENT_BYTES:
+            raise TooMuch(f"its indexes, manifests and configurations have more than {DOCUMENT_BYTES} bytes")
+        return text
+
+
+class TooMuch(InvalidImage):
+    """A bound on all that belongs to an image is reached: there is no use in looking at the rest."""
+
+
 def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
-    """Find ``platform``'s image below ``target``, an index or a manifest.
+    """Find ``platform``'s image below ``target``, an index or a manifest. What is no image there is passed over.
+
+    With a ``Documents`` for several images its bounds are for all of them together, else for this one.
 
     :raises WrongPlatform: there is none for ``platform``; says what there is.
-    :raises InvalidImage: a document is not what it should be, with the reason.
+    :raises InvalidImage: there is no image, with the reason, or more than ``Documents`` looks at.
     """
-    found: list[Layout] = []
-    others: list[Platform] = []
-    for layout, made_for in _candidates(read, target, (), platform):
-        if layout is not None and made_for is not None and platform.runs(made_for):
-            found.append(layout)
+    documents = read if isinstance(read, Documents) else Documents(read)
+    found: Layout | None = None
+    others: dict[Platform, None] = {}
+    faults: list[InvalidImage] = []
+    for candidate in _candidates(documents, target, platform):
+        if isinstance(candidate, InvalidImage):
+            faults.append(candidate)
+        elif isinstance(candidate, Platform):
+            others[candidate] = None
+        else:
+            layout, made_for = candidate
             # Exactly this host's variant wins over an older one; otherwise the first wins, as everywhere.
             if made_for == platform:
                 return layout
-        elif made_for is not None:
-            others.append(made_for)
-    if found:
-        return found[0]
-    have = ", ".join(dict.fromkeys(map(str, others))) or "no platform at all"
-    raise WrongPlatform(f"the image is made for {have}, this host is {platform}")
+            found = found or layout
+    if found is not None:
+        return found
+    if others or not faults:
+        raise WrongPlatform(f"the image is made for {_listed(others)}, this host is {platform}")
+    raise faults[0]
 
 
 def _candidates(
-    read: Read, target: Blob, above: tuple[Blob, ...], platform: Platform
-) -> Iterator[tuple[Layout | None, Platform | None]]:
-    """Every manifest below ``target`` with its platform; the layout is left out for those named to be another's."""
-    document = parse(read(target), target)
-    if "manifests" in document and target.media_type not in MANIFESTS:
-        if len(above) >= _INDEX_DEPTH:
-            raise InvalidImage(f"index {target.digest} lies more than {_INDEX_DEPTH} indexes deep")
-        for child in descriptors(document, "manifests", target)[:_MANIFEST_COUNT]:
-            if child.platform is not None and not platform.runs(child.platform):
-                yield None, child.platform
-            else:
-                yield from _candidates(read, child, (*above, target), platform)
-        return
-    layout, made_for = _manifest(read, document, target, above)
-    yield layout, made_for
+    documents: Documents, target: Blob, platform: Platform
+) -> Iterator[tuple[Layout, Platform] | Platform | InvalidImage]:
+    """What lies below ``target``, in its order: images that run here, others' platforms, and what is no image."""
+    waiting: list[tuple[Blob, tuple[Blob, ...]]] = [(target, ())]
+    seen: set[str] = set()
+    while waiting:
+        blob, above = waiting.pop()
+        if blob.digest in seen:
+            continue
+        if blob.platform is not None and not platform.runs(blob.platform):
+            yield blob.platform
+            continue
+        seen.add(blob.digest)
+        try:
+            document = parse(documents(blob), blob)
+            if "manifests" in document and blob.media_type not in MANIFESTS:
+                children = descriptors(document, "manifests", blob)
+                waiting.extend((child, (*above, blob)) for child in reversed(children))
+                continue
+            layout, made_for = _manifest(documents, document, blob, above)
+        except TooMuch:
+            raise
+        except InvalidImage as error:
+            yield error
+            continue
+        yield (layout, made_for) if platform.runs(made_for) else made_for
+
+
+def _listed(platforms: Iterable[Platform]) -> str:
+    names = [name if name.isprintable() else repr(name) for name in (str(platform)[:40] for platform in platforms)]
+    more = len(names) - _PLATFORMS_TOLD
+    return ", ".join(names[:_PLATFORMS_TOLD]) + (f" and {more} more" if more > 0 else "") or "no platform at all"
 
 
 def _manifest(
-    read: Read, document: Mapping[str, Any], target: Blob, above: tuple[Blob, ...]
+    documents: Documents, document: Mapping[str, Any], target: Blob, above: tuple[Blob, ...]
 ) -> tuple[Layout, Platform]:
     if document.get("schemaVersion") != 2 or "config" not in document:
         raise InvalidImage(f"{target.digest} is neither an image manifest (schema 2) nor an index")
     layers = descriptors(document, "layers", target)
+    if len(layers) > LAYER_COUNT:
+        raise InvalidImage(f"image {target.digest} has {len(layers)} layers, more than {LAYER_COUNT}")
     config = descriptor(document["config"], target)
-    config_json = read(config)
+    config_json = documents(config)
     configuration = parse(config_json, config)
-    rootfs = configuration.get("rootfs")
+    if "rootfs" not in configuration:
+        raise InvalidImage(f"{target.digest} is no image: its configuration has no rootfs")
+    rootfs = configuration["rootfs"]
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in diff_ids):
         raise InvalidImage(f"image configuration {config.digest}: rootfs.diff_ids is not a list of digests")
@@ -192,7 +260,7 @@ def descriptor(value: Any, blob: Blob) -> Blob:
         raise InvalidImage(f"{blob.digest}: a descriptor is not an object")
     media_type, digest, size = value.get("mediaType", ""), value.get("digest"), value.get("size")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise InvalidImage(f"{blob.digest} names {digest!r}, which is not a sha256 digest")
+        raise InvalidImage(f"{blob.digest} names {reprlib.repr(digest)}, which is not a sha256 digest")
     if (
         not isinstance(size, int)
         or isinstance(size, bool)

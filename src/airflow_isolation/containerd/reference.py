@@ -13,6 +13,8 @@ from airflow_isolation.containerd.errors import InvalidReference
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?")
 _PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+# 255 characters of host and path, a tag and a digest.
+_LONGEST = 255 + 129 + 136
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
@@ -28,6 +30,8 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """:raises InvalidReference: not a name that an image can have."""
+        if len(text) > _LONGEST:
+            raise InvalidReference(f"image name {text[:40]!r}… is longer than any can be")
         name, _, digest = text.partition("@")
         if digest and not _DIGEST.fullmatch(digest):
             raise InvalidReference(f"image name {text!r}: {digest!r} is not a sha256 or sha512 digest")

@@ -39,10 +39,6 @@ class Stream:
     def send(self, message: Message) -> None:
         self._outgoing.put(payload.pack(message))
 
-    def end(self) -> None:
-        """Say that nothing more will be sent."""
-        self._outgoing.put(None)
-
     def cancel(self) -> None:
         self._call.cancel()
 

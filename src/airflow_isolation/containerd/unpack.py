@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from airflow_isolation.containerd import blobs
@@ -60,7 +61,9 @@ def unpack(
                 timeout=timeout,
             )
         progress(Progress(layer.digest, "unpacked", layer.size, layer.size))
-        blobs.label(leased, layer, {"containerd.io/uncompressed": diff_id})
+        # A layer whose snapshot is here from another image, compressed otherwise there, has not been fetched.
+        with suppress(NotFound):
+            blobs.label(leased, layer, {"containerd.io/uncompressed": diff_id})
         parent = chain_id
 
 

@@ -20,7 +20,9 @@ What the default profile, ``seccomp.json`` beside this module, is about:
 from __future__ import annotations
 
 import json
-from functools import cache
+import re
+import reprlib
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_isolation.errors import SpecRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 DEFAULT = "default"
 UNCONFINED = "unconfined"
@@ -52,6 +54,16 @@ _ENTERING: tuple[Mapping[str, Any], ...] = (
         "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}],
     },
 )
+
+_MAX_ERRNO = 4095
+# The kernel takes 4096 instructions, and a rule is one at least. The default profile is 445.
+_MAX_RULES = 10_000
+_CALL = re.compile(r"[A-Za-z0-9_]{1,64}")
+_SCMP_ARCH = re.compile(r"SCMP_ARCH_[A-Z0-9_]{1,32}")
+_ARCH = re.compile(r"[a-z0-9]{1,32}")
+_CAP = re.compile(r"CAP_[A-Z0-9_]{1,32}")
+_FLAG = re.compile(r"SECCOMP_FILTER_FLAG_[A-Z_]{1,32}")
+_VERSION = re.compile(r"[0-9]{1,5}\.[0-9]{1,5}", re.ASCII)
 
 # libseccomp's architecture by Go's name.
 _ARCHITECTURES = {"amd64": "SCMP_ARCH_X86_64", "arm64": "SCMP_ARCH_AARCH64"}
@@ -112,7 +124,7 @@ def parse_profile(content: bytes, *, source: str) -> Mapping[str, Any]:
         profile = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise SpecRefused(f"seccomp profile {source} is not JSON: {error}") from error
-    fault = _fault(profile)
+    fault = next(_faults(profile), "")
     if fault:
         raise SpecRefused(f"seccomp profile {source} is not one in Docker's form: {fault}")
     checked: Mapping[str, Any] = profile
@@ -220,85 +232,108 @@ def _version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _fault(profile: Any) -> str:
-    """What is wrong with a profile, or nothing."""
+# Each of these gives what is wrong, with the entry's name, and ends when nothing more can be said.
+
+
+def _faults(profile: Any) -> Iterator[str]:
     if not isinstance(profile, dict):
-        return "it is not an object"
-    if profile.get("defaultAction") not in _ACTIONS:
-        return f"defaultAction is {profile.get('defaultAction')!r}"
-    if not _is_errno(profile.get("defaultErrnoRet", 0)):
-        return "defaultErrnoRet is not an error number"
+        yield "it is not an object"
+        return
+    yield from _choice_faults("defaultAction", profile.get("defaultAction"), _ACTIONS)
+    yield from _number_faults("defaultErrnoRet", profile.get("defaultErrnoRet", 0), _MAX_ERRNO)
     if profile.get("archMap") and profile.get("architectures"):
-        return "it has both archMap and architectures"
-    if not all(_is_arch_map_entry(entry) for entry in _list(profile.get("archMap"))):
-        return "archMap is not a list of architectures with their subArchitectures"
-    if not (_is_list_of_text(profile.get("architectures")) and _is_list_of_text(profile.get("flags"))):
-        return "architectures or flags is not a list of names"
-    rules = profile.get("syscalls")
-    if not isinstance(rules, list):
-        return "syscalls is not a list"
-    return next((f"syscalls[{at}]: {fault}" for at, rule in enumerate(rules) if (fault := _rule_fault(rule))), "")
+        yield "it has both archMap and architectures"
+    for name in ("listenerPath", "listenerMetadata"):
+        if profile.get(name):
+            yield f"{name} is set, and nobody here listens"
+    yield from _list_faults("archMap", profile.get("archMap"), _arch_map_faults)
+    yield from _list_faults("architectures", profile.get("architectures"), _architecture_faults)
+    yield from _list_faults("flags", profile.get("flags"), partial(_name_faults, _FLAG, "a flag"))
+    if not isinstance(profile.get("syscalls"), list):
+        yield "syscalls is not a list"
+        return
+    yield from _list_faults("syscalls", profile["syscalls"], _rule_faults)
+    # A rule holds for each of its names, by each of its comparisons.
+    rules = sum(len(rule["names"]) * max(1, len(rule.get("args") or ())) for rule in profile["syscalls"])
+    if rules > _MAX_RULES:
+        yield f"syscalls is {rules} rules, one for each name and comparison, and more than {_MAX_RULES} are not taken"
 
 
-def _rule_fault(rule: Any) -> str:
+def _rule_faults(where: str, rule: Any) -> Iterator[str]:
     if not isinstance(rule, dict):
-        return "not an object"
-    if not rule.get("names") or not _is_list_of_text(rule["names"]):
-        return "names is not a list of system calls"
-    if rule.get("action") not in _ACTIONS:
-        return f"action is {rule.get('action')!r}"
-    if not _is_errno(rule.get("errnoRet", 0)):
-        return "errnoRet is not an error number"
-    if not all(_is_argument(argument) for argument in _list(rule.get("args"))):
-        return "args is not a list of comparisons"
+        yield f"{where} is not an object"
+        return
+    if rule.get("name"):
+        yield f"{where}.name is the old form: write names, a list"
+    if not rule.get("names"):
+        yield f"{where}.names is not a list of system calls"
+    yield from _list_faults(f"{where}.names", rule.get("names"), partial(_name_faults, _CALL, "a system call's name"))
+    yield from _choice_faults(f"{where}.action", rule.get("action"), _ACTIONS)
+    yield from _number_faults(f"{where}.errnoRet", rule.get("errnoRet", 0), _MAX_ERRNO)
+    yield from _list_faults(f"{where}.args", rule.get("args"), _comparison_faults)
+    if not isinstance(rule.get("comment") or "", str):
+        yield f"{where}.comment is not text"
     for key in ("includes", "excludes"):
-        condition = rule.get(key) or {}
-        if not isinstance(condition, dict) or set(condition) - {"arches", "caps", "minKernel"}:
-            return f"{key} is not made of arches, caps and minKernel"
-        if not (_is_list_of_text(condition.get("arches")) and _is_list_of_text(condition.get("caps"))):
-            return f"{key} does not list names"
-        if not _is_version(condition.get("minKernel", "")):
-            return f"minKernel of {key} is not a version such as 4.8"
-    return ""
+        yield from _condition_faults(f"{where}.{key}", rule.get(key) or {})
 
 
-def _list(value: Any) -> Iterable[Any]:
-    # One thing that is no list at all stands for a list with a faulty entry.
-    return value if isinstance(value, list) else () if value is None else (None,)
+def _condition_faults(where: str, condition: Any) -> Iterator[str]:
+    if not isinstance(condition, dict) or set(condition) - {"arches", "caps", "minKernel"}:
+        yield f"{where} is not made of arches, caps and minKernel"
+        return
+    yield from _list_faults(f"{where}.arches", condition.get("arches"), partial(_name_faults, _ARCH, "an architecture"))
+    yield from _list_faults(f"{where}.caps", condition.get("caps"), partial(_name_faults, _CAP, "a capability"))
+    version = condition.get("minKernel") or ""
+    if not isinstance(version, str) or (version and not _VERSION.fullmatch(version)):
+        yield f"{where}.minKernel is {_shown(version)}, not a version such as 4.8"
 
 
-def _is_list_of_text(value: Any) -> bool:
-    return all(isinstance(entry, str) for entry in _list(value))
+def _comparison_faults(where: str, comparison: Any) -> Iterator[str]:
+    if not isinstance(comparison, dict):
+        yield f"{where} is not an object"
+        return
+    yield from _choice_faults(f"{where}.op", comparison.get("op"), _OPERATORS)
+    yield from _number_faults(f"{where}.index", comparison.get("index"), 5)
+    yield from _number_faults(f"{where}.value", comparison.get("value"), 2**64 - 1)
+    yield from _number_faults(f"{where}.valueTwo", comparison.get("valueTwo", 0), 2**64 - 1)
 
 
-def _is_arch_map_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("architecture"), str)
-        and _is_list_of_text(entry.get("subArchitectures"))
-    )
+def _arch_map_faults(where: str, entry: Any) -> Iterator[str]:
+    if not isinstance(entry, dict):
+        yield f"{where} is not an object"
+        return
+    yield from _architecture_faults(f"{where}.architecture", entry.get("architecture"))
+    yield from _list_faults(f"{where}.subArchitectures", entry.get("subArchitectures"), _architecture_faults)
 
 
-def _is_argument(argument: Any) -> bool:
-    return (
-        isinstance(argument, dict)
-        and argument.get("op") in _OPERATORS
-        and _is_integer(argument.get("index"), 5)
-        and _is_integer(argument.get("value"), 2**64 - 1)
-        and _is_integer(argument.get("valueTwo", 0), 2**64 - 1)
-    )
+def _list_faults(where: str, values: Any, entry_faults: Callable[[str, Any], Iterator[str]]) -> Iterator[str]:
+    if values is None:
+        return
+    if not isinstance(values, list):
+        yield f"{where} is not a list"
+        return
+    for at, value in enumerate(values):
+        yield from entry_faults(f"{where}[{at}]", value)
 
 
-def _is_errno(value: Any) -> bool:
-    return _is_integer(value, 4095)
+def _architecture_faults(where: str, value: Any) -> Iterator[str]:
+    yield from _name_faults(_SCMP_ARCH, "an architecture such as SCMP_ARCH_X86_64", where, value)
 
 
-def _is_integer(value: Any, maximum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum
+def _name_faults(form: re.Pattern[str], what: str, where: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, str) or not form.fullmatch(value):
+        yield f"{where} is {_shown(value)}, not {what}"
 
 
-def _is_version(value: Any) -> bool:
-    if value == "":
-        return True
-    numbers = value.split(".") if isinstance(value, str) else ()
-    return len(numbers) == 2 and all(number.isascii() and number.isdecimal() and len(number) < 6 for number in numbers)
+def _choice_faults(where: str, value: Any, choices: Collection[str]) -> Iterator[str]:
+    if not isinstance(value, str) or value not in choices:
+        yield f"{where} is {_shown(value)}"
+
+
+def _number_faults(where: str, value: Any, maximum: int) -> Iterator[str]:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        yield f"{where} is {_shown(value)}, not a number from 0 to {maximum}"
+
+
+# However deep or long: the start of it is enough to find it.
+_shown = reprlib.repr

@@ -35,7 +35,6 @@ from airflow_isolation.errors import (
     ContainerFailed,
     ContainerNotFound,
     ContainerRuntimeError,
-    ImageError,
     ImageInvalid,
     ImageNotFound,
     ImagePullFailed,
@@ -54,7 +53,6 @@ from airflow_isolation.oci import (
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.counted import CgroupFiles
-from airflow_isolation.runtime.docker_archive import read_archive
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
 from airflow_isolation.runtime.interface import (
@@ -108,7 +106,11 @@ _STATES = {
 # dockerd is asked for several containers' counters at a time; more would only queue there.
 _STATS_AT_ONCE = 8
 _MAX_ACCOUNT_FILE = 1024 * 1024
+# Of the tar in which dockerd sends it.
+_TAR_HEADERS = 64 * 1024
 _IMPORT_SECONDS = 1800.0
+# What the SDK raises for a config.json of an unexpected form; it reads it for every client.
+_BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -183,28 +185,36 @@ class DockerRuntime(ContainerRuntime):
     def import_image(
         self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
     ) -> tuple[Image, ...]:
-        content = read_archive(archive, architecture=self._architecture(), reference=reference)
-        names = {name for image in content.images for name in image.names}
-        before = {image.reference for image in self.list_images()}
+        # Here and in _pull, because `airflow containers list` has no need of them: they import grpc.
+        from airflow_isolation.runtime.docker_archive import opened_archive
 
-        def chunks() -> Iterator[bytes]:
-            done = 0
-            for chunk in content.chunks():
-                yield chunk
-                done += len(chunk)
-                if progress is not None:
-                    progress(Progress(name=archive.name, event="importing", done=done, total=content.size))
+        with opened_archive(archive, architecture=self._architecture(), reference=reference) as content:
+            if progress is not None:
+                for one in content.passed_over:
+                    progress(Progress(name=one.name, event=f"passed over ({one.reason})", done=0, total=0))
+            before = {image.reference for image in self.list_images()}
 
-        try:
-            for document in self._stream(
-                "/images/load?quiet=1", _IMPORT_SECONDS, headers={"Content-Type": "application/x-tar"}, body=chunks()
-            ):
-                if document.get("error"):
-                    raise ImageInvalid(f"could not import {archive}: {document['error']}")
-            return tuple(self._image(name) for image in content.images for name in image.names)
-        except BaseException:
-            self._forget(names, before)
-            raise
+            def chunks() -> Iterator[bytes]:
+                done = 0
+                for chunk in content.chunks():
+                    yield chunk
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(Progress(name=archive.name, event="importing", done=done, total=content.size))
+
+            try:
+                for document in self._stream(
+                    "/images/load?quiet=1",
+                    _IMPORT_SECONDS,
+                    headers={"Content-Type": "application/x-tar"},
+                    body=chunks(),
+                ):
+                    if document.get("error"):
+                        raise ImageInvalid(f"could not import {archive}: {document['error']}")
+                return tuple(self._image(name) for name in content.names)
+            except BaseException:
+                self._forget(content.names, before)
+                raise
 
     def list_images(self) -> tuple[Image, ...]:
         with self._reached("list the images") as api:
@@ -410,8 +420,18 @@ class DockerRuntime(ContainerRuntime):
         with self._connecting:
             if self._client is None:
                 # "auto" asks the daemon: the SDK's own default is too old for Docker 29, and too new for 20.10.
-                client = _sdk().APIClient(base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout)
-                self._client = client
+                try:
+                    self._client = _sdk().APIClient(
+                        base_url=f"unix://{self._socket_path}", version="auto", timeout=self._timeout
+                    )
+                except OSError:
+                    # requests' errors, of which one is a ValueError too.
+                    raise
+                except (_sdk().errors.InvalidConfigFile, *_BROKEN_CONFIG) as error:
+                    raise ContainerRuntimeError(
+                        f"the docker SDK can't read Docker's config.json: {error}",
+                        hint="Correct it, or set DOCKER_CONFIG to another directory",
+                    ) from error
             return self._client
 
     @contextlib.contextmanager
@@ -550,25 +570,16 @@ class DockerRuntime(ContainerRuntime):
         return _described(found, reference)
 
     def _pull(self, reference: str, progress: Callable[[Progress], None] | None, timeout: float) -> None:
-        sdk = _sdk()
-        repository, tag = sdk.utils.parse_repository_tag(reference)
+        from airflow_isolation.runtime.registry_login import registry_login
+
+        repository, tag = _sdk().utils.parse_repository_tag(reference)
         query = urlencode({"fromImage": repository, "tag": tag or "latest"})
-        with self._reached(f"pull {reference}", invalid=ImagePullFailed) as api:
-            try:
-                registry, _ = sdk.auth.resolve_repository_name(repository)
-                # config.json and its credential helpers, in the way of the docker command.
-                header = sdk.auth.get_config_header(api, registry)
-            except (sdk.errors.DockerException, ValueError) as error:
-                raise ImagePullFailed(
-                    f"could not pull {reference}: its registry credentials can't be read: {error}",
-                    hint="Look at Docker's config.json",
-                ) from error
-        headers = {"X-Registry-Auth": header.decode() if isinstance(header, bytes) else header} if header else {}
+        login = registry_login(reference)
         deadline = time.monotonic() + timeout
         try:
-            for document in self._stream(f"/images/create?{query}", timeout, headers=headers):
+            for document in self._stream(f"/images/create?{query}", timeout, headers=login.headers):
                 if document.get("error"):
-                    raise _pull_error(reference, str(document["error"]))
+                    raise login.explained(str(document["error"]))
                 if progress is not None and document.get("id"):
                     detail = document.get("progressDetail") or {}
                     progress(
@@ -651,14 +662,11 @@ class DockerRuntime(ContainerRuntime):
             try:
                 with self._reached(f"read {path} of an image") as api:
                     chunks, status = api.get_archive(container, path)
-                    content = io.BytesIO(_at_most(chunks, _MAX_ACCOUNT_FILE))
+                    found = _first_file(_at_most(chunks, _MAX_ACCOUNT_FILE + _TAR_HEADERS))
             except ContainerNotFound:
                 return None
-            with tarfile.open(fileobj=content) as archive:
-                member = archive.next()
-                if member is not None and member.isreg():
-                    file = archive.extractfile(member)
-                    return file.read().decode(errors="surrogateescape") if file else None
+            if found is not None:
+                return found.decode(errors="surrogateescape")
             if not status.get("linkTarget"):
                 return None
             path = status["linkTarget"]
@@ -893,19 +901,6 @@ def _stats(counted: Mapping[str, Any]) -> Stats | None:
     )
 
 
-def _pull_error(reference: str, reason: str) -> ImageError:
-    text = reason.lower()
-    if any(words in text for words in ("manifest unknown", "not found", "does not exist")):
-        return ImageNotFound(
-            f"could not pull {reference}: {reason}", hint="Correct the name, or log in to the registry if it is private"
-        )
-    if any(words in text for words in ("unauthorized", "no basic auth credentials", "denied")):
-        return ImagePullFailed(
-            f"could not pull {reference}: {reason}", hint="Log in to the registry as the worker's user: docker login"
-        )
-    return ImagePullFailed(f"could not pull {reference}: {reason}")
-
-
 def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
     """The chunks together, or their beginning when they are more than ``limit`` bytes."""
     content = bytearray()
@@ -914,6 +909,17 @@ def _at_most(chunks: Iterable[bytes], limit: int) -> bytes:
         if len(content) > limit:
             break
     return bytes(content)
+
+
+def _first_file(content: bytes) -> bytes | None:
+    """The file in a tar as dockerd sends it; None when it is none, or not whole."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            member = archive.next()
+            file = archive.extractfile(member) if member is not None and member.isreg() else None
+            return file.read() if file is not None else None
+    except (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError):
+        return None
 
 
 def _driver_refusal(driver: str, version: str) -> CgroupError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ DIRECTORY = PREFIX + "directory"
 # Docker has no namespaces: there this label stands for one.
 NAMESPACE = PREFIX + "namespace"
 
+# A pid is of 32 bits, ticks are of 64: Python refuses to convert very long numbers, with an error of its own.
+_OWNER = re.compile(r"([0-9]{1,9}):([0-9]{1,19})@(.+)", re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -45,11 +49,8 @@ class Owner:
     @classmethod
     def parse(cls, label: str) -> Owner | None:
         """None when the label was not written by us."""
-        process, _, host = label.partition("@")
-        pid, _, started = process.partition(":")
-        if not (host and pid.isdecimal() and started.isdecimal()):
-            return None
-        return cls(host, int(pid), int(started))
+        found = _OWNER.fullmatch(label)
+        return cls(found[3], int(found[1]), int(found[2])) if found else None
 
     def __str__(self) -> str:
         return f"{self.pid}:{self.started}@{self.host}"

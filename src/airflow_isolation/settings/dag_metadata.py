@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -21,7 +22,7 @@ from airflow_isolation.settings.document import MAX_BYTES, MapNode, Node, from_p
 from airflow_isolation.settings.layers import Layer, document_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from airflow_isolation.settings.effective import Backend
@@ -88,12 +89,16 @@ def read_dag_metadata(dag_file: Path, bundle_path: Path | None = None) -> DagMet
     return _parse(data, str(found[0]))
 
 
-def executor_config_metadata(executor_config: Mapping[str, object] | None) -> DagMetadata | None:
+def executor_config_metadata(executor_config: object) -> DagMetadata | None:
     """``container``, ``docker`` and ``containerd`` of an executor_config; other keys are other executors'.
 
-    :raises SettingError: a mistake in them.
+    :raises SettingError: a mistake in them, or it is no map: authors may write anything.
     """
-    ours = {key: executor_config[key] for key in OUR_KEYS if key in executor_config} if executor_config else {}
+    if executor_config is None:
+        return None
+    if not isinstance(executor_config, Mapping):
+        raise SettingError(f"a map belongs here, and this is {type(executor_config).__name__}", source=EXECUTOR_CONFIG)
+    ours = {key: executor_config[key] for key in OUR_KEYS if key in executor_config}
     if not ours:
         return None
     nodes = {key: from_python(value, EXECUTOR_CONFIG, key, author=True) for key, value in ours.items()}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 
+from airflow_isolation.integration.cli import images
 from airflow_isolation.integration.cli.inspection import record
 from airflow_isolation.integration.cli.listing import row
 from airflow_isolation.integration.cli.stats import Reading
 from airflow_isolation.integration.cli.stats import row as stats_row
 from airflow_isolation.runtime import labels
-from airflow_isolation.runtime.interface import Container, ContainerState, ExitStatus, RuntimeInfo, Stats
+from airflow_isolation.runtime.interface import Container, ContainerState, ExitStatus, Progress, RuntimeInfo, Stats
+
+if TYPE_CHECKING:
+    import pytest
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
@@ -127,3 +133,12 @@ def test_without_an_earlier_reading_the_share_is_not_known() -> None:
     assert stats_row(now, None)["cpu_percent"] is None
     assert stats_row(now, reading(12, Stats(cpu_seconds=7)))["cpu_percent"] is None
     assert stats_row(now, reading(11, Stats()))["cpu_percent"] is None
+
+
+def test_what_an_archive_says_of_itself_is_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with images.shown_progress() as progress:
+        progress(Progress(name="other:1", event="passed over (made for [/bold]/[red]x)", done=0, total=0))
+    assert "passed over (made for [/bold]/[red]x) other:1" in capsys.readouterr().err

@@ -46,6 +46,14 @@ def test_no_config_is_no_credentials(tmp_path: Path) -> None:
     assert credentials_for(HOST, environment={"DOCKER_CONFIG": str(tmp_path / "absent")}) is None
 
 
+def test_user_whom_nobody_knows_has_no_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("airflow_isolation.containerd.credentials.Path.home", unknown)
+    assert credentials_for(HOST, environment={}) is None
+
+
 def test_entry_of_the_host(ask: Ask) -> None:
     assert ask({"auths": {HOST: login("me", "pass:word")}}) == Credentials("me", "pass:word")
     assert ask({"auths": {"other.example": login("me", "x")}}) is None
@@ -90,6 +98,10 @@ def test_helper_s_token(ask: Ask, tmp_path: Path) -> None:
         ("echo the keychain is locked; exit 1", "failed for registry.example: the keychain is locked"),
         ("echo nonsense", "gave no user and secret"),
         ("echo '{}'", "gave no user and secret"),
+        ("echo '[]'", "gave no user and secret"),
+        ("printf '[%.0s' $(seq 100000)", "gave no user and secret"),
+        ("""echo '{"Username": "me", "Secret": "\\\\ud800"}'""", "gave no user and secret"),
+        ("""echo '{"Username": "me", "Secret": 7}'""", "gave a user or secret for registry.example that is not text"),
         ("sleep 60", r"gave no answer for registry\.example in 0\.2 s"),
     ],
 )
@@ -118,15 +130,30 @@ def test_helper_s_name_is_no_path(ask: Ask) -> None:
         ('{"auths": [1]}', "auths is not an object"),
         ('{"auths": {"registry.example": {"auth": "?"}}}', "is not base64 of user:password"),
         ('{"auths": {"registry.example": {"auth": "YWJj"}}}', "is not base64 of user:password"),
+        ('{"auths": {"registry.example": {"auth": "\\u00e9"}}}', "is not base64 of user:password"),
+        ('{"auths": {"registry.example": {"auth": "\\ud800"}}}', r"auths\.registry\.example\.auth is not text"),
+        ('{"auths": {"registry.example": {"auth": 7}}}', r"auths\.registry\.example\.auth is not text"),
+        ('{"auths": {"registry.example": {"auth": "AGE6Yg=="}}}', r"auths\.registry\.example\.auth is not text"),
+        ('{"auths": {"registry.example": 7}}', r"registry\.example is not an object"),
+        ('{"auths": {"registry.example": {"identitytoken": []}}}', ""),
+        ('{"auths": {"registry.example": {"identitytoken": [1]}}}', "identitytoken is not text"),
+        ('{"auths": {"registry.example": {"username": "a", "password": "\\udfff"}}}', "password is not text"),
+        ('{"credHelpers": 7}', "credHelpers is not an object"),
+        ('{"credHelpers": {"registry.example": 7}}', r"credHelpers\.registry\.example is not text"),
+        ('{"credHelpers": {"registry.example": "x\\u0000y"}}', r"credHelpers\.registry\.example is not text"),
+        ('{"credsStore": "\\ud800"}', "credsStore is not text"),
+        ('{"credsStore": {"a": 1}}', "credsStore is not text"),
+        ('{"credsStore": "a b"}', "credsStore names the credential helper 'a b', which is not a program's name"),
         (" " * (1 << 20) + "{}", "larger than"),
     ],
 )
-def test_config_that_is_not_readable_is_named(ask: Ask, config: str, words: str) -> None:
+def test_config_that_is_not_readable_is_named(ask: Ask, tmp_path: Path, config: str, words: str) -> None:
     if not words:
         assert ask(config) is None
         return
-    with pytest.raises(CredentialsError, match=words):
+    with pytest.raises(CredentialsError, match=words) as caught:
         ask(config)
+    assert f"the docker config {tmp_path / 'config.json'}" in str(caught.value)
 
 
 def test_secret_is_not_in_the_repr() -> None:

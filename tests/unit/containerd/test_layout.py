@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from tests.containerd.image_archives import OciImage, as_json, digest, tar
 
+from airflow_isolation.containerd import layout as layout_module
 from airflow_isolation.containerd.errors import InvalidImage, WrongPlatform
-from airflow_isolation.containerd.layout import Blob, Platform, resolve
+from airflow_isolation.containerd.layout import Blob, Documents, Platform, resolve
 
 AMD64 = Platform("linux", "amd64")
 
@@ -18,6 +19,7 @@ class Store:
     def __init__(self, *images: OciImage) -> None:
         self.blobs = {name: text for image in images for name, text in image.blobs.items()}
         self.asked: list[str] = []
+        self.documents = Documents(self.read)
 
     def put(self, document: Any, media_type: str = "application/vnd.oci.image.index.v1+json") -> Blob:
         text = document if isinstance(document, bytes) else as_json(document)
@@ -37,7 +39,7 @@ def test_chain_ids_are_the_specification_s() -> None:
     image = OciImage(layers=(tar({"a": b"1"}), tar({"b": b"2"}), tar({"c": b"3"})), architecture="amd64")
     target = blob_of(image.manifest())
 
-    layout = resolve(Store(image).read, target, AMD64)
+    layout = resolve(Store(image).documents, target, AMD64)
 
     first, second, third = map(digest, image.layers)
     two = "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()
@@ -51,7 +53,7 @@ def test_image_without_layers_has_no_chain() -> None:
 
     target = blob_of(image.manifest())
 
-    layout = resolve(Store(image).read, target, AMD64)
+    layout = resolve(Store(image).documents, target, AMD64)
 
     assert layout.chain_ids == ()
     assert layout.top_chain_id == ""
@@ -64,7 +66,7 @@ def test_blobs_come_before_what_names_them_and_once_each() -> None:
     store = Store(image)
     index = store.put({"schemaVersion": 2, "manifests": [manifest]})
 
-    layout = resolve(store.read, index, AMD64)
+    layout = resolve(store.documents, index, AMD64)
 
     assert [blob.digest for blob in layout.blobs()] == [
         digest(layer),
@@ -85,7 +87,7 @@ def test_this_host_s_manifest_is_found_and_the_others_are_not_even_read() -> Non
     store = Store(ours, theirs)
     index = store.put({"schemaVersion": 2, "manifests": manifests})
 
-    layout = resolve(store.read, index, AMD64)
+    layout = resolve(store.documents, index, AMD64)
 
     assert layout.manifest.digest == manifests[1]["digest"]
     assert layout.indexes == (index,)
@@ -97,7 +99,7 @@ def test_platform_that_only_the_configuration_tells() -> None:
     manifests = [theirs.manifest(), ours.manifest()]
     store = Store(ours, theirs)
 
-    layout = resolve(store.read, store.put({"schemaVersion": 2, "manifests": manifests}), AMD64)
+    layout = resolve(store.documents, store.put({"schemaVersion": 2, "manifests": manifests}), AMD64)
 
     assert layout.manifest.digest == manifests[1]["digest"]
 
@@ -110,7 +112,7 @@ def test_wrong_platform_says_what_there_is() -> None:
         store.blobs.update(image.blobs)
 
     with pytest.raises(WrongPlatform, match="made for linux/arm64, linux/s390x, this host is linux/amd64"):
-        resolve(store.read, store.put({"schemaVersion": 2, "manifests": manifests}), AMD64)
+        resolve(store.documents, store.put({"schemaVersion": 2, "manifests": manifests}), AMD64)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_exact_variant_wins_over_an_older_one() -> None:
     for image in (old, new):
         store.blobs.update(image.blobs)
     layout = resolve(
-        store.read,
+        store.documents,
         store.put({"schemaVersion": 2, "manifests": manifests[1:] + manifests[:1]}),
         Platform("linux", "arm", "v7"),
     )
@@ -165,7 +167,7 @@ def test_exact_variant_wins_over_an_older_one() -> None:
 def test_document_that_is_not_what_it_should_be(text: bytes, words: str) -> None:
     store = Store()
     with pytest.raises((InvalidImage, WrongPlatform), match=words):
-        resolve(store.read, store.put(text), AMD64)
+        resolve(store.documents, store.put(text), AMD64)
 
 
 @pytest.mark.parametrize("size", [-1, True, "7", None, 1 << 63])
@@ -173,20 +175,112 @@ def test_size_that_is_none(size: object) -> None:
     store = Store()
     index = store.put({"manifests": [{"digest": digest(b""), "size": size}]})
     with pytest.raises(InvalidImage, match=r"descriptor of sha256:.* is not readable"):
-        resolve(store.read, index, AMD64)
+        resolve(store.documents, index, AMD64)
 
 
-def test_indexes_within_indexes_end() -> None:
-    store = Store()
+def tree(store: Store, children: int, depth: int) -> Blob:
+    """An index that names one index so many times, and so on; in the innermost one is nothing."""
     inner = store.put({"manifests": []})
-    for _ in range(10):
-        inner = store.put({"manifests": [{"mediaType": inner.media_type, "digest": inner.digest, "size": inner.size}]})
-    with pytest.raises(InvalidImage, match="indexes deep"):
-        resolve(store.read, inner, AMD64)
+    for _ in range(depth):
+        child = {"mediaType": inner.media_type, "digest": inner.digest, "size": inner.size}
+        inner = store.put({"manifests": [child] * children})
+    return inner
+
+
+def test_an_index_that_is_named_again_and_again_is_read_once() -> None:
+    store = Store()
+    target = tree(store, children=1000, depth=30)
+
+    with pytest.raises(WrongPlatform, match="made for no platform at all"):
+        resolve(store.documents, target, AMD64)
+
+    assert sorted(store.asked) == sorted(store.blobs)
+
+
+def test_what_is_looked_at_is_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_module, "DOCUMENT_COUNT", 20)
+    store = Store()
+    target = tree(store, children=1, depth=1000)
+
+    with pytest.raises(InvalidImage, match="more than 20 indexes, manifests and configurations belong to it"):
+        resolve(store.documents, target, AMD64)
+
+    assert len(store.asked) == 20
+
+
+def test_what_is_looked_at_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    children = [store.put({"manifests": [], "annotations": {"number": str(i) * 1000}}) for i in range(100)]
+    listed = [{"digest": child.digest, "size": child.size} for child in children]
+    monkeypatch.setattr(layout_module, "DOCUMENT_BYTES", len(as_json({"manifests": listed})) + 5_000)
+
+    with pytest.raises(InvalidImage, match=r"have more than \d+ bytes"):
+        resolve(store.documents, store.put({"manifests": listed}), AMD64)
+
+    assert len(store.asked) < 10
+
+
+def test_the_bound_is_one_for_all_images_of_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_module, "DOCUMENT_COUNT", 5)
+    image = OciImage(architecture="amd64")
+    target = blob_of(image.manifest())
+    store = Store(image)
+    for _ in range(2):
+        resolve(store.documents, target, AMD64)
+
+    with pytest.raises(InvalidImage, match="more than 5"):
+        resolve(store.documents, target, AMD64)
+
+    # Looked at again, and not read again.
+    assert len(store.asked) == 2
+
+
+def test_document_that_is_said_to_be_large_is_not_read() -> None:
+    store = Store()
+    huge = {"digest": digest(b""), "size": layout_module.JSON_LIMIT + 1}
+    with pytest.raises(InvalidImage, match="an image's document at most"):
+        resolve(store.documents, store.put({"manifests": [huge]}), AMD64)
+    assert huge["digest"] not in store.asked
+
+
+def test_what_is_no_image_in_an_index_is_passed_over() -> None:
+    image = OciImage(architecture="amd64")
+    signature = as_json({"schemaVersion": 2, "config": image.put("x", b"{}"), "layers": []})
+    manifests = [image.put("application/vnd.oci.image.manifest.v1+json", signature), image.manifest()]
+    store = Store(image)
+
+    layout = resolve(store.documents, store.put({"manifests": manifests}), AMD64)
+
+    assert layout.manifest.digest == manifests[1]["digest"]
+
+
+def test_a_thousand_platforms_make_a_short_sentence() -> None:
+    store = Store()
+    others = [
+        {"digest": digest(b""), "size": 0, "platform": {"os": "linux", "architecture": f"{number:x}" * 100}}
+        for number in range(1000)
+    ]
+    with pytest.raises(WrongPlatform, match="and 990 more") as caught:
+        resolve(store.documents, store.put({"manifests": others}), AMD64)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_platform_moves_no_cursor() -> None:
+    store = Store()
+    other = {"digest": digest(b""), "size": 0, "platform": {"os": "linux", "architecture": "\x1b[2J"}}
+    with pytest.raises(WrongPlatform, match=r"made for 'linux/\\x1b\[2J'"):
+        resolve(store.documents, store.put({"manifests": [other]}), AMD64)
+
+
+def test_too_many_layers() -> None:
+    image = OciImage(layers=[tar({})] * 1001, architecture="amd64")
+    target = blob_of(image.manifest())
+    with pytest.raises(InvalidImage, match="has 1001 layers, more than 1000"):
+        resolve(Store(image).documents, target, AMD64)
 
 
 def test_layers_and_diff_ids_must_match() -> None:
     image = OciImage(architecture="amd64", diff_ids=(digest(b"a"), digest(b"b")))
     target = blob_of(image.manifest())
     with pytest.raises(InvalidImage, match="has 1 layers, its configuration 2"):
-        resolve(Store(image).read, target, AMD64)
+        resolve(Store(image).documents, target, AMD64)

@@ -73,7 +73,7 @@ def test_another_minor_is_refused() -> None:
         checks.check_version("3.4.0")
 
 
-def task_instance(executor_config: dict[str, Any] | None) -> Any:
+def task_instance(executor_config: object) -> Any:
     return SimpleNamespace(
         id=uuid.uuid4(),
         task_id="t",
@@ -117,6 +117,11 @@ def test_a_task_without_container_settings_carries_nothing(workloads: Any, monke
         workload = make(workloads, config, monkeypatch)
         assert routing.CARRIER_KEY not in json.loads(workload.model_dump_json())["ti"]["context_carrier"]
         assert routing.executor_config_of(workload.ti) == {}
+
+
+@pytest.mark.parametrize("config", [7, "container", ["container"]])
+def test_an_executor_config_that_is_no_map_holds_nothing_of_ours(config: object) -> None:
+    assert routing.executor_config_of(task_instance(config)) == {}
 
 
 def test_under_the_local_executor_it_arrives_by_itself() -> None:

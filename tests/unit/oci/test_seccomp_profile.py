@@ -295,6 +295,10 @@ def test_conditions(conditions: dict[str, Any], applies: bool) -> None:
     assert bool(result["syscalls"]) is applies
 
 
+LESS = {"index": 0, "value": 1, "op": "SCMP_CMP_LT"}
+READ = {"names": ["read"], "action": ALLOW}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -302,13 +306,44 @@ def test_conditions(conditions: dict[str, Any], applies: bool) -> None:
         ({"defaultAction": None}, "defaultAction is None"),
         ({"defaultErrnoRet": "EPERM"}, "defaultErrnoRet"),
         ({"archMap": [{"architecture": "SCMP_ARCH_X86_64"}]}, "both archMap and architectures"),
-        ({"architectures": None, "archMap": ["SCMP_ARCH_X86_64"]}, "archMap is not"),
-        ({"architectures": "SCMP_ARCH_X86_64"}, "architectures or flags"),
-        ({"flags": [1]}, "architectures or flags"),
+        ({"architectures": None, "archMap": ["SCMP_ARCH_X86_64"]}, r"archMap\[0\] is not an object"),
+        ({"architectures": "SCMP_ARCH_X86_64"}, "architectures is not a list"),
+        ({"architectures": ["x86_64"]}, r"architectures\[0\] is 'x86_64', not an architecture"),
+        ({"architectures": None, "archMap": [{"architecture": ["x"]}]}, r"archMap\[0\]\.architecture is \['x'\], not"),
+        (
+            {"architectures": None, "archMap": [{"architecture": "SCMP_ARCH_X86", "subArchitectures": [{}]}]},
+            r"archMap\[0\]\.subArchitectures\[0\] is \{\}, not an architecture",
+        ),
+        ({"flags": [1]}, r"flags\[0\] is 1, not a flag"),
+        ({"flags": ["LOG"]}, r"flags\[0\] is 'LOG', not a flag"),
+        ({"listenerPath": "/run/x"}, "listenerPath is set, and nobody here listens"),
+        ({"defaultAction": ["x"]}, r"defaultAction is \['x'\]"),
+        ({"defaultAction": {}}, r"defaultAction is \{\}"),
+        ({"defaultErrnoRet": True}, "defaultErrnoRet is True, not a number"),
+        ({"syscalls": [{"names": ["read"], "action": {"a": 1}}]}, r"syscalls\[0\]\.action is \{'a': 1\}"),
+        ({"syscalls": [READ, {"names": "read", "action": ALLOW}]}, r"syscalls\[1\]\.names is not a list"),
+        (
+            {"syscalls": [{"names": ["read", "\ud800"], "action": ALLOW}]},
+            r"names\[1\] is '.ud800', not a system call's",
+        ),
+        ({"syscalls": [{"names": ["read\0x"], "action": ALLOW}]}, r"names\[0\] is 'read.x00x', not a system call's"),
+        ({"syscalls": [{"names": [["read"]], "action": ALLOW}]}, r"names\[0\] is \['read'\], not a system call's"),
+        ({"syscalls": [{**READ, "name": "read"}]}, r"syscalls\[0\]\.name is the old form"),
+        ({"syscalls": [{**READ, "comment": ["x"]}]}, r"syscalls\[0\]\.comment is not text"),
+        ({"syscalls": [{**READ, "args": [{**LESS, "op": ["x"]}]}]}, r"syscalls\[0\]\.args\[0\]\.op is \['x'\]"),
+        ({"syscalls": [{**READ, "args": [LESS, {**LESS, "value": -1}]}]}, r"args\[1\]\.value is -1, not a number"),
+        ({"syscalls": [{**READ, "args": [{**LESS, "valueTwo": "1"}]}]}, r"args\[0\]\.valueTwo is '1', not a number"),
+        ({"syscalls": [{**READ, "includes": {"caps": ["KILL"]}}]}, r"includes\.caps\[0\] is 'KILL', not a capability"),
+        ({"syscalls": [{**READ, "excludes": {"arches": [["a"]]}}]}, r"excludes\.arches\[0\] is \['a'\], not an arch"),
+        (
+            {"syscalls": [{**READ, "excludes": {"minKernel": ["4.8"]}}]},
+            r"excludes\.minKernel is \['4.8'\], not a version",
+        ),
+        ({"syscalls": [{**READ, "names": ["read"] * 200, "args": [LESS] * 51}]}, "syscalls is 10200 rules"),
         ({"syscalls": {}}, "syscalls is not a list"),
         ({"syscalls": None}, "syscalls is not a list"),
-        ({"syscalls": ["read"]}, r"syscalls\[0\]: not an object"),
-        ({"syscalls": [{"name": "read", "action": ALLOW}]}, r"syscalls\[0\]: names is not"),
+        ({"syscalls": ["read"]}, r"syscalls\[0\] is not an object"),
+        ({"syscalls": [{"name": "read", "action": ALLOW}]}, r"syscalls\[0\]\.name is the old form"),
         ({"syscalls": [{"names": [], "action": ALLOW}]}, "names is not"),
         ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]}, "action is 'SCMP_ACT_NOTIFY'"),
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "errnoRet": 5000}]}, "errnoRet"),
@@ -316,7 +351,10 @@ def test_conditions(conditions: dict[str, Any], applies: bool) -> None:
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "args": {}}]}, "args"),
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "includes": {"cap": []}}]}, "includes is not made"),
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "excludes": []}]}, None),
-        ({"syscalls": [{"names": ["read"], "action": ALLOW, "includes": {"caps": "CAP_KILL"}}]}, "includes does not"),
+        (
+            {"syscalls": [{"names": ["read"], "action": ALLOW, "includes": {"caps": "CAP_KILL"}}]},
+            r"includes\.caps is not a list",
+        ),
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "includes": {"minKernel": "new"}}]}, "minKernel"),
         ({"syscalls": [{"names": ["read"], "action": ALLOW, "includes": {"minKernel": 4.8}}]}, "minKernel"),
     ],

@@ -352,6 +352,10 @@ def test_an_executor_config_of_others_is_left_alone(config: dict[str, object] | 
     ("config", "reason"),
     [
         ({"container": "sales:1"}, "executor_config, container: a map belongs here"),
+        (7, "executor_config: a map belongs here, and this is int"),
+        (0, "executor_config: a map belongs here, and this is int"),
+        ("container", "executor_config: a map belongs here, and this is str"),
+        (["container"], "executor_config: a map belongs here, and this is list"),
         ({"container": None}, "executor_config, container: a map belongs here, and this is nothing"),
         ({"container": {"tasks": {}}}, "executor_config, container.tasks: unknown key 'tasks'"),
         ({"docker": {"imag": "a"}}, "executor_config, docker.imag: unknown key 'imag'. Did you mean image?"),
@@ -360,7 +364,7 @@ def test_an_executor_config_of_others_is_left_alone(config: dict[str, object] | 
         ({"container": {"socket_path": "/x"}}, "only the administrator can set socket_path"),
     ],
 )
-def test_a_mistake_in_executor_config_names_the_key(config: dict[str, object], reason: str) -> None:
+def test_a_mistake_in_executor_config_names_the_key(config: object, reason: str) -> None:
     with pytest.raises(SettingError) as caught:
         executor_config_metadata(config)
     assert reason in str(caught.value)

@@ -103,7 +103,13 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    shape = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+    # What an archive says of itself is no markup.
+    shape = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeElapsedColumn(),
+    )
     with Bars(*shape, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.integration.seams import checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from types import ModuleType
 
 CARRIER_KEY = "airflow-isolation.executor-config"
@@ -70,9 +71,11 @@ def carry_executor_config(workloads: ModuleType) -> None:
     workloads.ExecuteTask.make = classmethod(make)
 
 
-def container_part(executor_config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a task's ``executor_config`` is ours; the rest belongs to other executors."""
-    return {key: executor_config[key] for key in CONTAINER_KEYS if key in executor_config} if executor_config else {}
+def container_part(executor_config: object) -> dict[str, Any]:
+    """What of a task's ``executor_config`` is ours; the rest belongs to other executors, or to nobody: it may be anything."""
+    if not isinstance(executor_config, Mapping):
+        return {}
+    return {key: executor_config[key] for key in CONTAINER_KEYS if key in executor_config}
 
 
 def executor_config_of(what: Any) -> dict[str, Any]:
