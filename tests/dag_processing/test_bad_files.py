@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.dag_processing.dag_processor import HEALTHY
@@ -170,3 +170,31 @@ def test_a_member_of_an_archive_has_its_own_import_error_which_goes_when_it_is_m
         lambda: "archive.zip/bad.py" not in processor.database.import_errors(), "the end of the import error"
     )
     assert processor.wait_for_dag("in_archive")["relative_fileloc"] == "archive.zip/good.py"
+
+
+@pytest.mark.on("containerd")
+def test_the_import_errors_of_an_archive_without_dags_stay(processor: DagProcessor) -> None:
+    processor.write("broken.zip", archive({"bad.py": "from airflow.sdk import DAG\nraise LookupError\n"}))
+    processor.wait_for_error("broken.zip/bad.py")
+    before = errors_of(processor, "broken.zip")
+    processor.touch("broken.zip")
+    processor.wait(lambda: errors_of(processor, "broken.zip") != before, "the second parse of the archive")
+    (error,) = errors_of(processor, "broken.zip")
+    assert error["id"] == before[0]["id"]
+
+
+@pytest.mark.on("containerd")
+def test_an_archives_own_import_error_stays_when_files_are_looked_for(processor: DagProcessor) -> None:
+    processor.write("unwanted.zip.yaml", "container: {memory: much}")
+    processor.write("unwanted.zip", archive({"dag.py": healthy("in_an_unwanted_archive")}))
+    processor.wait_for_error("unwanted.zip")
+    before = errors_of(processor, "unwanted.zip")
+    # It is found by a later look into the bundle.
+    processor.wait_for_dag(processor.write_healthy())
+    assert errors_of(processor, "unwanted.zip") == before
+
+
+def errors_of(processor: DagProcessor, archive: str) -> list[dict[str, Any]]:
+    """The stored import errors of an archive and its members, without their texts."""
+    query = "select id, filename, timestamp from import_error where filename like ? order by id"
+    return processor.database.rows(query, f"{archive}%")

@@ -61,6 +61,7 @@ DAG_PROCESSING: Final[Mapping[str, tuple[str, ...]]] = {
         "DagFileProcessorManager._create_process",
         "DagFileProcessorManager._exit_gracefully",
         "DagFileProcessorManager._get_logger_for_dag_file",
+        "DagFileProcessorManager._get_observed_filelocs",
         "DagFileProcessorManager._get_team_name",
         "DagFileProcessorManager._kill_timed_out_processors",
         "DagFileProcessorManager._service_processor_sockets",

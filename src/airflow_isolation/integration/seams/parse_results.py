@@ -12,7 +12,7 @@ from airflow.models.dagwarning import DagWarningType
 from airflow.models.errors import ParseImportError
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, or_, select, update
 
 from airflow_isolation.integration.dag_processing.result import NotAResult, RequestedFile, believed
 
@@ -96,15 +96,25 @@ def keep_scheduled(result: DagFileParsingResult, session: Session) -> None:
     )
 
 
-def clear_errors_of_members(bundle_name: str, relative_fileloc: str, session: Session) -> None:
-    """Airflow clears an archive's errors by the name of the archive, and so never those of its members."""
-    for error in session.scalars(
-        select(ParseImportError).where(
+def clear_errors_of_members(
+    bundle_name: str, relative_fileloc: str, session: Session, *, but: Collection[str] = ()
+) -> None:
+    """Airflow clears an archive's errors by the name of the archive, and so never those of its members.
+
+    At once, and not with the next flush: Airflow's sessions have no autoflush, so what it then stores would find these
+    errors and update them, and they would be gone all the same.
+
+    :param but: files whose errors stay.
+    """
+    session.execute(
+        delete(ParseImportError)
+        .where(
             ParseImportError.bundle_name == bundle_name,
             ParseImportError.filename.startswith(f"{relative_fileloc}/", autoescape=True),
+            ParseImportError.filename.not_in(but),
         )
-    ):
-        session.delete(error)
+        .execution_options(synchronize_session="fetch")
+    )
 
 
 def has_dags(file: DagFileInfo) -> bool:
