@@ -105,6 +105,19 @@ def test_a_file_that_the_containers_user_may_not_read_is_named_with_its_mode(pro
     processor.wait_for_dag("closed")
 
 
+@pytest.mark.on("containerd")
+def test_a_link_out_of_the_bundle_is_named_where_its_author_looks(processor: DagProcessor) -> None:
+    processor.write("module_behind_a_link/__init__.py", "", bundle="elsewhere")
+    processor.write("linked.py", healthy("linked"), bundle="elsewhere")
+    for name in ("module_behind_a_link", "linked.py"):
+        (processor.dags / name).symlink_to(f"../elsewhere/{name}")
+    processor.write("importing.py", "import module_behind_a_link\n" + healthy("importing"))
+    for file, link in (("linked.py", "linked.py"), ("importing.py", "module_behind_a_link")):
+        said = processor.wait_for_error(file)
+        assert f"{processor.dags / link} is a symbolic link to ../elsewhere/{link}." in said
+    assert "No module named 'module_behind_a_link'" in said
+
+
 def test_a_fork_bomb_ends_with_its_parse(processor: DagProcessor) -> None:
     processor.write("bomb.py", f"{DAG}while True:\n    try: os.fork()\n    except OSError: pass\n")
     said = processor.wait_for_error("bomb.py")

@@ -490,7 +490,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         for known in (self._losses, self._shown, self._tries):
             known.pop(file, None)
         if processor.parsing_result is not None:
-            processor.parsing_result = believed_result(file, processor.parsing_result)
+            processor.parsing_result = believed_result(file, processor.parsing_result, self._settings[file])
         elif not processor.had_callbacks or end.code != 0:
             error = why_no_result(processor, self._settings[file])
             processor.process_log.error("The DAG file gave no result", error=error)

@@ -14,14 +14,18 @@ from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
 from sqlalchemy import delete, or_, select, update
 
+from airflow_isolation.integration import workload_environment
+from airflow_isolation.integration.dag_processing.links import explained
 from airflow_isolation.integration.dag_processing.result import NotAResult, RequestedFile, believed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from airflow.dag_processing.manager import DagFileInfo
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
+
+    from airflow_isolation.settings.effective import EffectiveSettings
 
 
 def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
@@ -31,8 +35,10 @@ def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
     )
 
 
-def believed_result(file: DagFileInfo, reported: DagFileParsingResult) -> DagFileParsingResult:
-    """What a container reported, as far as it is believed."""
+def believed_result(
+    file: DagFileInfo, reported: DagFileParsingResult, settings: EffectiveSettings
+) -> DagFileParsingResult:
+    """What a container of these settings reported, as far as it is believed."""
     assert file.bundle_path is not None
     loaded = [dag.last_loaded for dag in reported.serialized_dags]
     try:
@@ -51,9 +57,17 @@ def believed_result(file: DagFileInfo, reported: DagFileParsingResult) -> DagFil
             LazyDeserializedDAG(data=dict(data), last_loaded=when)
             for data, when in zip(report.dags, loaded, strict=True)
         ],
-        import_errors=dict(report.import_errors),
+        import_errors=_explained(file, report.import_errors, settings) if report.import_errors else {},
         warnings=list(report.warnings),
     )
+
+
+def _explained(file: DagFileInfo, errors: Mapping[str, str], settings: EffectiveSettings) -> dict[str, str]:
+    bundle_path, dag_file = file.bundle_path, file.absolute_path
+    assert bundle_path is not None
+    mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
+    roots = (bundle_path, *workload_environment.administrators_directories())
+    return explained(errors, dag_file, roots, mounts, settings.volumes)
 
 
 def without_dags_of_others(
