@@ -33,6 +33,7 @@ FILES: dict[str, str | bytes] = {
     "zipped.zip": archive(
         {"one.py": HEALTHY.format(dag_id="zipped_one"), "two.py": HEALTHY.format(dag_id="zipped_two")}
     ),
+    "five_o_clock.py": "from airflow.sdk import DAG\nDAG('five_o_clock', schedule='0 5 * * *')\n",
     "varies.py": "import random\nfrom airflow.sdk import DAG\ndag = DAG('varies', schedule=None, description='x')\n",
 }
 
@@ -76,6 +77,8 @@ def both(place: Path, options: dict[str, str]) -> Iterator[Both]:
         **{name: value for name, value in options.items() if "BUNDLE_CONFIG_LIST" not in name},
         "AIRFLOW__CORE__LOAD_EXAMPLES": "True",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
+        "TZ": "Europe/Berlin",
+        "AIRFLOW__CORE__DEFAULT_TIMEZONE": "system",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "50",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "300",
     }
@@ -103,6 +106,12 @@ def test_switching_makes_no_new_versions(both: Both) -> None:
 def test_what_else_is_stored_is_the_same(both: Both, what: str) -> None:
     assert both.ours[what] == both.stock[what]
     assert both.stock[what] or what == "warnings"
+
+
+def test_a_schedule_is_of_the_time_zone_of_the_dag_processor(both: Both) -> None:
+    timetable = both.ours["serialized"]["five_o_clock"]["data"]["dag"]["timetable"]
+    assert timetable == both.stock["serialized"]["five_o_clock"]["data"]["dag"]["timetable"]
+    assert timetable["__var"]["timezone"] == "Europe/Berlin"
 
 
 def test_policies_and_plugins_hold(both: Both) -> None:

@@ -44,6 +44,14 @@ def configured_options() -> dict[str, dict[str, str]]:
     }
 
 
+def system_timezone() -> str:
+    """The name of what ``[core] default_timezone = system`` means to Airflow in this process; empty for one without a name."""
+    from airflow.settings import TIMEZONE
+
+    # Of one that was read from a file (TZ=/etc/localtime) there is only the content.
+    return TIMEZONE.name or ""
+
+
 def sounds_sensitive(option: str) -> bool:
     """Whether Airflow would mask a value of this name; a section that nobody declares may hold secrets, too."""
     from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
