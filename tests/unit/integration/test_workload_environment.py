@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,35 @@ def test_the_system_s_time_zone_is_the_worker_s(
 
 def test_a_default_time_zone_that_nobody_set_is_not_forwarded(forwarded: Any) -> None:
     assert "AIRFLOW__CORE__DEFAULT_TIMEZONE" not in forwarded()
+
+
+class OfTheTest(logging.StreamHandler):  # type: ignore[type-arg]
+    """A handler that writes to a stream, as somebody may have in a module of his own."""
+
+
+LOGGING: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("handler", "stays"),
+    [
+        ({"class": "logging.FileHandler", "filename": "audit.log"}, True),
+        ({"class": "logging.handlers.RotatingFileHandler", "filename": "audit.log"}, True),
+        ({"class": "logging.handlers.SysLogHandler", "address": "/dev/log"}, True),
+        ({"()": "logging.NullHandler"}, True),
+        ({"class": "logging.StreamHandler"}, False),
+        ({"class": "logging.NullHandler"}, False),
+        ({"class": f"{__name__}.OfTheTest"}, False),
+        ({"class": "airflow.utils.log.file_task_handler.FileTaskHandler"}, False),
+    ],
+    ids=str,
+)
+def test_a_logging_configuration_that_writes_to_this_host_stays_here(
+    *, forwarded: Any, monkeypatch: pytest.MonkeyPatch, handler: dict[str, str], stays: bool
+) -> None:
+    monkeypatch.setitem(LOGGING, "handlers", {"audit": handler})
+    found = forwarded(AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS=f"{__name__}.LOGGING")
+    assert ("AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS" in found) is not stays
 
 
 def test_any_bundle_is_a_local_directory_in_the_container(tmp_path: Path) -> None:
