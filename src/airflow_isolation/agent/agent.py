@@ -402,6 +402,9 @@ def enter_airflow(purpose: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if getattr(sys.flags, "safe_path", False):
+        # PYTHONSAFEPATH (Python 3.11) leaves out what is otherwise first, where the modules of this directory are found.
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     if sys.argv[1:2] == ["run"]:
         run(sys.argv[2])
     if sys.argv[1:2] == ["zygote"]:

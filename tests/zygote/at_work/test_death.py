@@ -56,6 +56,12 @@ def test_a_task_is_forked_and_ends_as_it_should(worker: Worker) -> None:
     assert (running.finish(), running.stdout, running.stderr) == (7, "here 50000\n", "")
 
 
+def test_a_task_without_a_programs_directory_in_the_path_is_forked(worker: Worker) -> None:
+    cfg = "\n[container_runtime_environment]\nPYTHONSAFEPATH = 1"
+    running = worker.run("import sys; print(any('airflow-isolation' in path for path in sys.path))", cfg=cfg)
+    assert (running.finish(), running.start_mode, running.why_fresh, running.stdout) == (0, "fork", "", "False\n")
+
+
 @every_form
 def test_a_zygote_that_is_killed_harms_no_running_task_and_is_replaced(worker: Worker) -> None:
     first = worker.run(WAIT)
