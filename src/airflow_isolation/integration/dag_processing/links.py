@@ -64,8 +64,8 @@ class StrayLink:
         path = PurePosixPath(self.leads_to)
         volume = path.parent if path.suffix else path
         return (
-            f"Add the volume '{volume}:{volume}:ro', in airflow.cfg or where [container_runtime_policy] "
-            "allowed_mount_sources allows it, or put the files themselves in the link's place"
+            f"Add the volume '{volume}:{volume}:ro' to [container_runtime] volume_mount_yaml, or to the YAML beside the file "
+            "where [container_runtime_policy] allowed_mount_sources allows it; or put the files themselves in the link's place"
         )
 
 
