@@ -389,6 +389,7 @@ def run(purpose: str) -> NoReturn:
 
 
 def enter_airflow(purpose: str) -> NoReturn:
+    from io import FileIO
     from socket import socket
 
     from airflow.sdk.execution_time.supervisor import _fork_main
@@ -397,8 +398,9 @@ def enter_airflow(purpose: str) -> NoReturn:
         from airflow.sdk.execution_time.supervisor import _subprocess_main as target
     else:
         from airflow.dag_processing.processor import _parse_file_entrypoint as target
-    requests, stdout, stderr = (socket(fileno=number) for number in range(3))
-    _fork_main(requests, stdout, stderr, LOGS_DESCRIPTOR, target)
+    # Of its output it asks for no more than the descriptors, which are pipes.
+    stdout, stderr = (FileIO(number, "wb", closefd=False) for number in (1, 2))
+    _fork_main(socket(fileno=0), stdout, stderr, LOGS_DESCRIPTOR, target)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
