@@ -56,7 +56,7 @@ class NeverEnds:
 
 
 class RunningAgent:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **image: str) -> None:
         agent.copy_to(directory)
         package = directory / "lib" / "airflow" / "sdk" / "execution_time"
         package.mkdir(parents=True)
@@ -71,7 +71,7 @@ class RunningAgent:
         command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.process = subprocess.Popen(
             [*command, sys.executable, str(directory / agent.AGENT_NAME)],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(directory / "lib")},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(directory / "lib"), **image},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -168,6 +168,19 @@ def test_descriptors_environment_and_exit_code_arrive(running: RunningAgent) -> 
     assert exited(connection) == 7
     assert running.process.wait(20) == 7
     connection.close()
+
+
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_an_image_may_keep_a_programs_directory_out_of_the_path(tmp_path: Path, safe_path: str) -> None:
+    running = RunningAgent(tmp_path, PYTHONSAFEPATH=safe_path)
+    try:
+        connection = running.start("print(*sys.path, sep='\\n')")
+        path = running.read(1).decode().splitlines()
+        assert path[0] == str(tmp_path / "lib")
+        assert str(tmp_path) not in path
+        assert exited(connection) == 0
+    finally:
+        running.close()
 
 
 def test_the_workload_has_no_descriptor_but_its_four(running: RunningAgent) -> None:

@@ -36,8 +36,8 @@ class Serving:
         self.process: subprocess.Popen[bytes] | None = None
         self.connection: AgentConnection | None = None
 
-    def launch(self, program: str = "") -> AgentConnection:
-        """Up to the hello; ``program`` is at the top of the stand-in's ``import airflow``."""
+    def launch(self, program: str = "", **image: str) -> AgentConnection:
+        """Up to the hello; ``program`` is at the top of the stand-in's ``import airflow``, and ``image`` the image's environment."""
         for path, text in images.files_of(program).items():
             file = self.directory / "lib" / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Serving:
         command = ["unshare", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         self.process = subprocess.Popen(
             [*command, sys.executable, str(self.directory / agent.AGENT_NAME)],
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(self.directory / "lib")},
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(self.directory / "lib"), **image},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -124,6 +124,16 @@ def test_files_are_served_one_after_the_other(serving: Serving) -> None:
         assert serving.said() == {"started": {}}
         exited = serving.said()["exited"]
         assert (exited["code"], exited["memory"] > 0) == (number, True)
+
+
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_an_image_may_keep_a_programs_directory_out_of_the_path(serving: Serving, safe_path: str) -> None:
+    serving.launch(PYTHONSAFEPATH=safe_path).serve(environment={}, scratch=[])
+    assert "ready" in serving.said()
+    path = everything(serving.parse("import sys; print(*sys.path, sep='\\n')")).decode().splitlines()
+    # Nor is anything missing that was there, or of the agent's there.
+    assert path[0] == str(serving.directory / "lib")
+    assert str(serving.directory) not in path
 
 
 def test_what_is_in_the_scratch_directory_before_stays_and_what_comes_goes(serving: Serving) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.dag_processing.dag_processor import HEALTHY
@@ -105,6 +105,19 @@ def test_a_file_that_the_containers_user_may_not_read_is_named_with_its_mode(pro
     processor.wait_for_dag("closed")
 
 
+@pytest.mark.on("containerd")
+def test_a_link_out_of_the_bundle_is_named_where_its_author_looks(processor: DagProcessor) -> None:
+    processor.write("module_behind_a_link/__init__.py", "", bundle="elsewhere")
+    processor.write("linked.py", healthy("linked"), bundle="elsewhere")
+    for name in ("module_behind_a_link", "linked.py"):
+        (processor.dags / name).symlink_to(f"../elsewhere/{name}")
+    processor.write("importing.py", "import module_behind_a_link\n" + healthy("importing"))
+    for file, link in (("linked.py", "linked.py"), ("importing.py", "module_behind_a_link")):
+        said = processor.wait_for_error(file)
+        assert f"{processor.dags / link} is a symbolic link to ../elsewhere/{link}." in said
+    assert "No module named 'module_behind_a_link'" in said
+
+
 def test_a_fork_bomb_ends_with_its_parse(processor: DagProcessor) -> None:
     processor.write("bomb.py", f"{DAG}while True:\n    try: os.fork()\n    except OSError: pass\n")
     said = processor.wait_for_error("bomb.py")
@@ -170,3 +183,31 @@ def test_a_member_of_an_archive_has_its_own_import_error_which_goes_when_it_is_m
         lambda: "archive.zip/bad.py" not in processor.database.import_errors(), "the end of the import error"
     )
     assert processor.wait_for_dag("in_archive")["relative_fileloc"] == "archive.zip/good.py"
+
+
+@pytest.mark.on("containerd")
+def test_the_import_errors_of_an_archive_without_dags_stay(processor: DagProcessor) -> None:
+    processor.write("broken.zip", archive({"bad.py": "from airflow.sdk import DAG\nraise LookupError\n"}))
+    processor.wait_for_error("broken.zip/bad.py")
+    before = errors_of(processor, "broken.zip")
+    processor.touch("broken.zip")
+    processor.wait(lambda: errors_of(processor, "broken.zip") != before, "the second parse of the archive")
+    (error,) = errors_of(processor, "broken.zip")
+    assert error["id"] == before[0]["id"]
+
+
+@pytest.mark.on("containerd")
+def test_an_archives_own_import_error_stays_when_files_are_looked_for(processor: DagProcessor) -> None:
+    processor.write("unwanted.zip.yaml", "container: {memory: much}")
+    processor.write("unwanted.zip", archive({"dag.py": healthy("in_an_unwanted_archive")}))
+    processor.wait_for_error("unwanted.zip")
+    before = errors_of(processor, "unwanted.zip")
+    # It is found by a later look into the bundle.
+    processor.wait_for_dag(processor.write_healthy())
+    assert errors_of(processor, "unwanted.zip") == before
+
+
+def errors_of(processor: DagProcessor, archive: str) -> list[dict[str, Any]]:
+    """The stored import errors of an archive and its members, without their texts."""
+    query = "select id, filename, timestamp from import_error where filename like ? order by id"
+    return processor.database.rows(query, f"{archive}%")

@@ -33,8 +33,20 @@ FILES: dict[str, str | bytes] = {
     "zipped.zip": archive(
         {"one.py": HEALTHY.format(dag_id="zipped_one"), "two.py": HEALTHY.format(dag_id="zipped_two")}
     ),
+    "five_o_clock.py": "from airflow.sdk import DAG\ndag = DAG('five_o_clock', schedule='0 5 * * *')\n",
     "varies.py": "import random\nfrom airflow.sdk import DAG\ndag = DAG('varies', schedule=None, description='x')\n",
 }
+
+
+LOG_CONFIG = """
+import copy, os
+from airflow.config_templates.airflow_local_settings import DEFAULT_LOGGING_CONFIG
+
+LOGGING_CONFIG = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+LOGGING_CONFIG["handlers"]["audit"] = {
+    "class": "logging.FileHandler", "filename": os.path.join(os.environ["AIRFLOW_HOME"], "audit.log")
+}
+"""
 
 
 class Both:
@@ -72,10 +84,14 @@ def both(place: Path, options: dict[str, str]) -> Iterator[Both]:
     (home / "plugins").mkdir()
     (home / "config" / "airflow_local_settings.py").write_text(LOCAL_SETTINGS)
     (home / "plugins" / "plugin_of_the_test.py").write_text(PLUGIN)
+    (home / "config" / "log_config.py").write_text(LOG_CONFIG)
     parity = {
         **{name: value for name, value in options.items() if "BUNDLE_CONFIG_LIST" not in name},
         "AIRFLOW__CORE__LOAD_EXAMPLES": "True",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
+        "AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS": "log_config.LOGGING_CONFIG",
+        "TZ": "Europe/Berlin",
+        "AIRFLOW__CORE__DEFAULT_TIMEZONE": "system",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "50",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "300",
     }
@@ -103,6 +119,12 @@ def test_switching_makes_no_new_versions(both: Both) -> None:
 def test_what_else_is_stored_is_the_same(both: Both, what: str) -> None:
     assert both.ours[what] == both.stock[what]
     assert both.stock[what] or what == "warnings"
+
+
+def test_a_schedule_is_of_the_time_zone_of_the_dag_processor(both: Both) -> None:
+    timetable = both.ours["serialized"]["five_o_clock"]["data"]["dag"]["timetable"]
+    assert timetable == both.stock["serialized"]["five_o_clock"]["data"]["dag"]["timetable"]
+    assert timetable["__var"]["timezone"] == "Europe/Berlin"
 
 
 def test_policies_and_plugins_hold(both: Both) -> None:

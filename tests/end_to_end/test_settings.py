@@ -106,9 +106,11 @@ def test_no_secret_of_the_worker_is_in_reach(reality: dict[str, Any], airflow: A
 
 
 @pytest.mark.dag("probed")
-def test_the_task_holds_its_four_descriptors_and_no_other_socket(reality: dict[str, Any]) -> None:
-    sockets = {target for target in reality["descriptors"].values() if target.startswith("socket:")}
-    assert len(sockets) == 4, reality["descriptors"]
+def test_the_task_holds_its_four_descriptors_and_no_other_channel(reality: dict[str, Any]) -> None:
+    found = sorted({target for target in reality["descriptors"].values() if target.startswith(("socket:", "pipe:"))})
+    assert [target.partition(":")[0] for target in found] == ["pipe", "pipe", "socket", "socket"], reality[
+        "descriptors"
+    ]
 
 
 @pytest.mark.dag("probed")

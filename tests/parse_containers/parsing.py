@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Started
+from airflow_isolation.bridge.pipe import open_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from airflow_isolation.bridge.pipe import Channel
 
 SECONDS = 90
 
@@ -25,7 +28,7 @@ class Parse:
     """A parse under way; ``finish`` gives how it ended."""
 
     container: ParseContainer
-    channels: dict[int, socket.socket]
+    channels: dict[int, Channel]
     received: dict[int, bytearray] = field(default_factory=lambda: {number: bytearray() for number in range(4)})
     started: bool = False
     ended: Ended | None = None
@@ -79,7 +82,7 @@ class Parse:
                     case Ended() as ended:
                         self.ended = ended
 
-    def _receive(self, number: int, channel: socket.socket) -> None:
+    def _receive(self, number: int, channel: Channel) -> None:
         chunk = b""
         with suppress(ConnectionError):
             chunk = channel.recv(65536)
@@ -89,6 +92,7 @@ class Parse:
             return
         self.received[number] += chunk
         if number == 0:
+            assert isinstance(channel, socket.socket)
             self._answer(channel)
 
     def _answer(self, channel: socket.socket) -> None:
@@ -122,18 +126,17 @@ def begin(
         # For the stand-in, which has no msgpack.
         "_": f"FILE={file}=FILE",
     }
-    ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
-    parse = Parse(container, dict(enumerate(ours)))
+    ours, theirs = open_channels()
+    parse = Parse(container, dict(enumerate(ours.in_order())))
     try:
-        container.parse(environment=environment or {}, modules=modules, descriptors=theirs)
+        container.parse(environment=environment or {}, modules=modules, descriptors=theirs.in_order())
         body = msgspec.msgpack.encode([0, request, None])
-        ours[0].sendall(len(body).to_bytes(4, "big") + body)
+        ours.requests.sendall(len(body).to_bytes(4, "big") + body)
     except BaseException:
         parse.close()
         raise
     finally:
-        for end in theirs:
-            end.close()
+        theirs.close()
     return parse
 
 

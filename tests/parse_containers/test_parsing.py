@@ -45,8 +45,11 @@ def test_each_file_has_its_result_its_environment_and_its_descriptors(host: Host
     show = "import os, sys; print(os.environ.get('MINE'), os.getpid() == os.getsid(0)); os.write(2, b'error')"
     told = host.parse(container, show, MINE="told")
     assert (told.stdout, told.stderr) == ("told True\n", "error")
+    by_path = "import sys; print('first', flush=True); open('/dev/stdout', 'a').write('second'); open('/dev/stderr', 'w').write('err')"
+    printed = host.parse(container, by_path)
+    assert (printed.stdout, printed.stderr) == ("first\nsecond", "err")
     assert host.parse(container, show).stdout == "None True\n"
-    assert container.forks == 5
+    assert container.forks == 6
     assert_healthy(host, container)
 
 

@@ -186,6 +186,15 @@ def test_two_slots_have_two_containers_and_no_third(pooled: Pooled) -> None:
     assert answer.container is second
 
 
+def test_a_file_finds_the_same_by_chance_in_every_container(pooled: Pooled) -> None:
+    program = pooled.host.write("file.py", "import socket; print(hash('a word'), socket.gethostname())")
+    containers = [pooled.container(file) for file in "ab"]
+    first, second = (parse(container, program).stdout for container in containers)
+    assert first == second != ""
+    for container in containers:
+        pooled.pool.give_back(container, reusable=True)
+
+
 def test_the_least_recently_used_goes_when_there_are_enough(pooled: Pooled) -> None:
     used = {key: pooled.use(key, environment={"KEY": key}) for key in ("a", "b", "c")}
     assert pooled.use("again", environment={"KEY": "a"}) == used["a"]

@@ -421,6 +421,7 @@ def run(purpose: str) -> NoReturn:
 
 
 def enter_airflow(purpose: str) -> NoReturn:
+    from io import FileIO
     from socket import socket
 
     from airflow.sdk.execution_time.supervisor import _fork_main
@@ -429,11 +430,15 @@ def enter_airflow(purpose: str) -> NoReturn:
         from airflow.sdk.execution_time.supervisor import _subprocess_main as target
     else:
         from airflow.dag_processing.processor import _parse_file_entrypoint as target
-    requests, stdout, stderr = (socket(fileno=number) for number in range(3))
-    _fork_main(requests, stdout, stderr, LOGS_DESCRIPTOR, target)
+    # Of its output it asks for no more than the descriptors, which are pipes.
+    stdout, stderr = (FileIO(number, "wb", closefd=False) for number in (1, 2))
+    _fork_main(socket(fileno=0), stdout, stderr, LOGS_DESCRIPTOR, target)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
+    if getattr(sys.flags, "safe_path", False):
+        # PYTHONSAFEPATH (Python 3.11) leaves out what is otherwise first, where the modules of this directory are found.
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     if sys.argv[1:2] == ["run"]:
         run(sys.argv[2])
     if sys.argv[1:2] == ["zygote"]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from airflow_isolation.bridge.pipe import Channel
     from airflow_isolation.runtime.interface import PendingExit
 
 PACKET_LIMIT = 64 * 1024
@@ -126,7 +127,7 @@ class AgentConnection:
         raise ContainerFailed(f"The agent's hello is not one: {said!r:.200}")
 
     def start(
-        self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[socket.socket]
+        self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[Channel]
     ) -> None:
         """Hand over the work and its four descriptors. The caller still owns, and must close, its own copies.
 
@@ -142,9 +143,7 @@ class AgentConnection:
         """
         self._hand_over({"serve": {"environment": dict(environment), "scratch": list(scratch)}}, ())
 
-    def parse(
-        self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[socket.socket]
-    ) -> None:
+    def parse(self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[Channel]) -> None:
         """As ``start``, to an agent that serves. Never blocks."""
         self._hand_over({"parse": {"environment": dict(environment), "modules": list(modules)}}, descriptors)
 
@@ -209,7 +208,7 @@ class AgentConnection:
         connection.set_inheritable(False)
         return connection
 
-    def _hand_over(self, message: dict[str, Any], descriptors: Sequence[socket.socket]) -> None:
+    def _hand_over(self, message: dict[str, Any], descriptors: Sequence[Channel]) -> None:
         packet = json.dumps(message).encode()
         try:
             socket.send_fds(

@@ -3,7 +3,7 @@
 Airflow's readers take any length: a frame that announces 4 GiB is allocated at once, a line without an end is kept
 whole. Here both have limits, and bytes that can't be decoded end that workload and no other.
 
-Each reader is called with a readable socket and answers whether it wants more.
+Each reader is called with a readable channel and answers whether it wants more.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
+
+    from airflow_isolation.bridge.pipe import Channel
 
 #: Airflow's frames carry whole XCom values, so this is generous.
 FRAME_LIMIT = 256 * 1024 * 1024
@@ -34,7 +35,7 @@ class FrameReader:
         self._limit = limit
         self._buffer = bytearray()
 
-    def __call__(self, source: socket.socket) -> bool:
+    def __call__(self, source: Channel) -> bool:
         """:raises PeerViolation: a frame is empty or larger than the limit."""
         chunk = source.recv(_CHUNK)
         if not chunk:
@@ -98,7 +99,7 @@ class LineReader:
         if pending:
             self._take(pending)
 
-    def __call__(self, source: socket.socket) -> bool:
+    def __call__(self, source: Channel) -> bool:
         chunk = source.recv(_CHUNK)
         if not chunk:
             if self._buffer:

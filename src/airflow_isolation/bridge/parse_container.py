@@ -30,12 +30,12 @@ from airflow_isolation.cgroups import counters_of_process
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
+    from airflow_isolation.bridge.pipe import Channel
     from airflow_isolation.cgroups import Counters
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import ContainerRuntime
@@ -128,7 +128,7 @@ class ParseContainer:
         return self._poll.fileno()
 
     def parse(
-        self, *, environment: Mapping[str, str], descriptors: Sequence[socket.socket], modules: Sequence[str] = ()
+        self, *, environment: Mapping[str, str], descriptors: Sequence[Channel], modules: Sequence[str] = ()
     ) -> None:
         """Begin a parse: requests, stdout, stderr, logs. Never blocks. The caller closes its copies, also after an error.
 

@@ -11,10 +11,11 @@ container goes through
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,12 @@ STALE = 1.0
 
 #: When everything is given up: how often a start that is under way is killed, in seconds.
 _KILL_PAUSE = 0.5
+
+#: Variable of the seed that decides in which order a set of strings is walked through.
+_HASH_SEED = "PYTHONHASHSEED"
+
+#: What the container of a parse is called in it, unless a setting names it: all alike.
+_HOSTNAME = "dag-processor"
 
 #: What asking again does not change.
 DEFINITE = (SettingError, SpecRefused, ImageInvalid)
@@ -114,6 +121,9 @@ class _Resolved:
 class ParsePool:
     """Containers by key, at most ``at_most`` in all and ``per_key`` of one. All methods but ``close`` return at once.
 
+    What a DAG file finds by chance, the hash seed and the host's name, is the same in all of them: a DAG that depends on it
+    would be another in each. In stock Airflow all parses are forks of one process.
+
     Its threads, connections and descriptors begin with the first ``request`` or ``fileno``: the process may fork before.
     """
 
@@ -135,6 +145,7 @@ class ParsePool:
         self._airflow = airflow
         self._max_forks = max_forks
         self._start = start
+        self._hash_seed = _hash_seed()
         # Held for moments only, never over a call that may block.
         self._lock = threading.Lock()
         self._schedule: ParseSchedule[ParseContainer] = ParseSchedule(
@@ -319,7 +330,7 @@ class ParsePool:
     def _enter(self, wanted: ParseRequest, image: Image) -> None:
         """Into the schedule, with what its container has to be."""
         try:
-            resolved = _resolved(wanted, image)
+            resolved = _resolved(wanted, image, self._hash_seed)
         except Exception as error:  # noqa: BLE001 - whatever it is, who asked gets an answer
             failure = _told(error, f"The container of {wanted.file} can't be described")
             with self._lock:
@@ -427,16 +438,24 @@ class ParsePool:
             return self._runtimes[connection]
 
 
-def _resolved(wanted: ParseRequest, image: Image) -> _Resolved:
+def _hash_seed() -> str:
+    """This process's own where somebody chose it, else one at random: who knows it can choose keys that collide."""
+    own = os.environ.get(_HASH_SEED, "")
+    return own if own.isdecimal() else str(1 + secrets.randbelow(2**32 - 1))
+
+
+def _resolved(wanted: ParseRequest, image: Image, hash_seed: str) -> _Resolved:
     """Looks at the host's file system: what is mounted, by its inodes, makes containers different.
 
     :raises SettingError: as ``container_spec``.
     :raises OSError: the source of a mount is gone.
     """
     settings = wanted.settings
+    chosen = settings.environment.get(_HASH_SEED, "random") != "random"
     spec = container_spec(
-        settings,
+        replace(settings, hostname=settings.hostname or _HOSTNAME),
         argv=(),
+        env={} if chosen else {_HASH_SEED: hash_seed},
         mounts=wanted.mounts,
         labels={labels.PURPOSE: "parse", **wanted.labels, labels.OWNER: str(labels.Owner.this_process())},
     )

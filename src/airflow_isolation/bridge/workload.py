@@ -11,16 +11,16 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from airflow_isolation.bridge import zygote
 from airflow_isolation.bridge.ending import Meter
+from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
 from airflow_isolation.bridge.zygote import ZygotePlan, ZygoteUnavailable
@@ -29,6 +29,7 @@ from airflow_isolation.errors import ContainerFailed, IsolationError, RuntimeUnr
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
     from airflow_isolation.bridge.ending import Ending
+    from airflow_isolation.bridge.pipe import Channel, Channels
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
 
 log = structlog.get_logger(logger_name="airflow_isolation.workload")
@@ -48,16 +50,6 @@ AGENT_END_TIMEOUT = 1.0
 
 
 StartMode = Literal["fork", "fresh"]
-
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """The supervisor's ends of the four socketpairs."""
-
-    requests: socket.socket
-    stdout: socket.socket
-    stderr: socket.socket
-    logs: socket.socket
 
 
 class Workload:
@@ -225,12 +217,11 @@ def launch(
         if asking is not None:
             cgroup = own_cgroup_of(started.container.pid)
             undo.callback(zygote.end_stragglers, cgroup)
-        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
-        for end in ours:
-            undo.callback(end.close)
+        ours, theirs = open_channels()
+        undo.callback(ours.close)
         try:
             if asking is not None:
-                why_fresh = _forked(runtime, what, started, asking, theirs)
+                why_fresh = _forked(runtime, what, started, asking, theirs.in_order())
                 if why_fresh:
                     zygote.end_stragglers(cgroup, but=started.container.pid)
             if asking is None or why_fresh:
@@ -238,12 +229,11 @@ def launch(
                     purpose=what.purpose,
                     environment=what.environment,
                     grace=what.spec.stop_grace_period,
-                    descriptors=theirs,
+                    descriptors=theirs.in_order(),
                 )
         finally:
             # A copy that stayed open here would keep end-of-file from ever coming.
-            for end in theirs:
-                end.close()
+            theirs.close()
         if spare is not None:
             if relabel is None:
                 make_ones_own(runtime, what, state_dir=state_dir)
@@ -261,7 +251,7 @@ def launch(
             connection=started.connection,
             pending_exit=started.pending_exit,
             runtime=runtime,
-            channels=Channels(*ours),
+            channels=ours,
             meter=meter,
             start_mode="fork" if asking is not None and not why_fresh else "fresh",
             why_fresh=why_fresh,
@@ -290,7 +280,7 @@ def _forked(
     what: Launch,
     started: RunningAgent,
     asking: tuple[zygote.Zygote, socket.socket],
-    channels: Sequence[socket.socket],
+    channels: Sequence[Channel],
 ) -> str:
     """Have the workload forked into its container; why it could not be, or nothing.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_isolation.bridge.zygote import compile_default_filter
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.integration.seams import supervision
+from airflow_isolation.integration.zygotes import local_settings_digest
 
 if TYPE_CHECKING:
     from airflow_isolation.settings.effective import Backend
@@ -27,6 +28,7 @@ def prepare_workers(backend: Backend) -> None:
         with suppress(ImportError):
             importlib.import_module(module)
     supervision.load_certificates()
+    local_settings_digest()
     # A task without it says so.
     with suppress(IsolationError):
         compile_default_filter()

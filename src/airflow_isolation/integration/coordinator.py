@@ -19,6 +19,7 @@ from airflow_isolation.bridge.workload import launch
 from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
 from airflow_isolation.integration import end_of_try, workload_environment
 from airflow_isolation.integration.backstages import backstage
+from airflow_isolation.integration.dag_processing.links import stray_dag_file
 from airflow_isolation.integration.seams import checks, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
 from airflow_isolation.integration.zygotes import zygote_plan
@@ -126,10 +127,14 @@ class ContainerCoordinator(BaseCoordinator):
                 image = runtime.ensure_image(
                     settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
                 )
+                mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
+                if stray := stray_dag_file(dag_file, bundle_path, mounts, settings.volumes):
+                    # No error: an image may have the file in that place, and a task shows nobody what it finds.
+                    task_log.warning("The DAG file may not be found in the container", why=str(stray), hint=stray.hint)
                 spec = container_spec(
                     settings,
                     argv=(),
-                    mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+                    mounts=mounts,
                     labels=_labels(what, bundle_info.name, dag_rel_path),
                 )
                 forwarded = workload_environment.forwarded_environment()

@@ -13,11 +13,21 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options, sounds_sensitive
+from airflow_isolation.integration.seams.configuration import (
+    configured_options,
+    handlers_of_this_host,
+    sensitive_options,
+    sounds_sensitive,
+    system_timezone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+log = structlog.get_logger(logger_name="airflow_isolation.workload_environment")
 
 #: Sections of which nothing enters a container.
 PRIVATE_SECTIONS: Final = frozenset({"database", "secrets", "api_auth", "celery", "celery_broker_transport_options"})
@@ -45,6 +55,9 @@ PRIVATE_OPTIONS: Final = frozenset(
 )
 
 _OUR_SECTIONS: Final = ("container_runtime", "containerd_runtime", "docker_runtime")
+
+_LOGGING_CONFIG: Final = "AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS"
+_DEFAULT_TIMEZONE: Final = "AIRFLOW__CORE__DEFAULT_TIMEZONE"
 
 #: A writable place in every container (the tmpfs on /tmp) for what Airflow wants to write at import.
 _SCRATCH: Final = "/tmp/.airflow"  # noqa: S108 - of the container, not of the host
@@ -76,7 +89,7 @@ def forwarded_environment() -> Mapping[str, str]:
     from airflow.configuration import AIRFLOW_HOME
 
     return {
-        **configuration_environment(configured_options(), sensitive_options()),
+        **_of_this_host(configuration_environment(configured_options(), sensitive_options())),
         "AIRFLOW_HOME": AIRFLOW_HOME,
         # An empty file, so that Airflow does not write a default one, secrets made up for it included.
         "AIRFLOW_CONFIG": os.devnull,
@@ -85,6 +98,21 @@ def forwarded_environment() -> Mapping[str, str]:
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": f"{_SCRATCH}/logs",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": f"{_SCRATCH}/bundles",
     }
+
+
+def _of_this_host(environment: dict[str, str]) -> dict[str, str]:
+    """With what means one thing here and another in a container put as this host means it."""
+    if environment.get(_DEFAULT_TIMEZONE) == "system" and (name := system_timezone()):
+        # An image's is UTC as a rule, and would move the schedules of all DAGs without a time zone of their own.
+        environment[_DEFAULT_TIMEZONE] = name
+    if environment.get(_LOGGING_CONFIG) and (handlers := handlers_of_this_host()):
+        # A file that is not there in a container, or can't be written, would fail every import of Airflow.
+        log.warning(
+            "[logging] logging_config_class has handlers of this host, so containers log as Airflow does without it",
+            handlers=handlers,
+        )
+        del environment[_LOGGING_CONFIG]
+    return environment
 
 
 def bundle_environment(name: str, path: Path) -> dict[str, str]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
@@ -16,13 +22,20 @@ from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from airflow_isolation.bridge.start_mode import StartDecision
     from airflow_isolation.bridge.started_agent import Launch
     from airflow_isolation.container_spec import Mount
     from airflow_isolation.settings.effective import EffectiveSettings
+
+log = structlog.get_logger(logger_name="airflow_isolation.zygotes")
+
+#: Endings of the files that decide what airflow_local_settings and plugins are.
+SETTINGS_FILES: Final = (".py", ".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
+
+#: Files and directories that are looked at, which takes some 50 ms.
+MOST_FILES: Final = 10_000
 
 #: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
@@ -35,8 +48,7 @@ def zygote_plan(
     settings: EffectiveSettings, task: Launch, decision: StartDecision, *, environment: Mapping[str, str]
 ) -> ZygotePlan:
     """``environment`` is Airflow's configuration as every task of this worker gets it."""
-    directories = administrators_directories()
-    mounts = read_only_mounts(directories)
+    mounts = read_only_mounts(administrators_directories())
     spec = _zygote_spec(task.spec, mounts, settings, decision)
     return ZygotePlan(
         key=zygote_key(
@@ -51,7 +63,7 @@ def zygote_plan(
             sorted(spec.env.items()),
             sorted(environment.items()),
             spec.timezone,
-            sorted(_local_settings(directories)),
+            local_settings_digest(),
             spec.user_namespace,
             spec.network,
             spec.seccomp,
@@ -97,14 +109,46 @@ def _network(task: ContainerSpec, decision: StartDecision) -> str:
     return "host" if decision.user_namespace is not None and task.network == "host" else "none"
 
 
-def _local_settings(directories: list[Path]) -> list[tuple[str, int, int, int]]:
-    """What tells one state of airflow_local_settings and the plugins from another: both may be imported with Airflow."""
-    return [
-        (str(file), status.st_mtime_ns, status.st_size, status.st_ino)
-        for directory in directories
-        for file in directory.glob("*.py")
-        for status in [file.stat()]
-    ]
+def local_settings_digest() -> str:
+    """What tells one state of airflow_local_settings and the plugins from another: both may be imported with Airflow.
+
+    Files below count as well: modules that these import, and what they read. Looked at once in a process, as stock Airflow
+    imports them once: what is changed later holds after a restart.
+    """
+    return _digest(tuple(administrators_directories()))
+
+
+@cache
+def _digest(directories: tuple[Path, ...]) -> str:
+    files = list(islice(_settings_files(directories), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        log.warning(
+            "There are more files of local settings and plugins than are looked at: after a change in one of the others, "
+            "zygotes that are there go on with what they have imported",
+            directories=[str(directory) for directory in directories],
+            looked_at=MOST_FILES,
+        )
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, int, int]]:
+    """Links are followed, as Python does it, and no directory is entered twice."""
+    entered: set[tuple[int, int]] = set()
+    for top in directories:
+        for directory, names, files in os.walk(top, followlinks=True):
+            with suppress(OSError):  # gone meanwhile
+                status = Path(directory).stat()
+                if (status.st_dev, status.st_ino) in entered:
+                    names.clear()
+                    continue
+                entered.add((status.st_dev, status.st_ino))
+            yield directory, 0, 0, 0
+            # Also the order in which they are walked through.
+            names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
+            for file in sorted(Path(directory, name) for name in files if name.endswith(SETTINGS_FILES)):
+                with suppress(OSError):  # gone, or a link that leads nowhere
+                    found = file.stat()
+                    yield str(file), found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @cache

@@ -338,7 +338,7 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_hostname,
         author=True,
         example="sales",
-        default_words="made by the backend",
+        default_words="made by the backend; of all parses dag-processor",
         description="Host name inside the container.",
     ),
     Key(

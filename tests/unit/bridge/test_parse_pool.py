@@ -96,6 +96,10 @@ class FakeHost:
             raise self.trouble[where]
 
 
+def seed_of(container: FakeContainer) -> str:
+    return str(container.launch.spec.env["PYTHONHASHSEED"])
+
+
 @pytest.fixture
 def host() -> FakeHost:
     return FakeHost()
@@ -224,6 +228,41 @@ def test_a_mount_of_another_directory_by_the_same_name_is_not_alike(
     bundle.rename(tmp_path / "old")
     bundle.mkdir()
     assert ready(pool, wanted("b", mounts=mounts)) is not container
+
+
+def test_a_pool_has_one_hash_seed_and_the_next_has_another(host: FakeHost, pool: ParsePool) -> None:
+    first, second = (ready(pool, wanted(file)) for file in "ab")
+    assert first is not second
+    assert seed_of(first) == seed_of(second)
+    assert 0 < int(seed_of(first)) < 2**32
+    other = make_pool(host)
+    try:
+        assert seed_of(ready(other, wanted("c"))) != seed_of(first)
+    finally:
+        other.close(JOIN_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("of_the_process", "of_the_settings", "seed"),
+    [("7", "", "7"), ("7", "3", "3"), ("random", "3", "3"), ("7", "random", "7")],
+)
+def test_a_hash_seed_that_somebody_chose_holds(
+    *, host: FakeHost, monkeypatch: pytest.MonkeyPatch, of_the_process: str, of_the_settings: str, seed: str
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", of_the_process)
+    cfg = f"[container_runtime_environment]\nPYTHONHASHSEED = {of_the_settings}\n" if of_the_settings else ""
+    pool = make_pool(host)
+    try:
+        assert seed_of(ready(pool, wanted("a", cfg=cfg))) == seed
+    finally:
+        pool.close(JOIN_SECONDS)
+
+
+@pytest.mark.parametrize(("cfg", "name"), [("", "dag-processor"), ("hostname = sales", "sales")])
+def test_containers_are_called_alike_unless_a_setting_names_them(
+    host: FakeHost, pool: ParsePool, cfg: str, name: str
+) -> None:
+    assert ready(pool, wanted("a", cfg=cfg)).launch.spec.hostname == name
 
 
 def test_two_names_of_one_image_are_alike(host: FakeHost, pool: ParsePool) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pendulum
 import pytest
 
 from airflow_isolation.integration import workload_environment as environment
 from airflow_isolation.integration.seams.configuration import configured_options, sensitive_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def test_what_people_set_is_forwarded_and_defaults_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +61,72 @@ def test_a_command_that_gives_a_secret_is_neither_run_nor_forwarded(
     forwarded = environment.configuration_environment(configured_options(), sensitive_options())
     assert not [name for name in forwarded if "FERNET" in name]
     assert not ran.exists()
+
+
+@pytest.fixture
+def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mapping[str, str]]]:
+    """What a process with these variables forwards."""
+
+    def of(**variables: str) -> Mapping[str, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        environment.forwarded_environment.cache_clear()
+        return environment.forwarded_environment()
+
+    yield of
+    environment.forwarded_environment.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("configured", "here", "there"),
+    [
+        ("system", "Europe/Berlin", "Europe/Berlin"),
+        ("Asia/Tokyo", "Europe/Berlin", "Asia/Tokyo"),
+        ("system", "", "system"),
+    ],
+)
+def test_the_system_s_time_zone_is_the_worker_s(
+    *, forwarded: Any, monkeypatch: pytest.MonkeyPatch, configured: str, here: str, there: str
+) -> None:
+    with Path("/usr/share/zoneinfo/Etc/UTC").open("rb") as file:
+        nameless = pendulum.Timezone.from_file(file)
+    # Airflow asks once in a process.
+    monkeypatch.setattr("airflow.settings.TIMEZONE", pendulum.timezone(here) if here else nameless)
+    found = forwarded(AIRFLOW__CORE__DEFAULT_TIMEZONE=configured)
+    assert found["AIRFLOW__CORE__DEFAULT_TIMEZONE"] == there
+
+
+def test_a_default_time_zone_that_nobody_set_is_not_forwarded(forwarded: Any) -> None:
+    assert "AIRFLOW__CORE__DEFAULT_TIMEZONE" not in forwarded()
+
+
+class OfTheTest(logging.StreamHandler):  # type: ignore[type-arg]
+    """A handler that writes to a stream, as somebody may have in a module of his own."""
+
+
+LOGGING: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("handler", "stays"),
+    [
+        ({"class": "logging.FileHandler", "filename": "audit.log"}, True),
+        ({"class": "logging.handlers.RotatingFileHandler", "filename": "audit.log"}, True),
+        ({"class": "logging.handlers.SysLogHandler", "address": "/dev/log"}, True),
+        ({"()": "logging.NullHandler"}, True),
+        ({"class": "logging.StreamHandler"}, False),
+        ({"class": "logging.NullHandler"}, False),
+        ({"class": f"{__name__}.OfTheTest"}, False),
+        ({"class": "airflow.utils.log.file_task_handler.FileTaskHandler"}, False),
+    ],
+    ids=str,
+)
+def test_a_logging_configuration_that_writes_to_this_host_stays_here(
+    *, forwarded: Any, monkeypatch: pytest.MonkeyPatch, handler: dict[str, str], stays: bool
+) -> None:
+    monkeypatch.setitem(LOGGING, "handlers", {"audit": handler})
+    found = forwarded(AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS=f"{__name__}.LOGGING")
+    assert ("AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS" in found) is not stays
 
 
 def test_any_bundle_is_a_local_directory_in_the_container(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ NAMESPACE = UserNamespace(first=100_000)
 def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the local settings and plugins are."""
     monkeypatch.setattr(zygotes, "administrators_directories", lambda: [tmp_path / "config"])
+    zygotes._digest.cache_clear()
     (tmp_path / "config").mkdir()
     (tmp_path / "config/airflow_local_settings.py").write_text("A = 1")
     return tmp_path / "config"
@@ -116,14 +117,55 @@ def test_the_host_s_network_makes_another_zygote_in_a_user_namespace(namespace: 
     assert (with_it.key == without.key) == (namespace is None)
 
 
-def test_changed_local_settings_make_another_zygote(directories: Path) -> None:
-    before = plan().key
-    assert plan().key == before
-    (directories / "airflow_local_settings.py").write_text("A = 22")
-    changed = plan().key
-    assert changed != before
-    (directories / "plugin.py").touch()
-    assert plan().key != changed
+def key_of_another_process() -> str:
+    zygotes._digest.cache_clear()
+    return plan().key
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["airflow_local_settings.py", "plugin.py", "rules/__init__.py", "rules/deep/labels.py", "rules/labels.yaml"],
+)
+def test_changed_local_settings_make_another_zygote_after_a_restart(directories: Path, file: str) -> None:
+    (directories / "rules" / "deep").mkdir(parents=True)
+    first = key_of_another_process()
+    (directories / file).write_text("A = 22")
+    assert plan().key == first
+    second = key_of_another_process()
+    assert second != first
+    assert key_of_another_process() == second
+    (directories / file).write_text("A = 333")
+    assert key_of_another_process() not in {first, second}
+
+
+def test_what_is_no_settings_file_makes_no_other_zygote(directories: Path) -> None:
+    before = key_of_another_process()
+    for name in ("__pycache__", ".git"):
+        (directories / name).mkdir()
+        (directories / name / "labels.py").touch()
+    (directories / "audit.log").touch()
+    assert key_of_another_process() == before
+
+
+def test_links_among_the_local_settings_are_followed_and_circles_end(directories: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (directories / "rules").symlink_to(tmp_path / "elsewhere")
+    (directories / "circle").symlink_to(directories)
+    (directories / "broken.py").symlink_to("nothing.py")
+    before = key_of_another_process()
+    (tmp_path / "elsewhere" / "labels.py").touch()
+    assert key_of_another_process() != before
+
+
+def test_of_very_many_local_settings_the_first_are_looked_at(
+    directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygotes, "MOST_FILES", 3)
+    for name in "bc":
+        (directories / f"{name}.py").touch()
+    before = key_of_another_process()
+    (directories / "z.py").touch()
+    assert key_of_another_process() == before
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,24 @@ def test_a_task_is_forked_and_ends_as_it_should(worker: Worker) -> None:
 
 
 @every_form
+@pytest.mark.parametrize("start_mode", ["fork", "fresh"])
+def test_what_a_task_prints_can_be_opened_by_its_path(worker: Worker, start_mode: str) -> None:
+    program = (
+        "import subprocess\nsubprocess.run(['sh', '-c', 'echo first; echo second >/dev/stdout; echo err >/dev/stderr'])\n"
+        "with open('/dev/stdout', 'w') as out: print('third', file=out)"
+    )
+    running = worker.run(program, cfg=f"start_mode = {start_mode}")
+    assert (running.finish(), running.start_mode) == (0, start_mode)
+    assert (running.stdout, running.stderr) == ("first\nsecond\nthird\n", "err\n")
+
+
+def test_a_task_without_a_programs_directory_in_the_path_is_forked(worker: Worker) -> None:
+    cfg = "\n[container_runtime_environment]\nPYTHONSAFEPATH = 1"
+    running = worker.run("import sys; print(any('airflow-isolation' in path for path in sys.path))", cfg=cfg)
+    assert (running.finish(), running.start_mode, running.why_fresh, running.stdout) == (0, "fork", "", "False\n")
+
+
+@every_form
 def test_a_zygote_that_is_killed_harms_no_running_task_and_is_replaced(worker: Worker) -> None:
     first = worker.run(WAIT)
     first.until(lambda: "up" in first.stdout)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.parse_pool import ParseRequest
 from airflow_isolation.integration import workload_environment
+from airflow_isolation.integration.dag_processing.links import check_dag_file
 from airflow_isolation.runtime import labels
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
 from airflow_isolation.settings.hook import image_hook
@@ -33,7 +34,8 @@ def parse_request_for(
     :param file: comes back with the pool's answer.
     :param bundle_path: where the bundle is on this host; in the container it is at the same place, read-only.
     :param configuration: this process's, when it has been read already.
-    :raises SettingError: a mistake in the settings of this file, with source, line and key.
+    :raises SettingError: a mistake in the settings of this file, with source, line and key; or a link leads out of what the
+        container has.
     :raises PolicyRefused: the policy forbids something in them.
     """
     dag_file = bundle_path / relative_path
@@ -45,10 +47,12 @@ def parse_request_for(
         bundle_path=bundle_path,
         hook=image_hook(),
     )
+    mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
+    check_dag_file(dag_file, bundle_path, mounts, settings.volumes)
     return ParseRequest(
         file=file,
         settings=settings,
-        mounts=workload_environment.airflow_mounts(bundle_path, dag_file),
+        mounts=mounts,
         environment={
             **workload_environment.forwarded_environment(),
             **workload_environment.bundle_environment(bundle_name, bundle_path),

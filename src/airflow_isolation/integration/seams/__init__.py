@@ -3,7 +3,7 @@
 checks         that what is expected is there, by name; otherwise the component stops with a sentence
 routing        which coordinator runs a task; what a workload carries over the wire
 supervision    Airflow's supervisor, with its child in a container
-configuration  what Airflow calls sensitive, and who holds a bundle's version
+configuration  what Airflow calls sensitive, what of its options is of this host, and who holds a bundle's version
 dag_processing Airflow's DAG processor, with every file parsed in a container
 parse_process  the supervisor of one file's parse
 parse_results  what is stored of a parse

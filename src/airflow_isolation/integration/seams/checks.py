@@ -49,6 +49,8 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.sdk.observability.stats": ("gauge", "incr", "initialize", "timing"),
     "airflow.dag_processing.bundles.base": ("BundleVersionLock",),
     "airflow.dag_processing.bundles.manager": ("DagBundlesManager.get_bundle",),
+    "airflow.settings": ("TIMEZONE",),
+    "airflow.utils.log.file_task_handler": ("FileTaskHandler",),
 }
 
 DAG_PROCESSING: Final[Mapping[str, tuple[str, ...]]] = {
@@ -61,6 +63,7 @@ DAG_PROCESSING: Final[Mapping[str, tuple[str, ...]]] = {
         "DagFileProcessorManager._create_process",
         "DagFileProcessorManager._exit_gracefully",
         "DagFileProcessorManager._get_logger_for_dag_file",
+        "DagFileProcessorManager._get_observed_filelocs",
         "DagFileProcessorManager._get_team_name",
         "DagFileProcessorManager._kill_timed_out_processors",
         "DagFileProcessorManager._service_processor_sockets",
@@ -107,6 +110,8 @@ DAG_PROCESSING: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.models.db_callback_request": ("DbCallbackRequest",),
     "airflow.models.errors": ("ParseImportError.filename",),
     "airflow.serialization.serialized_objects": ("LazyDeserializedDAG",),
+    "airflow.settings": ("TIMEZONE",),
+    "airflow.utils.log.file_task_handler": ("FileTaskHandler",),
 }
 
 AD_HOC_RUN: Final[Mapping[str, tuple[str, ...]]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pkgutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 from airflow_isolation.errors import IsolationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 #: Names that ``conf.as_dict`` gives to its sources; the others are defaults of Airflow and its providers.
@@ -42,6 +44,36 @@ def configured_options() -> dict[str, dict[str, str]]:
         }
         for section, options in everything.items()
     }
+
+
+def system_timezone() -> str:
+    """The name of what ``[core] default_timezone = system`` means to Airflow in this process; empty for one without a name."""
+    from airflow.settings import TIMEZONE
+
+    # Of one that was read from a file (TZ=/etc/localtime) there is only the content.
+    return TIMEZONE.name or ""
+
+
+def handlers_of_this_host() -> tuple[str, ...]:
+    """The handlers in ``[logging] logging_config_class`` that write elsewhere than to a stream of their process."""
+    from airflow.configuration import conf
+
+    config = conf.getimport("logging", "logging_config_class")
+    handlers = config.get("handlers", {}) if isinstance(config, dict) else {}
+    return tuple(str(name) for name, handler in handlers.items() if not _writes_to_a_stream(handler))
+
+
+def _writes_to_a_stream(handler: Mapping[str, object]) -> bool:
+    from airflow.utils.log.file_task_handler import FileTaskHandler
+
+    name = handler.get("class")
+    if not isinstance(name, str):
+        return False  # a factory, which may do anything
+    kind = pkgutil.resolve_name(name)
+    # Airflow's own opens nothing until it is told for which task.
+    return issubclass(kind, (logging.StreamHandler, logging.NullHandler, FileTaskHandler)) and not issubclass(
+        kind, logging.FileHandler
+    )
 
 
 def sounds_sensitive(option: str) -> bool:

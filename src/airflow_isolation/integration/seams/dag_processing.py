@@ -490,7 +490,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         for known in (self._losses, self._shown, self._tries):
             known.pop(file, None)
         if processor.parsing_result is not None:
-            processor.parsing_result = believed_result(file, processor.parsing_result)
+            processor.parsing_result = believed_result(file, processor.parsing_result, self._settings[file])
         elif not processor.had_callbacks or end.code != 0:
             error = why_no_result(processor, self._settings[file])
             processor.process_log.error("The DAG file gave no result", error=error)
@@ -527,9 +527,9 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         """Store a result, without the DAGs that belong to another bundle."""
         assert relative_fileloc is not None
         try:
-            if not relative_fileloc.endswith(".py"):
-                clear_errors_of_members(bundle_name, relative_fileloc, session)
             stored = without_dags_of_others(parsing_result, bundle_name, relative_fileloc, session)
+            if not relative_fileloc.endswith(".py"):
+                clear_errors_of_members(bundle_name, relative_fileloc, session, but=stored.import_errors or ())
             super().persist_parsing_result(
                 bundle_name=bundle_name,
                 parsing_result=stored,
@@ -543,6 +543,11 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             # The caller logs it and goes on with the same session, which would then fail to commit.
             session.rollback()
             raise
+
+    def _get_observed_filelocs(self, present: set[DagFileInfo]) -> set[str]:
+        # Of an archive Airflow counts the members alone, and would take what is stored of the archive itself (a refused
+        # image, a timeout) for that of a file which is gone, each time it looks for files.
+        return super()._get_observed_filelocs(present) | {str(file.rel_path) for file in present}
 
     # --- what is not parsed now is neither finished nor gone
 

@@ -123,7 +123,7 @@ def parse_once(
         if process.parsing_result is None:
             result = error_result(file, why_no_result(process, settings))
         else:
-            result = believed_result(file, process.parsing_result)
+            result = believed_result(file, process.parsing_result, settings)
         return OneParse(
             container=ready.container.container.id,
             digest=ready.container.image.digest,

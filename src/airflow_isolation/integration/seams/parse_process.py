@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from airflow_isolation.bridge.channels import LineAllowance, PeerViolation
 from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Started
+from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
 from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
     from typing_extensions import Self
 
+    from airflow_isolation.bridge.pipe import Channel
     from airflow_isolation.settings.effective import EffectiveSettings
     from airflow_isolation.settings.policy import Policy
 
@@ -224,23 +226,19 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         :param more: further fields of Airflow's DagFileProcessorProcess.
         :raises ContainerFailed: the container is gone; nothing has begun, and it is still the caller's.
         """
-        pairs = [socket.socketpair() for _ in range(4)]
-        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        ours, theirs = open_channels()
         try:
-            container.parse(environment={}, descriptors=theirs, modules=modules)
+            container.parse(environment={}, descriptors=theirs.in_order(), modules=modules)
         except BaseException:
-            for end in ours:
-                end.close()
+            ours.close()
             raise
         finally:
             # A copy that stayed open here would keep end-of-file from ever coming.
-            for end in theirs:
-                end.close()
-        for end in ours:
+            theirs.close()
+        for end in ours.in_order():
             end.setblocking(False)
-        requests, stdout, stderr, logs = ours
         tracker = _ParseTracker(container)
-        outbox = _Outbox(requests, selector, wakeups)
+        outbox = _Outbox(ours.requests, selector, wakeups)
         self = cls(
             pid=container.container.pid,
             stdin=outbox,  # type: ignore[arg-type]  # Airflow asks no more of it than sendall and close
@@ -258,7 +256,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             **more,
         )
         self.had_callbacks = bool(callbacks)
-        self._register_pipe_readers(stdout, stderr, requests, logs, data={})
+        self._register_pipe_readers(ours.stdout, ours.stderr, ours.requests, ours.logs, data={})
         self._news = Wakeup(container.fileno())
         selector.register(self._news, selectors.EVENT_READ, (self._hear, lambda _: None))
         self._on_child_started(list(callbacks), path, bundle_path, bundle_name)
@@ -273,15 +271,16 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
 
     def _register_pipe_readers(
         self,
-        stdout: socket.socket,
-        stderr: socket.socket,
+        stdout: Channel,
+        stderr: Channel,
         requests: socket.socket,
         logs: socket.socket,
         *,
         data: dict[socket.socket, bytes],
     ) -> None:
         del data  # nothing is said before the hand-over
-        self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
+        named: dict[Any, str] = {stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"}
+        self._open_sockets.update(named)
         readers = channel_readers(
             self._get_target_loggers(),
             "dag_processor",

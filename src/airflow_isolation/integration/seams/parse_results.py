@@ -12,16 +12,20 @@ from airflow.models.dagwarning import DagWarningType
 from airflow.models.errors import ParseImportError
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, or_, select, update
 
+from airflow_isolation.integration import workload_environment
+from airflow_isolation.integration.dag_processing.links import explained
 from airflow_isolation.integration.dag_processing.result import NotAResult, RequestedFile, believed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from airflow.dag_processing.manager import DagFileInfo
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
+
+    from airflow_isolation.settings.effective import EffectiveSettings
 
 
 def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
@@ -31,8 +35,10 @@ def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
     )
 
 
-def believed_result(file: DagFileInfo, reported: DagFileParsingResult) -> DagFileParsingResult:
-    """What a container reported, as far as it is believed."""
+def believed_result(
+    file: DagFileInfo, reported: DagFileParsingResult, settings: EffectiveSettings
+) -> DagFileParsingResult:
+    """What a container of these settings reported, as far as it is believed."""
     assert file.bundle_path is not None
     loaded = [dag.last_loaded for dag in reported.serialized_dags]
     try:
@@ -51,9 +57,17 @@ def believed_result(file: DagFileInfo, reported: DagFileParsingResult) -> DagFil
             LazyDeserializedDAG(data=dict(data), last_loaded=when)
             for data, when in zip(report.dags, loaded, strict=True)
         ],
-        import_errors=dict(report.import_errors),
+        import_errors=_explained(file, report.import_errors, settings) if report.import_errors else {},
         warnings=list(report.warnings),
     )
+
+
+def _explained(file: DagFileInfo, errors: Mapping[str, str], settings: EffectiveSettings) -> dict[str, str]:
+    bundle_path, dag_file = file.bundle_path, file.absolute_path
+    assert bundle_path is not None
+    mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
+    roots = (bundle_path, *workload_environment.administrators_directories())
+    return explained(errors, dag_file, roots, mounts, settings.volumes)
 
 
 def without_dags_of_others(
@@ -96,15 +110,25 @@ def keep_scheduled(result: DagFileParsingResult, session: Session) -> None:
     )
 
 
-def clear_errors_of_members(bundle_name: str, relative_fileloc: str, session: Session) -> None:
-    """Airflow clears an archive's errors by the name of the archive, and so never those of its members."""
-    for error in session.scalars(
-        select(ParseImportError).where(
+def clear_errors_of_members(
+    bundle_name: str, relative_fileloc: str, session: Session, *, but: Collection[str] = ()
+) -> None:
+    """Airflow clears an archive's errors by the name of the archive, and so never those of its members.
+
+    At once, and not with the next flush: Airflow's sessions have no autoflush, so what it then stores would find these
+    errors and update them, and they would be gone all the same.
+
+    :param but: files whose errors stay.
+    """
+    session.execute(
+        delete(ParseImportError)
+        .where(
             ParseImportError.bundle_name == bundle_name,
             ParseImportError.filename.startswith(f"{relative_fileloc}/", autoescape=True),
+            ParseImportError.filename.not_in(but),
         )
-    ):
-        session.delete(error)
+        .execution_options(synchronize_session="fetch")
+    )
 
 
 def has_dags(file: DagFileInfo) -> bool:

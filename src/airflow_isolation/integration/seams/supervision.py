@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from airflow_isolation.bridge.channels import LineAllowance
+    from airflow_isolation.bridge.pipe import Channel
     from airflow_isolation.bridge.workload import Workload
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
@@ -163,10 +164,11 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         return self
 
     def _register_pipe_readers(
-        self, stdout: socket, stderr: socket, requests: socket, logs: socket, *, data: dict[socket, bytes]
+        self, stdout: Channel, stderr: Channel, requests: socket, logs: socket, *, data: dict[socket, bytes]
     ) -> None:
         del data  # what was said before the hand-over went to the container's own output
-        self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
+        named: dict[Any, str] = {stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"}
+        self._open_sockets.update(named)
         answers = self.handle_requests(log)
         next(answers)
         readers = channel_readers(self._get_target_loggers(), "task", request=answers.send, broken=self._broken)
@@ -209,7 +211,7 @@ def channel_readers(
     request: Callable[[Any], None],
     broken: Callable[[Exception], object],
     allowance: LineAllowance | None = None,
-) -> tuple[Callable[[socket], bool], ...]:
+) -> tuple[Callable[[Channel], bool], ...]:
     """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
 
     Each answers whether it wants more. What the peer breaks ends the peer, not the supervisor, which has a state to
@@ -225,8 +227,8 @@ def channel_readers(
     )
     decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
 
-    def guarded(read: Callable[[socket], bool]) -> Callable[[socket], bool]:
-        def reader(channel: socket) -> bool:
+    def guarded(read: Callable[[Channel], bool]) -> Callable[[Channel], bool]:
+        def reader(channel: Channel) -> bool:
             try:
                 return read(channel)
             except BlockingIOError:
