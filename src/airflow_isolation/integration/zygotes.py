@@ -12,6 +12,7 @@ from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
 from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def zygote_plan(
             sorted(environment.items()),
             spec.timezone,
             sorted(_local_settings(directories)),
+            identify_sources(mounts),
             spec.user_namespace,
             spec.network,
             _agent_digest(),
