@@ -303,6 +303,18 @@ def test_a_spare_from_before_its_mount_s_source_was_replaced_is_not_used_and_goe
     assert third.workload.container.id == spare.id
 
 
+def test_a_task_of_an_image_with_links_where_we_mount_is_forked(
+    worker: Worker, behind: Backstage, volume: Path
+) -> None:
+    task = worker.task("linked", volumes=[Mount(source=str(volume), target="/data")])
+    program = (
+        "for path in ('/etc/resolv.conf', '/etc/hosts', '/data/version'): print(open(path).readline().split()[:2])"
+    )
+    running = run(worker, behind, task, program)
+    assert (running.finish(), running.why_fresh, running.start_mode) == (0, "", "fork")
+    assert running.stdout == "['#', 'This']\n['127.0.0.1', 'localhost']\n['old']\n"
+
+
 def test_two_claims_never_get_the_same(worker: Worker, behind: Backstage) -> None:
     task = worker.task()
     assert run(worker, behind, task).finish() == 0
