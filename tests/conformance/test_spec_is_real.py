@@ -159,6 +159,20 @@ def test_network_host_is_the_hosts(host: Host) -> None:
     assert seen["etc"]["resolv.conf"] is not None
 
 
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_localhost_and_the_own_name_are_known(host: Host, network: str) -> None:
+    program = (
+        "import json, socket; "
+        "print(json.dumps([socket.gethostbyname(name) for name in ('localhost', socket.gethostname())]))"
+    )
+    assert host.python(program, network=network, hostname="sales") == ["127.0.0.1", "127.0.1.1"]
+    seen = probed(host, network=network, hostname="sales")["etc"]
+    assert seen["hostname"] == "sales\n"
+    on_host = [line for line in Path("/etc/hosts").read_text().splitlines() if line.strip()]
+    assert set(on_host) <= set(seen["hosts"].splitlines()) or network == "none"
+    assert ("nameserver" in seen["resolv.conf"]) <= (network == "host")
+
+
 @pytest.fixture
 def named_network(host: Host) -> Iterator[str]:
     """A network of the daemon's own kind, a bridge, made by its administrator."""
@@ -365,7 +379,7 @@ def test_where_the_image_has_links_their_files_and_volumes_are_ours(host: Host, 
     assert host.python(program, image=linked, mounts=(mount,)) == "of the host"
     etc = probed(host, image=linked, network="host", hostname="sales")["etc"]
     assert etc["hostname"] == "sales\n"
-    assert "localhost" in etc["hosts"]
+    assert "sales" in etc["hosts"]
     assert etc["resolv.conf"] == Path("/etc/resolv.conf").read_text()
 
 

@@ -248,9 +248,6 @@ class ContainerdRuntime(ContainerRuntime):
         image = ImageConfig.parse(layout.config_json)
         account = self._account(spec, layout, image.user)
         files = self._files(id)
-        etc = EtcFiles(
-            hostname=str(files / "hostname"), hosts=str(files / "hosts"), resolv_conf=str(files / "resolv.conf")
-        )
         placement = self._placements.plan(id, spec, self._cgroup_parent(spec.cgroup_parent))
         document = build_runtime_spec(
             replace(spec, resources=placement.resources),
@@ -259,7 +256,7 @@ class ContainerdRuntime(ContainerRuntime):
             account=account,
             host=self._host,
             seccomp=load_profile(spec.seccomp),
-            etc=etc,
+            etc=EtcFiles.within(files),
             cgroups_path=placement.cgroups_path,
             limit_files=placement.limit_files,
         )
@@ -288,9 +285,6 @@ class ContainerdRuntime(ContainerRuntime):
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
             _look_at_mount_points(id, rootfs, document["mounts"], make=spec.user_namespace is not None)
-            files.mkdir(parents=True)
-            # Whatever the umask: the shim's user and the container's may be others.
-            files.chmod(0o755)
             write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
             output = KeptOutput(id, files)
             undo.callback(output.close)
