@@ -8,6 +8,8 @@ import json
 import tarfile
 from typing import TYPE_CHECKING, Any
 
+from airflow_isolation.container_spec import NO_STRINGS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -15,12 +17,20 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 
 
-def derived(base: Path, output: Path, *, name: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
-    """``base`` (an archive of hack/build-image) with ``files`` as one more layer and ``config`` over its own."""
+def derived(
+    base: Path,
+    output: Path,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    links: Mapping[str, str] = NO_STRINGS,
+) -> Path:
+    """``base`` (an archive of hack/build-image) with ``files`` and symbolic ``links`` as one more layer and ``config`` over its own."""
     with tarfile.open(base) as source, tarfile.open(output, "w") as archive:
         entry = json.load(_open(source, "manifest.json"))[0]
         document = json.load(_open(source, entry["Config"]))
-        layer = _layer(files)
+        layer = _layer(files, links)
         document["config"].update(config)
         document["rootfs"]["diff_ids"].append(_digest(layer))
         document["history"].append({"created_by": "conformance"})
@@ -94,11 +104,15 @@ def truncated(base: Path, output: Path, size: int) -> Path:
     return output
 
 
-def _layer(files: Mapping[str, bytes]) -> bytes:
+def _layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
         for name, content in files.items():
             _add(layer, name, content, mode=0o755)
+        for name, leads_to in links.items():
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, leads_to
+            layer.addfile(link)
     return buffer.getvalue()
 
 

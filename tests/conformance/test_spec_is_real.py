@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conformance.archives import derived
 from tests.conformance.conftest import PROBE
 
 from airflow_isolation.container_spec import MIB, Mount, Resources
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conformance.conftest import Host
+    from tests.conftest import ImageArchive
 
 # Mounted as the agent is: a directory of ours, read-only.
 PLACE = "/run/airflow-isolation"
@@ -155,6 +157,20 @@ def test_network_host_is_the_hosts(host: Host) -> None:
     seen = probed(host, network="host")
     assert seen["namespaces"]["net"] == Path("/proc/self/ns/net").stat().st_ino
     assert seen["etc"]["resolv.conf"] is not None
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_localhost_and_the_own_name_are_known(host: Host, network: str) -> None:
+    program = (
+        "import json, socket; "
+        "print(json.dumps([socket.gethostbyname(name) for name in ('localhost', socket.gethostname())]))"
+    )
+    assert host.python(program, network=network, hostname="sales") == ["127.0.0.1", "127.0.1.1"]
+    seen = probed(host, network=network, hostname="sales")["etc"]
+    assert seen["hostname"] == "sales\n"
+    on_host = [line for line in Path("/etc/hosts").read_text().splitlines() if line.strip()]
+    assert set(on_host) <= set(seen["hosts"].splitlines()) or network == "none"
+    assert ("nameserver" in seen["resolv.conf"]) <= (network == "host")
 
 
 @pytest.fixture
@@ -334,6 +350,51 @@ def test_a_symbolic_link_is_no_source(host: Host, directory: Path) -> None:
     link.symlink_to("/etc")
     with pytest.raises(SpecRefused, match="symbolic link"):
         host.create(mounts=(Mount(source=str(link), target="/data"),))
+
+
+@pytest.fixture
+def linked(host: Host, image_archive: ImageArchive, tmp_path: Path) -> Iterator[str]:
+    """An image as one made from an installed system: files and directories that we mount on are symbolic links."""
+    name = "localhost/airflow-isolation/linked:1"
+    links = {
+        "etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf",
+        "etc/hosts": "/opt/network/hosts",
+        "etc/hostname": "../../../opt/hostname",
+        "data": "run/data",
+        "more": "/opt/more",
+    }
+    archive = tmp_path / "linked.tar"
+    host.runtime.import_image(
+        derived(image_archive("no-airflow"), archive, name=name, config={"User": "50000"}, files={}, links=links)
+    )
+    yield name
+    for id in host.made:
+        host.runtime.remove(id)
+    host.runtime.remove_image(name)
+
+
+def test_where_the_image_has_links_their_files_and_volumes_are_ours(host: Host, linked: str, directory: Path) -> None:
+    mount = Mount(source=str(directory), target="/more")
+    program = "import json; print(json.dumps(open('/more/file').read()))"
+    assert host.python(program, image=linked, mounts=(mount,)) == "of the host"
+    etc = probed(host, image=linked, network="host", hostname="sales")["etc"]
+    assert etc["hostname"] == "sales\n"
+    assert "sales" in etc["hosts"]
+    assert etc["resolv.conf"] == Path("/etc/resolv.conf").read_text()
+
+
+@pytest.mark.parametrize("backend", ["containerd-2.1"])  # Docker may mount its tmpfs over it: it orders by depth alone
+def test_a_volume_that_a_link_leads_below_run_is_there(host: Host, linked: str, directory: Path) -> None:
+    mount = Mount(source=str(directory), target="/data")
+    program = "import json; print(json.dumps(open('/run/data/file').read()))"
+    assert host.python(program, image=linked, mounts=(mount,)) == "of the host"
+
+
+@pytest.mark.parametrize("backend", ["containerd-2.1"])
+def test_two_volumes_that_a_link_leads_to_one_place_are_refused(host: Host, linked: str, directory: Path) -> None:
+    mounts = tuple(Mount(source=str(directory), target=target) for target in ("/more", "/opt/more"))
+    with pytest.raises(SpecRefused, match="link of the image leads '/more' to '/opt/more'"):
+        host.create(image=linked, mounts=mounts)
 
 
 @pytest.mark.parametrize("target", ["/", "/proc/x", "/dev", "relative", "/data/../etc"])

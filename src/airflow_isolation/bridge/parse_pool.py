@@ -28,6 +28,7 @@ from airflow_isolation.bridge.parse_schedule import Give, ParseSchedule, Refuse,
 from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.errors import ContainerFailed, ImageInvalid, IsolationError, SettingError, SpecRefused
 from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import PullPolicy
 from airflow_isolation.settings.spec import container_spec
@@ -459,7 +460,6 @@ def _resolved(wanted: ParseRequest, image: Image, hash_seed: str) -> _Resolved:
         mounts=wanted.mounts,
         labels={labels.PURPOSE: "parse", **wanted.labels, labels.OWNER: str(labels.Owner.this_process())},
     )
-    sources = [os.stat(mount.source) for mount in spec.mounts if mount.kind == "bind"]  # noqa: PTH116 - as fields go
     key = (
         settings.connection,
         image.digest,
@@ -469,7 +469,7 @@ def _resolved(wanted: ParseRequest, image: Image, hash_seed: str) -> _Resolved:
         _hashable(wanted.environment),
         settings.python,
         settings.parse_mode,
-        tuple((source.st_dev, source.st_ino) for source in sources),
+        identify_sources(spec.mounts),
     )
     return _Resolved(wanted, image, spec, key, time.monotonic())
 

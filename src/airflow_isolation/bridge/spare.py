@@ -6,6 +6,8 @@ comes. In it waits a child of the zygote, which has become all that the workload
 In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
 ``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may
 touch it then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
+
+A spare shows what lay at its mounts' sources when it was made. Where something else lies there by now, it is of no use.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from airflow_isolation.bridge.zygote import ZygoteUnavailable, connect_again, en
 from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, IsolationError
 from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import Container, ContainerState
 
@@ -114,6 +117,8 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
     prepare(state_dir)
     with ExitStack() as undo, ExitStack() as handles:
         try:
+            # Before they are mounted: what is replaced meanwhile makes a spare of no use, never one that shows the old.
+            sources = identify_sources(spec.mounts)
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             with address_of(record.with_suffix(".sock")) as address:
@@ -128,7 +133,12 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
             pid = fork_into(child, started.container.pid, id=id, spec=spec, patience=SPARE_SECONDS + CLAIM_SECONDS)
             started.connection.await_claim(seconds=SPARE_SECONDS, listener=listener, child=child)
             written = record.with_suffix(".new")
-            known = {"pid": started.container.pid, "hello": dataclasses.asdict(started.hello), "child": pid}
+            known = {
+                "pid": started.container.pid,
+                "hello": dataclasses.asdict(started.hello),
+                "child": pid,
+                "sources": sources,
+            }
             written.write_text(json.dumps(known))
             written.rename(record)
         except (OSError, ZygoteUnavailable) as error:  # TimeoutError is an OSError
@@ -208,6 +218,8 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
     undo.enter_context(held(claimed.with_suffix("")))
     undo.callback(remove_container, runtime, id, state_dir)
     record = json.loads(claimed.read_bytes())
+    if tuple(record["sources"]) != identify_sources(what.spec.mounts):
+        raise ValueError("the source of a mount has been replaced since")
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection = AgentConnection(peer)
     undo.callback(connection.close)

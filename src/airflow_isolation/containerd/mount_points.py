@@ -1,10 +1,11 @@
 """Making the directories and files in a snapshot on which something will be mounted.
 
 Runtimes make what is missing in the image, but in a user namespace they may not: the image belongs to the host's root.
-So it is made here, in the snapshot's own layer, before anybody mounts it. Nothing of the image is followed: where a
-symbolic link is in the way, that is an error. Standard library only.
+So it is made here, in the snapshot's own layer, before anybody mounts it. Where the image's symbolic links lead is found
+out beforehand, by ``followed``, which asks the kernel to follow none of them; where one is in the way when something is
+made, that is an error. Standard library only.
 
-Source: the kernel's Documentation/filesystems/overlayfs.rst (upper and lower, whiteouts, opaque directories).
+Sources: the kernel's Documentation/filesystems/overlayfs.rst (upper and lower, whiteouts, opaque directories); symlink(7).
 """
 
 from __future__ import annotations
@@ -12,16 +13,62 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 _OPAQUE = "trusted.overlay.opaque"
+
+#: As many as the kernel follows on one way.
+_MOST_LINKS = 40
 
 
 class MountPointError(Exception):
     """A mount point can't be made; the text says which and why."""
+
+
+def followed(layers: Sequence[str], target: str, *, elsewhere: Collection[str] = ()) -> str:
+    """Where in the container ``target`` is, once the image's links are followed: to there the runtime mounts it.
+
+    The image is the root, as for a process in it. ``elsewhere``: where something else is mounted by then; the
+    image has no say in there.
+
+    :raises MountPointError: the links go in a circle, or the kernel refuses.
+    """
+    try:
+        return _followed(list(layers), target, elsewhere)
+    except OSError as error:
+        raise MountPointError(f"{target} can't be looked for in the image: {error}") from error
+
+
+def _followed(layers: list[str], target: str, elsewhere: Collection[str]) -> str:
+    todo = _parts(target)
+    way: list[tuple[str, list[str]]] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            del way[-1:]  # above the root is the root
+            continue
+        path = "/".join(["", *(name for name, _ in way), part])
+        found, first = ([], None) if path in elsewhere else _descend(way[-1][1] if way else layers, part)
+        if first is None or not stat.S_ISLNK(first.status.st_mode):
+            way.append((part, found))
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise MountPointError(f"the symbolic links of the image at {target} lead nowhere")
+        leads_to = str(Path(first.path).readlink())
+        if leads_to.startswith("/"):
+            way.clear()
+        todo += _parts(leads_to)
+    return "/" + "/".join(name for name, _ in way)
+
+
+def _parts(path: str) -> list[str]:
+    """The last is the first."""
+    return [part for part in reversed(path.split("/")) if part not in {"", "."}]
 
 
 def make_mount_points(layers: Sequence[str], targets: Iterable[tuple[str, bool]], *, merged: bool) -> None:
@@ -59,10 +106,13 @@ def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, m
     missing_from = len(parts)
     statuses = []
     for depth, part in enumerate(parts):
-        here, status = _descend(here, part)
-        if status is None:
+        here, first = _descend(here, part)
+        if first is None:
             missing_from = depth
             break
+        path, status = first
+        if stat.S_ISLNK(status.st_mode):
+            raise MountPointError(f"{path} is a symbolic link")
         if stat.S_ISDIR(status.st_mode) != (is_directory or depth < len(parts) - 1):
             raise MountPointError(f"/{'/'.join(parts[: depth + 1])} of the image is not what is to be mounted there")
         statuses.append(status)
@@ -84,22 +134,25 @@ def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, m
             place.chmod(0o755)
 
 
-def _descend(layers: list[str], part: str) -> tuple[list[str], os.stat_result | None]:
+class _Entry(NamedTuple):
+    path: str
+    status: os.stat_result
+
+
+def _descend(layers: list[str], part: str) -> tuple[list[str], _Entry | None]:
     """The directories called ``part`` that an overlay of ``layers`` merges, and what the uppermost is; None: nothing."""
     found: list[str] = []
-    first: os.stat_result | None = None
+    first: _Entry | None = None
     for layer in layers:
         path = f"{layer}/{part}"
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if stat.S_ISLNK(status.st_mode):
-            raise MountPointError(f"{path} is a symbolic link")
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             break  # a whiteout: whatever lies below it has been deleted
         if first is None:
-            first = status
+            first = _Entry(path, status)
         if not stat.S_ISDIR(status.st_mode):
             break
         found.append(path)

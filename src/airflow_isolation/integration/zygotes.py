@@ -19,6 +19,7 @@ from airflow_isolation.bridge.zygote_recipe import zygote_environment
 from airflow_isolation.container_spec import ContainerSpec, Resources
 from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
 from airflow_isolation.oci.identifier import new_container_id
+from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def zygote_plan(
             sorted(environment.items()),
             spec.timezone,
             local_settings_digest(),
+            identify_sources(mounts),
             spec.user_namespace,
             spec.network,
             spec.seccomp,

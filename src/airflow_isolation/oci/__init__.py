@@ -8,7 +8,7 @@ from airflow_isolation.oci.host import HostFacts, read_host
 from airflow_isolation.oci.identifier import check_identifier, new_container_id
 from airflow_isolation.oci.image_config import ImageConfig
 from airflow_isolation.oci.mount_source import check_mount_source_on_disk
-from airflow_isolation.oci.mounts import OWN_DIRECTORY, check_mount_source, check_mount_target
+from airflow_isolation.oci.mounts import OWN_DIRECTORY, check_led_target, check_mount_source, check_mount_target
 from airflow_isolation.oci.runtime_spec import (
     build_runtime_spec,
     capability_names,
@@ -29,6 +29,7 @@ __all__ = [
     "build_runtime_spec",
     "capability_names",
     "check_identifier",
+    "check_led_target",
     "check_mount_source",
     "check_mount_source_on_disk",
     "check_mount_target",

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LOOPBACK = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -18,6 +22,15 @@ class EtcFiles:
     hostname: str = ""
     hosts: str = ""
     resolv_conf: str = ""
+
+    @classmethod
+    def within(cls, directory: Path) -> Self:
+        """As ``write_etc_files`` writes them there."""
+        return cls(
+            hostname=str(directory / "hostname"),
+            hosts=str(directory / "hosts"),
+            resolv_conf=str(directory / "resolv.conf"),
+        )
 
 
 def hostname_text(hostname: str) -> str:
@@ -43,10 +56,13 @@ def resolv_conf_text(*, network: str, host_file: str = "") -> str:
 def write_etc_files(directory: Path, *, hostname: str, network: str, host_etc: Path = Path("/etc")) -> EtcFiles:
     """Write the three files into ``directory``, readable for all, and give their paths. May be called again.
 
-    Whoever made ``directory`` removes it.
+    It is made when it is missing. Whoever called this removes it.
 
     :raises OSError: ``directory`` can't be written.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    # Whatever the umask: the shim's user and the container's may be others.
+    directory.chmod(0o755)
     texts = {
         "hostname": hostname_text(hostname),
         "hosts": hosts_text(hostname, network=network, host_file=_read(host_etc / "hosts")),
@@ -56,11 +72,7 @@ def write_etc_files(directory: Path, *, hostname: str, network: str, host_etc: P
         path = directory / name
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
         path.chmod(0o644)
-    return EtcFiles(
-        hostname=str(directory / "hostname"),
-        hosts=str(directory / "hosts"),
-        resolv_conf=str(directory / "resolv.conf"),
-    )
+    return EtcFiles.within(directory)
 
 
 def _read(path: Path) -> str:

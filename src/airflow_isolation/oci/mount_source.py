@@ -1,11 +1,29 @@
-"""A mount's source on the host's disk: it must be there, and no step of the way may be a symbolic link."""
+"""A mount's source on the host's disk: it must be there, no step of the way may be a symbolic link, and which one it is."""
 
 from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_isolation.errors import SpecRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_isolation.container_spec import Mount
+
+
+def identify_sources(mounts: Iterable[Mount]) -> tuple[str, ...]:
+    """What tells each bind mount's source from another directory or file at the same path: device and inode.
+
+    No other can have them while the first is mounted anywhere, deleted or not.
+
+    :raises OSError: one is gone.
+    """
+    found = (Path(mount.source).stat() for mount in mounts if mount.kind == "bind")
+    return tuple(f"{source.st_dev}:{source.st_ino}" for source in found)
 
 
 def check_mount_source_on_disk(source: str) -> None:

@@ -84,6 +84,36 @@ def check_mount_source(source: str, *, daemon_paths: Iterable[str] = ()) -> None
             )
 
 
+def check_led_target(target: str, place: str, before: Mapping[str, Mapping[str, Any]]) -> None:
+    """Whether a mount may be at ``place``, to which the image's symbolic links lead its ``target``.
+
+    ``before``: the mounts that are made before it, as ``runtime_mounts`` has them, by their places.
+
+    :raises SpecRefused: ``place`` is the kernel's or ours, or it is in or over another mount, which ``target`` is not.
+    """
+    for other, mount in before.items():
+        asked = mount["destination"]
+        if _is_at_or_below(asked, target) == _is_at_or_below(other, place) and (
+            # The runtime makes what is missing in a tmpfs; in a bind that would be in a directory of the host's.
+            mount["type"] == "tmpfs" or _is_at_or_below(target, asked) == _is_at_or_below(place, other)
+        ):
+            continue
+        led, where, met = (asked, other, target) if place == target else (target, place, asked)
+        raise _led_astray(led, where, f"which would meet what is mounted on {met!r}")
+    if place != target:
+        try:
+            check_mount_target(place)
+        except SpecRefused as error:
+            raise _led_astray(target, place, "where nothing may be mounted") from error
+
+
+def _led_astray(target: str, place: str, why: str) -> SpecRefused:
+    return SpecRefused(
+        f"a symbolic link of the image leads {target!r} to {place!r}, {why}",
+        hint="Take the link out of the image, or mount it somewhere else",
+    )
+
+
 def runtime_mounts(
     mounts: Iterable[Mount],
     *,
@@ -97,8 +127,10 @@ def runtime_mounts(
     user_namespace: UserNamespace | None = None,
     limit_files: Mapping[str, str] = NO_STRINGS,
 ) -> list[dict[str, Any]]:
-    """Every mount of a container, parents before children. ``host_sys`` binds the host's, read-only; ``host_proc`` is for
-    the host's pid namespace. ``limit_files``: as for ``build_runtime_spec``.
+    """Every mount of a container, in order: the usual ones, the user's, the files of /etc; of each, parents before children.
+
+    So one that a symbolic link of the image leads below /run or /tmp is made in there, and not covered. ``host_sys`` binds
+    the host's, read-only; ``host_proc`` is for the host's pid namespace. ``limit_files``: as for ``build_runtime_spec``.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
@@ -121,14 +153,23 @@ def runtime_mounts(
         if mount.target in wanted:
             raise SpecRefused(f"two mounts have the target {mount.target!r}", hint="Remove one of them")
         wanted[mount.target] = mount
-    for target, source in _etc_mounts(etc):
-        if not any(_is_at_or_below(target, above) for above in wanted):
-            entries[target] = _bind(target, source, "bind", "ro", "noexec")
+    users = []
     for mount in wanted.values():
-        entries[mount.target] = _user_mount(mount, account, recursive_read_only=recursive_read_only)
+        entries.pop(mount.target, None)
+        entry = _user_mount(mount, account, recursive_read_only=recursive_read_only)
         if mount.idmapped and mount.kind == "bind" and user_namespace is not None:
-            entries[mount.target] = _idmapped(entries[mount.target], account, user_namespace)
-    return sorted(entries.values(), key=lambda entry: PurePosixPath(entry["destination"]).parts)
+            entry = _idmapped(entry, account, user_namespace)
+        users.append(entry)
+    files = [
+        _bind(target, source, "bind", "ro", "noexec")
+        for target, source in _etc_mounts(etc)
+        if not any(_is_at_or_below(target, above) for above in wanted)
+    ]
+    return [*_parents_first(entries.values()), *_parents_first(users), *files]
+
+
+def _parents_first(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(entries, key=lambda entry: PurePosixPath(entry["destination"]).parts)
 
 
 def _base_mounts(account: Account, tmp_size: int, shm_size: int) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from airflow_isolation.containerd.api import (
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.file_lock import lock
 from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
-from airflow_isolation.containerd.mount_points import MountPointError, layers_of, make_mount_points
+from airflow_isolation.containerd.mount_points import MountPointError, followed, layers_of, make_mount_points
 from airflow_isolation.containerd.payload import LINUX_RESOURCES, SPEC, pack, pack_json
 from airflow_isolation.containerd.progress import ignore
 from airflow_isolation.containerd.unpack import is_unpacked, link, unpack
@@ -57,6 +57,7 @@ from airflow_isolation.oci import (
     ImageConfig,
     build_runtime_spec,
     check_identifier,
+    check_led_target,
     check_mount_source_on_disk,
     container_hostname,
     linux_limits,
@@ -247,9 +248,6 @@ class ContainerdRuntime(ContainerRuntime):
         image = ImageConfig.parse(layout.config_json)
         account = self._account(spec, layout, image.user)
         files = self._files(id)
-        etc = EtcFiles(
-            hostname=str(files / "hostname"), hosts=str(files / "hosts"), resolv_conf=str(files / "resolv.conf")
-        )
         placement = self._placements.plan(id, spec, self._cgroup_parent(spec.cgroup_parent))
         document = build_runtime_spec(
             replace(spec, resources=placement.resources),
@@ -258,7 +256,7 @@ class ContainerdRuntime(ContainerRuntime):
             account=account,
             host=self._host,
             seccomp=load_profile(spec.seccomp, forks_into=spec.forks_into),
-            etc=etc,
+            etc=EtcFiles.within(files),
             cgroups_path=placement.cgroups_path,
             limit_files=placement.limit_files,
         )
@@ -286,11 +284,7 @@ class ContainerdRuntime(ContainerRuntime):
                     snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
-            if spec.user_namespace is not None:
-                _make_mount_points(id, rootfs, document["mounts"])
-            files.mkdir(parents=True)
-            # Whatever the umask: the shim's user and the container's may be others.
-            files.chmod(0o755)
+            _look_at_mount_points(id, rootfs, document["mounts"], make=spec.user_namespace is not None)
             write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
             output = KeptOutput(id, files)
             undo.callback(output.close)
@@ -699,20 +693,35 @@ def _check_network(spec: ContainerSpec) -> None:
         )
 
 
-def _make_mount_points(id: str, rootfs: Iterable[types_pb2.Mount], mounts: Iterable[Mapping[str, Any]]) -> None:
-    (mounted,) = rootfs
+def _look_at_mount_points(
+    id: str, rootfs: Iterable[types_pb2.Mount], mounts: Iterable[Mapping[str, Any]], *, make: bool
+) -> None:
+    """Check where the image's links lead the mounts, and ``make`` what is missing in the image.
+
+    :raises SpecRefused: one must not be there.
+    :raises ContainerFailed: something can't be made.
+    """
     try:
+        (mounted,) = rootfs
         layers, merged = layers_of(mounted.type, mounted.source, mounted.options)
-        made: list[str] = []
-        for mount in mounts:
-            target = mount["destination"]
-            # What lies in another mount is made in there, where the runtime may.
-            if not any(target.startswith(f"{above}/") for above in made):
-                is_directory = mount["type"] != "bind" or Path(mount["source"]).is_dir()
-                make_mount_points(layers, [(target, is_directory)], merged=merged)
-            if mount["type"] != "bind":
-                made.append(target)
     except (MountPointError, ValueError) as error:
+        if not make:
+            return  # another snapshotter: the runtime alone looks
+        raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
+    if not make and os.geteuid() != 0:
+        return  # only root sees the layers
+    before: dict[str, Mapping[str, Any]] = {}
+    try:
+        for mount in mounts:
+            place = followed(layers, mount["destination"], elsewhere=before)
+            check_led_target(mount["destination"], place, before)
+            # What lies in another mount is made in there, where the runtime may.
+            inside = any(place.startswith(f"{above}/") and it["type"] != "bind" for above, it in before.items())
+            if make and not inside:
+                is_directory = mount["type"] != "bind" or Path(mount["source"]).is_dir()
+                make_mount_points(layers, [(place, is_directory)], merged=merged)
+            before[place] = mount
+    except MountPointError as error:
         raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import tarfile
 import threading
@@ -43,12 +44,15 @@ from airflow_isolation.errors import (
     SpecRefused,
 )
 from airflow_isolation.oci import (
+    EtcFiles,
     ImageConfig,
     check_identifier,
     check_mount_source_on_disk,
+    container_hostname,
     docker_profile,
     read_host,
     resolve_account,
+    write_etc_files,
 )
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
@@ -116,13 +120,15 @@ _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 _REMOVAL_PAUSE_SECONDS = 0.02
 _UNDO_SECONDS = 20.0
+_NO_NETWORK_OF_DOCKER = ("host", "none")
 _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class DockerRuntime(ContainerRuntime):
     """The containers of one ``namespace`` in the dockerd at ``socket_path``.
 
-    ``state_dir`` holds, in ``pulls``, the locks of pulls under way, and is made when it is missing. At
+    ``state_dir`` holds, in ``containers/<id>``, files for a container's /etc, and in ``pulls`` the locks of pulls under way. It
+    is made when it is missing. At
     ``cgroup_mount_path`` the host's cgroups are mounted. ``timeout``, in seconds, is for every call that has no limit of
     its own.
 
@@ -248,6 +254,8 @@ class DockerRuntime(ContainerRuntime):
         image = self._inspect_image(spec.image)
         config = _image_config(image)
         attempt = secrets.token_hex(8)
+        # In a network of its own making Docker alone knows who has which address.
+        has_our_names = spec.network in _NO_NETWORK_OF_DOCKER
         body = container_config(
             id,
             replace(spec, resources=placement.resources),
@@ -258,14 +266,17 @@ class DockerRuntime(ContainerRuntime):
             host=self._host,
             seccomp=docker_profile(spec.seccomp, forks_into=spec.forks_into),
             cgroup_parent=cgroup_parent,
+            etc=EtcFiles.within(self._files(id)) if has_our_names else EtcFiles(),
         )
         with ExitStack() as undo:
             # Before the call, not after it: when no answer comes, the container may still have been made.
             undo.callback(self._undo, id, attempt)
             with self._reached(f"create the container {id}", missing=ImageNotFound, invalid=SpecRefused) as api:
                 api.create_container_from_config(body, name=id)
-            # After the record, which leads a later clean-up to it.
+            # After the record, which leads a later clean-up to them.
             self._placements.make(placement)
+            if has_our_names:
+                write_etc_files(self._files(id), hostname=container_hostname(spec, id), network=spec.network)
             container = self.get(id)
             undo.pop_all()
         return container
@@ -512,6 +523,9 @@ class DockerRuntime(ContainerRuntime):
             raise SpecRefused(f"cgroup_parent: {error.message}", hint=error.hint) from error
         return placement, words
 
+    def _files(self, id: str) -> Path:
+        return self._state_dir / "containers" / id
+
     def _label_filters(self, wanted: Mapping[str, str]) -> Sequence[str]:
         return [f"{name}={value}" for name, value in {**wanted, labels.NAMESPACE: self._namespace}.items()]
 
@@ -619,7 +633,7 @@ class DockerRuntime(ContainerRuntime):
             logger.warning("What a failed import left could not be removed: %s", error)
 
     def _check_network(self, network: str) -> None:
-        if network in ("host", "none"):
+        if network in _NO_NETWORK_OF_DOCKER:
             return
         refused = SpecRefused(
             f"network {network!r} can't be had: Docker has no network of that name",
@@ -697,9 +711,10 @@ class DockerRuntime(ContainerRuntime):
             logger.warning("The container %s will have to be pruned: %s", name, error)
 
     def _dismantle(self, id: str, container: Mapping[str, Any], seconds: float) -> None:
-        """Docker's record goes last: it is what leads to our directory."""
+        """Docker's record goes last: it is what leads to our directories."""
         deadline = time.monotonic() + seconds
         self._placements.remove(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", seconds)
+        shutil.rmtree(self._files(id), ignore_errors=True)
         self._remove(container["Id"], deadline)
 
     def _remove(self, name: str, deadline: float) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci import (
-    EtcFiles,
     capability_names,
     check_mount_source,
     container_hostname,
@@ -17,11 +16,12 @@ from airflow_isolation.oci import (
 )
 from airflow_isolation.oci.confinement import MASKED_PATHS, NOFILE_SOFT, OOM_SCORE_ADJ, READONLY_PATHS
 from airflow_isolation.oci.mounts import runtime_mounts
+from airflow_isolation.oci.runtime_spec import NO_ETC_FILES
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
-    from airflow_isolation.oci import Account, HostFacts, ImageConfig
+    from airflow_isolation.oci import Account, EtcFiles, HostFacts, ImageConfig
 
 # Which attempt to create a container made it: with it a failed attempt undoes its own container and nobody else's.
 ATTEMPT = labels.PREFIX + "attempt"
@@ -41,11 +41,12 @@ def container_config(
     host: HostFacts,
     seccomp: str,
     cgroup_parent: str = "",
+    etc: EtcFiles = NO_ETC_FILES,
 ) -> dict[str, Any]:
     """The whole body. ``seccomp`` is from ``docker_profile``; what is missing in the image comes from ``oci``.
 
     ``cgroup_parent`` is in the words of dockerd's cgroup driver: an absolute path, or the name of a slice; empty is
-    dockerd's own.
+    dockerd's own. The files of ``etc`` need not be there before the start; without them they are Docker's.
 
     Three differences from containerd can't be expressed to Docker: a bind mount has no nosuid, nodev and noexec of its
     own (no_new_privileges and the device cgroup stand in for the first two), the image's VOLUMEs become anonymous
@@ -59,6 +60,7 @@ def container_config(
         raise SpecRefused("Docker knows no user namespace of a single container", hint="Use containerd")
     hostname = container_hostname(spec, id)
     environment = process_environment(spec, image=image, account=account, hostname=hostname)
+    mounts = _mounts(spec, account, host, etc)
     return {
         "Image": spec.image,
         # Entrypoint is set, so the image's ENTRYPOINT and CMD are both left aside.
@@ -74,14 +76,18 @@ def container_config(
         "StopTimeout": math.ceil(spec.stop_grace_period),
         "Healthcheck": {"Test": ["NONE"]},
         "NetworkDisabled": spec.network == "none",
-        "HostConfig": _host_config(spec, account, host, seccomp, cgroup_parent),
+        "HostConfig": {
+            **_host_config(spec, account, host, seccomp, cgroup_parent),
+            "Tmpfs": _tmpfs(mounts),
+            "Binds": _etc_binds(mounts, etc),
+            "Mounts": [_bind(mount) for mount in spec.mounts if mount.kind == "bind"],
+        },
     }
 
 
 def _host_config(
     spec: ContainerSpec, account: Account, host: HostFacts, seccomp: str, cgroup_parent: str
 ) -> dict[str, Any]:
-    mounts = _mounts(spec, account, host)
     return {
         **docker_limits(spec.resources, host),
         "NetworkMode": spec.network,
@@ -99,8 +105,6 @@ def _host_config(
             f"seccomp={seccomp}",
         ],
         "GroupAdd": [str(gid) for gid in account.additional_gids if gid != account.gid],
-        "Tmpfs": _tmpfs(mounts),
-        "Mounts": [_bind(mount) for mount in spec.mounts if mount.kind == "bind"],
         "ShmSize": spec.shm_size,
         "Init": False,
         "AutoRemove": False,
@@ -139,7 +143,7 @@ def docker_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
     return limits
 
 
-def _mounts(spec: ContainerSpec, account: Account, host: HostFacts) -> list[dict[str, Any]]:
+def _mounts(spec: ContainerSpec, account: Account, host: HostFacts, etc: EtcFiles) -> list[dict[str, Any]]:
     """The mounts as the runtime-spec has them: checked, and the source of the tmpfs options below."""
     for mount in spec.mounts:
         if mount.kind == "bind":
@@ -149,7 +153,7 @@ def _mounts(spec: ContainerSpec, account: Account, host: HostFacts) -> list[dict
         account=account,
         tmp_size=spec.tmp_size,
         shm_size=spec.shm_size,
-        etc=EtcFiles(),
+        etc=etc,
         recursive_read_only=False,
     )
 
@@ -161,6 +165,18 @@ def _tmpfs(mounts: list[dict[str, Any]]) -> dict[str, str]:
         for mount in mounts
         if mount["type"] == "tmpfs" and not f"{mount['destination']}/".startswith("/dev/")
     }
+
+
+def _etc_binds(mounts: list[dict[str, Any]], etc: EtcFiles) -> list[str]:
+    """In Docker's older form, which lets a source come after the container's record: that leads a clean-up to it."""
+    binds = [mount for mount in mounts if mount["source"] in {etc.hostname, etc.hosts, etc.resolv_conf}]
+    for bind in binds:
+        if ":" in bind["source"]:
+            raise SpecRefused(
+                f"Docker can't mount {bind['source']}, which has a colon in its path",
+                hint="Set [container_runtime] state_dir to a path without one",
+            )
+    return [f"{bind['source']}:{bind['destination']}:ro" for bind in binds]
 
 
 def _bind(mount: Mount) -> dict[str, Any]:

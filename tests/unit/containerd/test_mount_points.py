@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_isolation.containerd.mount_points import MountPointError, layers_of, make_mount_points
+from airflow_isolation.containerd.mount_points import MountPointError, followed, layers_of, make_mount_points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,6 +124,58 @@ def test_links_are_not_followed(layers: list[Path], tmp_path: Path, target: str)
     with pytest.raises(MountPointError, match="is a symbolic link"):
         make(layers, target)
     assert found(outside) == found(layers[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "place"),
+    [
+        ("../run/systemd/resolve/stub", "/run/systemd/resolve/stub"),
+        ("/opt/stub", "/opt/stub"),
+        ("stub", "/etc/stub"),
+        ("../../../../outside", "/outside"),
+        ("/../outside", "/outside"),
+        ("./x/../y//z", "/etc/y/z"),
+        ("../var/run/x", "/run/x"),
+        ("/", "/"),
+    ],
+)
+def test_links_lead_where_they_would_if_the_image_were_the_root(layers: list[Path], link: str, place: str) -> None:
+    (layers[1] / "etc").mkdir()
+    (layers[2] / "var").mkdir()
+    (layers[2] / "var/run").symlink_to("/run")
+    (layers[1] / "etc/resolv.conf").symlink_to(link)
+    assert followed([str(layer) for layer in layers], "/etc/resolv.conf") == place
+
+
+def test_a_link_that_an_upper_layer_hides_is_none(layers: list[Path]) -> None:
+    for layer in layers[1:]:
+        (layer / "etc").mkdir()
+    (layers[1] / "etc/hosts").touch()
+    (layers[2] / "etc/hosts").symlink_to("/elsewhere")
+    (layers[1] / "data").mkdir()
+    (layers[2] / "data").symlink_to("/elsewhere")
+    paths = [str(layer) for layer in layers]
+    assert followed(paths, "/etc/hosts") == "/etc/hosts"
+    assert followed(paths, "/data/x") == "/data/x"
+    make(layers, "/data/x")
+    assert found(layers[0]) == ["data", "data/x"]
+
+
+def test_where_something_else_is_mounted_the_image_has_no_say(layers: list[Path]) -> None:
+    (layers[2] / "run").mkdir()
+    (layers[2] / "run/x").symlink_to("/elsewhere")
+    paths = [str(layer) for layer in layers]
+    assert followed(paths, "/run/x/y") == "/elsewhere/y"
+    assert followed(paths, "/run/x/y", elsewhere={"/run"}) == "/run/x/y"
+    (layers[2] / "link").symlink_to("/run/z/../../opt")
+    assert followed(paths, "/link/y", elsewhere={"/run"}) == "/opt/y"
+
+
+def test_links_in_a_circle_lead_nowhere(layers: list[Path]) -> None:
+    (layers[2] / "a").symlink_to("b")
+    (layers[1] / "b").symlink_to("a/c")
+    with pytest.raises(MountPointError, match="lead nowhere"):
+        followed([str(layer) for layer in layers], "/a")
 
 
 @pytest.mark.parametrize(("there", "wanted"), [("file", True), ("directory", False)])

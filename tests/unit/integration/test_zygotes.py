@@ -189,6 +189,14 @@ def test_the_filter_of_a_zygote_is_that_of_its_tasks() -> None:
     assert made.capabilities == {"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP", "NET_RAW"}
 
 
+def test_replaced_local_settings_make_another_zygote_even_when_their_files_are_the_same(directories: Path) -> None:
+    before = plan().key
+    old = directories.rename(directories.with_name("old"))
+    directories.mkdir()
+    (old / "airflow_local_settings.py").rename(directories / "airflow_local_settings.py")
+    assert plan().key != before
+
+
 def test_a_zygote_has_nothing_of_a_user(directories: Path) -> None:
     made = plan(
         "zygote_memory = 512Mi",

@@ -11,7 +11,7 @@ from airflow_isolation.container_spec import Mount, UserNamespace
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci.account import Account
 from airflow_isolation.oci.etc_files import EtcFiles
-from airflow_isolation.oci.mounts import check_mount_source, check_mount_target, runtime_mounts
+from airflow_isolation.oci.mounts import check_led_target, check_mount_source, check_mount_target, runtime_mounts
 
 ACCOUNT = Account(uid=50000, gid=7, additional_gids=(7,))
 ETC = EtcFiles(hostname="/s/hostname", hosts="/s/hosts", resolv_conf="/s/resolv.conf")
@@ -248,3 +248,63 @@ def test_in_the_namespace_nobody_but_the_account_is_anybody_to_the_files(
                 if mapping["containerID"] <= id < mapping["containerID"] + mapping["size"]
             ]
             assert found == ([first + id] if id in own else [] if id in inside else [id])
+
+
+def test_mounts_that_a_link_may_lead_below_another_come_after_it() -> None:
+    order = list(emitted(Mount(target="/data", source="/srv/data"), Mount(target="/a/b", source="/x")))
+    assert order.index("/tmp") < order.index("/a/b") < order.index("/data") < order.index("/etc/hostname")
+    assert order.index("/dev") < order.index("/dev/shm")
+    inside = list(emitted(Mount(target="/a/b", source="/x"), Mount(target="/a", source="/y"), Mount(target="/tmp/c")))
+    assert inside.index("/a") < inside.index("/a/b")
+
+
+BEFORE = emitted(
+    Mount(target="/data", source="/srv/data"),
+    Mount(target="/run/airflow-isolation", source="/srv/agent"),
+    etc=EtcFiles(),
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "place"),
+    [
+        ("/more", "/more"),
+        ("/more", "/opt/more"),
+        ("/data/more", "/data/more"),
+        ("/etc/resolv.conf", "/run/systemd/resolve/stub"),
+        ("/var/run/more", "/run/more"),
+    ],
+)
+def test_a_link_may_lead_a_mount_into_the_image_or_a_tmpfs(target: str, place: str) -> None:
+    check_led_target(target, place, BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "met"),
+    [
+        ("/etc/hosts", "/data", "/data"),
+        ("/etc/hosts", "/data/hosts", "/data"),
+        ("/etc/hosts", "/proc/net/pnp", "/proc"),
+        ("/etc/hostname", "/sys/power/state", "/sys"),
+        ("/data/more", "/more", "/data"),
+        ("/more", "/run", "/run"),
+        ("/more", "/", "/"),
+        ("/more", "/run/airflow-isolation/agent.py", "/run/airflow-isolation"),
+        ("/etc/hostname", "/dev/null", "nothing may be mounted"),
+    ],
+)
+def test_a_link_may_not_lead_a_mount_anywhere_else(target: str, place: str, met: str) -> None:
+    with pytest.raises(SpecRefused, match=f"leads '{target}' to '{place}'.*{met}"):
+        check_led_target(target, place, BEFORE)
+
+
+def test_two_mounts_that_links_lead_to_one_place_are_refused() -> None:
+    before = {"/opt/data": BEFORE["/data"]}
+    with pytest.raises(
+        SpecRefused, match="leads '/data' to '/opt/data', which would meet what is mounted on '/opt/data'"
+    ):
+        check_led_target("/opt/data", "/opt/data", before)
+    for place in ("/opt/data", "/opt"):
+        with pytest.raises(SpecRefused, match="meet what is mounted on '/data'"):
+            check_led_target("/other", place, before)
+    check_led_target("/data/more", "/opt/data/more", before)

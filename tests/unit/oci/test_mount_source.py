@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import SpecRefused
-from airflow_isolation.oci.mount_source import check_mount_source_on_disk
+from airflow_isolation.oci.mount_source import check_mount_source_on_disk, identify_sources
 
 
 @pytest.fixture
@@ -76,3 +77,16 @@ def test_no_descriptor_stays_open(place: Path) -> None:
         with pytest.raises(SpecRefused):
             check_mount_source_on_disk(f"{place}/{name}")
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+def test_another_directory_at_the_same_path_is_told_from_the_first(place: Path) -> None:
+    mounts = (Mount(target="/tmp", kind="tmpfs"), Mount(source=str(place / "dags"), target="/dags"))
+    (place / "dags").mkdir()
+    first = identify_sources(mounts)
+    (place / "dags/file").touch()
+    assert identify_sources(mounts) == first
+    (place / "dags").rename(place / "before")
+    with pytest.raises(FileNotFoundError):
+        identify_sources(mounts)
+    (place / "dags").mkdir()
+    assert identify_sources(mounts) != first

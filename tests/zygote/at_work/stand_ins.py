@@ -53,7 +53,16 @@ PROGRAMS = {
     "loud-and-raising": "print('x' * 10_000_000); sys.stdout.flush(); raise RuntimeError('broken')",
     "threaded": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "exiting": "import os; os._exit(9)",
+    "linked": "pass",
     "hostile": "from airflow import hostile; hostile.main()",
+}
+
+
+#: As images have them that were made from an installed system.
+LINKS = {
+    "etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf",
+    "etc/hosts": "/opt/network/hosts",
+    "data": "/opt/data",
 }
 
 
@@ -85,4 +94,5 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
         config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/stand-in"]},
         files={f"opt/stand-in/{path}": text.encode() for path, text in files.items()}
         | {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nairflow:x:50000:0:Airflow:/tmp:/bin/sh\n"},
+        links=LINKS if kind == "linked" else {},
     )

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -26,6 +27,7 @@ from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.bridge.workload import launch
+from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import ContainerFailed, RuntimeUnreachable
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
@@ -56,6 +58,17 @@ def behind(worker: Worker) -> Iterator[Backstage]:
     yield backstage
     worker.end()
     backstage.close()
+
+
+@pytest.fixture
+def volume() -> Iterator[Path]:
+    """A directory for a mount, which a test may replace. (pytest's own lies where only root may enter.)"""
+    with tempfile.TemporaryDirectory(prefix="ai-volume-", dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        place = Path(directory) / "data"
+        place.mkdir(mode=0o755)
+        (place / "version").write_text("old")
+        yield place
 
 
 def run(worker: Worker, behind: Backstage, task: Task, program: str = "", *, wanted: int = 1) -> Running:
@@ -265,6 +278,41 @@ def test_a_task_that_wants_another_container_gets_its_own(worker: Worker, behind
     assert other.finish() == 0
     assert other.workload.container.id != spare.id
     assert spare.id in [container.id for container in waiting(worker)]
+
+
+@every_form
+def test_a_spare_from_before_its_mount_s_source_was_replaced_is_not_used_and_goes(
+    worker: Worker, behind: Backstage, volume: Path
+) -> None:
+    def task() -> Task:
+        return worker.task(volumes=[Mount(source=str(volume), target="/data")])
+
+    assert run(worker, behind, task()).finish() == 0
+    until(lambda: len(records(worker)) == 1, "a spare")
+    (spare,) = waiting(worker)
+    volume.rename(volume.with_name("before"))
+    volume.mkdir(mode=0o755)
+    (volume / "version").write_text("new")
+    second = run(worker, behind, task(), "print(open('/data/version').read())")
+    assert (second.finish(), second.stdout, second.start_mode) == (0, "new\n", "fork")
+    assert spare.id not in [container.id for container in worker.runtime.list()]
+    until(lambda: len(records(worker)) == 1, "the next spare")
+    (spare,) = waiting(worker)
+    third = run(worker, behind, task(), "print(open('/data/version').read())")
+    assert (third.finish(), third.stdout) == (0, "new\n")
+    assert third.workload.container.id == spare.id
+
+
+def test_a_task_of_an_image_with_links_where_we_mount_is_forked(
+    worker: Worker, behind: Backstage, volume: Path
+) -> None:
+    task = worker.task("linked", volumes=[Mount(source=str(volume), target="/data")])
+    program = (
+        "for path in ('/etc/resolv.conf', '/etc/hosts', '/data/version'): print(open(path).readline().split()[:2])"
+    )
+    running = run(worker, behind, task, program)
+    assert (running.finish(), running.why_fresh, running.start_mode) == (0, "", "fork")
+    assert running.stdout == "['#', 'This']\n['127.0.0.1', 'localhost']\n['old']\n"
 
 
 def test_two_claims_never_get_the_same(worker: Worker, behind: Backstage) -> None:
