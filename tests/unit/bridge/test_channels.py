@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,44 @@ def test_a_promised_frame_takes_no_memory_before_it_comes(pair: tuple[socket.soc
     reader = FrameReader(lambda _: None)
     assert drain(reader, ours)
     assert len(reader._buffer) == 4
+
+
+def test_a_small_frame_that_becomes_large_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    lists = b"\xdc" + (40_000).to_bytes(2, "big") + b"\x90" * 40_000
+    theirs.send(len(lists).to_bytes(4, "big") + lists)
+    delivered: list[bytes] = []
+    with pytest.raises(PeerViolation, match="a frame of 40007 bytes"):
+        drain(FrameReader(lambda body: delivered.append(bytes(body)), decoded_limit=1 << 20), ours)
+    assert not delivered
+
+
+def test_a_frame_may_take_many_times_its_length_as_long_as_that_is_little(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    lists = b"\xdc" + (40_000).to_bytes(2, "big") + b"\x90" * 40_000
+    theirs.send(len(lists).to_bytes(4, "big") + lists)
+    got: list[bytes] = []
+    assert drain(FrameReader(lambda body: got.append(bytes(body))), ours)
+    assert got == [lists]
+
+
+@pytest.mark.parametrize(
+    "value", [list(range(1_000_000)), "x" * 20_000_000, [{"id": n, "name": f"customer {n}"} for n in range(400_000)]]
+)
+def test_large_values_that_tasks_return_pass(value: object, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    body = msgspec.msgpack.encode(value)
+    sender = threading.Thread(target=theirs.sendall, args=(len(body).to_bytes(4, "big") + body,))
+    sender.start()
+    got: list[object] = []
+    ours.setblocking(True)
+    reader = FrameReader(lambda frame: got.append(msgspec.msgpack.decode(frame)))
+    while not got:
+        reader(ours)
+    sender.join()
+    assert got == [value]
 
 
 def test_an_endless_line_arrives_in_pieces(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import msgspec
@@ -22,6 +22,7 @@ import structlog
 from airflow.sdk._shared.logging.structlog import reconfigure_logger
 from airflow.sdk.api import client as api
 from airflow.sdk.configuration import conf, ensure_secrets_loaded
+from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import (
     ActivitySubprocess,
@@ -31,9 +32,11 @@ from airflow.sdk.execution_time.supervisor import (
     _remote_logging_conn,
 )
 from airflow.sdk.log import mask_secret, upload_to_remote
+from pydantic import ValidationError
 from structlog.processors import CallsiteParameterAdder
 
-from airflow_isolation.bridge.channels import FrameReader, LineReader
+from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
+from airflow_isolation.integration.seams.brief_log import BriefLog, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,6 +54,8 @@ log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 #: Keywords of the logging call itself: as keys of an event they would be given twice, which stops a stock supervisor.
 _RESERVED = frozenset({"target", "level", "msg", "event", "self"})
 
+#: How long an answer may wait until the task reads it, in seconds. One that never does would hold its worker for ever.
+ANSWER_TIMEOUT = 60.0
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -105,9 +110,19 @@ class Wakeup:
         pass
 
 
+class _Validated:
+    """A decoder of what has been decoded."""
+
+    def validate_python(self, message: Any) -> Any:
+        return message
+
+
 @attrs.define(kw_only=True)
 class ContainerActivitySubprocess(ActivitySubprocess):
     """A task's supervisor whose child runs in a container."""
+
+    #: Requests are validated before the stock code gets them, which would log one whole that is not valid.
+    decoder: ClassVar[Any] = _Validated()
 
     _workload: Workload = attrs.field(repr=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
@@ -166,12 +181,36 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         self, stdout: socket, stderr: socket, requests: socket, logs: socket, *, data: dict[socket, bytes]
     ) -> None:
         del data  # what was said before the hand-over went to the container's own output
+        requests.settimeout(ANSWER_TIMEOUT)
         self._open_sockets.update({stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"})
-        answers = self.handle_requests(log)
+        answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
-        readers = channel_readers(self._get_target_loggers(), "task", request=answers.send, broken=self._broken)
+        readers = channel_readers(
+            self._get_target_loggers(), "task", request=partial(self._asked, answers.send), broken=self._broken
+        )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
+
+    def _asked(self, answer: Callable[[Any], None], frame: Any) -> None:
+        try:
+            message = ActivitySubprocess.decoder.validate_python(frame.body)
+        except ValidationError as error:
+            # Stock would not answer, and the task wait for ever.
+            problem = _first_problem(error)
+            log.warning("A task sent a request that Airflow does not know", problem=problem, body=brief(frame.body))
+            refused = comms.ErrorResponse(
+                error=ErrorType.API_SERVER_ERROR,
+                detail={"status_code": 400, "message": f"The worker's Airflow does not know this request: {problem}"},
+            )
+            self.send_msg(None, request_id=frame.id, error=refused)
+            return
+        answer(msgspec.structs.replace(frame, body=message))
+
+    def send_msg(self, *arguments: Any, **keywords: Any) -> None:
+        try:
+            super().send_msg(*arguments, **keywords)
+        except TimeoutError:
+            self._broken(PeerViolation(f"It did not read its answer for {ANSWER_TIMEOUT:g} seconds"))
 
     def _broken(self, error: Exception) -> None:
         self.process_log.error("The task broke its channel to the supervisor; killing it", error=str(error))
@@ -250,6 +289,13 @@ def channel_readers(
             FrameReader(lambda body: request(decoder.decode(body))),
         )
     )
+
+
+def _first_problem(error: ValidationError) -> str:
+    if error.error_count() > 100:  # to list them takes memory for each
+        return f"{error.error_count()} values in it are not what they should be"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return str(brief(f"{first['msg']} ({'.'.join(map(str, first['loc']))})" if first["loc"] else first["msg"]))
 
 
 def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:

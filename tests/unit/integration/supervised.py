@@ -1,0 +1,105 @@
+"""A supervisor of a task whose container is made up, with the task's ends of the four channels."""
+
+from __future__ import annotations
+
+import select
+import socket
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+from airflow.sdk.api.datamodels._generated import TaskInstance
+from airflow.sdk.execution_time import comms
+
+from airflow_isolation.integration.seams.supervision import ContainerActivitySubprocess, WorkloadTracker
+
+if TYPE_CHECKING:
+    import signal
+
+TI = TaskInstance(
+    id=UUID("019a0000-0000-7000-8000-000000000001"),
+    dag_id="sales",
+    task_id="load",
+    run_id="monday",
+    try_number=1,
+    map_index=-1,
+    dag_version_id=UUID("019a0000-0000-7000-8000-000000000002"),
+)
+
+
+class Recorder:
+    """A task's log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def log(self, _: int, event: str, **values: Any) -> None:
+        self.lines.append((event, values))
+
+    def error(self, event: str, **values: Any) -> None:
+        self.log(40, event, **values)
+
+    critical = warning = info = debug = error
+
+
+class FakeWorkload:
+    """A workload that ends when it is told to; no container is behind it."""
+
+    def __init__(self) -> None:
+        self.container = SimpleNamespace(id="task-1", pid=4711)
+        self.signals: list[signal.Signals] = []
+        self.code: int | None = None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.signals.append(number)
+
+    def exit_code(self) -> int | None:
+        return self.code
+
+
+class Supervised:
+    """A supervised task, from both sides."""
+
+    def __init__(self, client: Any = None, **fields: Any) -> None:
+        pairs = {name: socket.socketpair() for name in ("stdout", "stderr", "requests", "logs")}
+        self.ours = {name: pair[0] for name, pair in pairs.items()}
+        self.theirs = {name: pair[1] for name, pair in pairs.items()}
+        for end in self.theirs.values():
+            end.settimeout(10)
+        self.log = Recorder()
+        self.workload = FakeWorkload()
+        self.supervisor = ContainerActivitySubprocess(
+            id=TI.id,
+            pid=4711,
+            stdin=self.ours["requests"],
+            process=WorkloadTracker(self.workload),  # type: ignore[arg-type]
+            process_log=self.log,  # type: ignore[arg-type]
+            client=client,
+            workload=self.workload,  # type: ignore[arg-type]
+            ended=lambda _: None,
+            **fields,
+        )
+        self.supervisor.ti = TI  # type: ignore[assignment]
+        self.supervisor._register_pipe_readers(**self.ours, data={})
+
+    def ask(self, request: Any) -> Any:
+        """Send a request as a task does, let the supervisor answer, and give the answer."""
+        body = request if isinstance(request, dict) else request.model_dump()
+        channel = self.theirs["requests"]
+        channel.sendall(comms._RequestFrame(id=1, body=body).as_bytes())
+        for _ in range(100):
+            self.serve()
+            if select.select([channel], [], [], 0)[0]:
+                length = int.from_bytes(channel.recv(4), "big")
+                return msgspec.msgpack.decode(channel.recv(length), type=comms._ResponseFrame)
+        raise AssertionError("no answer")
+
+    def serve(self) -> None:
+        """One turn of the supervisor's loop."""
+        self.supervisor._service_subprocess(1)
+
+    def close(self) -> None:
+        self.supervisor.selector.close()
+        for end in (*self.ours.values(), *self.theirs.values()):
+            end.close()
