@@ -106,22 +106,29 @@ class LineAllowance:
 
 
 class LineReader:
-    """Lines of text. ``deliver`` gets each without its newline; a longer one than ``limit`` bytes arrives in pieces."""
+    """Lines of text. ``deliver`` gets each without its newline, and no more than ``limit`` bytes at a time."""
 
     def __init__(
         self,
         deliver: Callable[[bytes], None],
         *,
+        cut: Callable[[bytes, int], None] | None = None,
         limit: int = LINE_LIMIT,
         pending: bytes = b"",
         allowance: LineAllowance | None = None,
     ) -> None:
-        """:param allowance: what may be delivered in all; without one, there is no end to it."""
+        """
+        :param cut: gets the beginning of a line that is longer than the limit, and how many bytes of it are left out.
+            Without it such a line is delivered in pieces.
+        :param allowance: what may be delivered in all; without one, there is no end to it.
+        """  # noqa: D212
         self._allowance = allowance
         self._deliver_line = deliver
+        self._cut = cut
         self._limit = limit
         self._buffer = bytearray()
         self._searched = 0
+        self._left_out = 0
         if pending:
             self._take(pending)
 
@@ -129,7 +136,7 @@ class LineReader:
         chunk = source.recv(_CHUNK)
         if not chunk:
             if self._buffer:
-                self._deliver(bytes(self._buffer))
+                self._deliver(bytes(self._buffer), self._left_out)
                 self._buffer.clear()
             return False
         if self._allowance is None or not self._allowance.is_spent:
@@ -138,19 +145,34 @@ class LineReader:
             self._buffer.clear()  # read, so that who writes need not wait, and not even looked at
         return True
 
-    def _deliver(self, line: bytes) -> None:
-        if self._allowance is None or self._allowance.take(len(line)):
+    def _deliver(self, line: bytes, left_out: int = 0) -> None:
+        if self._allowance is not None and not self._allowance.take(len(line)):
+            return
+        if left_out and self._cut is not None:
+            self._cut(line, left_out)
+        else:
             self._deliver_line(line)
 
     def _take(self, chunk: bytes) -> None:
         self._buffer += chunk
         start = 0
         while (end := self._buffer.find(b"\n", max(start, self._searched))) >= 0:
-            for piece in range(start, max(end, start + 1), self._limit):
-                self._deliver(bytes(self._buffer[piece : min(piece + self._limit, end)]))
+            self._take_line(start, end)
             start = end + 1
         del self._buffer[:start]
+        if self._cut is not None:
+            self._left_out += max(0, len(self._buffer) - self._limit)
+            del self._buffer[self._limit :]
         while len(self._buffer) > self._limit:
             self._deliver(bytes(self._buffer[: self._limit]))
             del self._buffer[: self._limit]
         self._searched = len(self._buffer)
+
+    def _take_line(self, start: int, end: int) -> None:
+        if self._cut is not None:
+            left_out = self._left_out + max(0, end - start - self._limit)
+            self._left_out = 0
+            self._deliver(bytes(self._buffer[start : min(end, start + self._limit)]), left_out)
+            return
+        for piece in range(start, max(end, start + 1), self._limit):
+            self._deliver(bytes(self._buffer[piece : min(piece + self._limit, end)]))

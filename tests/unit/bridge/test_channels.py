@@ -115,6 +115,36 @@ def test_an_endless_line_arrives_in_pieces(pair: tuple[socket.socket, socket.soc
     assert b"".join(got) == b"x" * 640
 
 
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_an_endless_record_is_cut(pair: tuple[socket.socket, socket.socket], end: bytes) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    cuts: list[tuple[bytes, int]] = []
+    reader = LineReader(got.append, cut=lambda line, left_out: cuts.append((line, left_out)), limit=100)
+    theirs.send(b"first\n")
+    for _ in range(10):
+        theirs.send(b"x" * 64)
+        assert drain(reader, ours)
+        assert len(reader._buffer) <= 100
+    theirs.send(end)
+    theirs.close()
+    assert not drain(reader, ours)
+    assert (got, cuts) == ([b"first"], [(b"x" * 100, 540)])
+
+
+def test_lines_after_a_cut_one_are_whole(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    cuts: list[tuple[bytes, int]] = []
+    reader = LineReader(got.append, cut=lambda line, left_out: cuts.append((line, left_out)), limit=10)
+    theirs.send(b"x" * 25)
+    assert drain(reader, ours)
+    theirs.send(b"x" * 5 + b"\n" + b"0123456789\n" + b"01234567890\n" + b"last\n")
+    assert drain(reader, ours)
+    assert got == [b"0123456789", b"last"]
+    assert cuts == [(b"x" * 10, 20), (b"0123456789", 1)]
+
+
 def test_the_last_line_needs_no_newline(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
@@ -151,6 +181,16 @@ def test_an_allowance_is_of_bytes_too(pair: tuple[socket.socket, socket.socket])
     theirs.close()
     assert not drain(reader, ours)
     assert got == [b"eight888"]
+
+
+@given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)), st.integers(1, 60))
+def test_of_each_line_what_is_left_out_is_counted(lines: list[bytes], step: int) -> None:
+    got: list[tuple[bytes, int]] = []
+    reader = LineReader(lambda line: got.append((line, 0)), cut=lambda *cut: got.append(cut), limit=10)
+    stream = b"".join(line + b"\n" for line in lines)
+    for start in range(0, len(stream), step):
+        reader._take(stream[start : start + step])
+    assert got == [(line[:10], max(0, len(line) - 10)) for line in lines]
 
 
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)), st.integers(1, 7))

@@ -77,6 +77,7 @@ class Supervised:
             process_log=self.log,  # type: ignore[arg-type]
             client=client,
             workload=self.workload,  # type: ignore[arg-type]
+            what=TI,
             ended=lambda _: None,
             **fields,
         )

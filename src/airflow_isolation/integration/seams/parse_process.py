@@ -30,7 +30,9 @@ from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Star
 from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
 from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
-from airflow_isolation.integration.seams.supervision import Wakeup, channel_readers
+from airflow_isolation.integration.seams.channel_readers import channel_readers
+from airflow_isolation.integration.seams.masks import FULL, Masks
+from airflow_isolation.integration.seams.supervision import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,7 +202,12 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     _ended_at: float = attrs.field(default=0.0, init=False)
     _killed_at: float | None = attrs.field(default=None, init=False)
     _asking: bool = attrs.field(default=False, init=False)
+    _masks: Masks = attrs.field(init=False, repr=False)
     _news: Wakeup | None = attrs.field(default=None, init=False, repr=False)
+
+    @_masks.default
+    def _own_masks(self) -> Masks:
+        return Masks(full=lambda: self.process_log.warning(FULL))
 
     @classmethod
     def begin(
@@ -288,6 +295,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             request=self._asked,
             broken=self._broken,
             allowance=LineAllowance(LINES_LIMIT, LOG_LIMIT, spent=self._said_too_much),
+            hide=self._masks.hide,
         )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
@@ -357,6 +365,10 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         super().send_msg(*arguments, **keywords)
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        if isinstance(msg, comms.MaskSecret):
+            self._masks.add(msg.value, msg.name)
+            self.send_msg(None, request_id=req_id)
+            return
         refusal = self._refusal(msg)
         if not refusal:
             super()._handle_request(msg, log, req_id)

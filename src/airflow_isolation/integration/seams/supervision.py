@@ -7,19 +7,18 @@ from descriptors (stock looks for it only when a channel has news, which can be 
 
 from __future__ import annotations
 
-import logging
 import selectors
 import signal
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from socket import send_fds, socketpair
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import msgspec
 import structlog
-from airflow.sdk._shared.logging.structlog import reconfigure_logger
 from airflow.sdk.api import client as api
 from airflow.sdk.configuration import conf, ensure_secrets_loaded
 from airflow.sdk.exceptions import ErrorType
@@ -28,44 +27,32 @@ from airflow.sdk.execution_time.supervisor import (
     ActivitySubprocess,
     NeverRaised,
     ProcessTracker,
-    _log_to_target,
     _remote_logging_conn,
 )
 from airflow.sdk.log import mask_secret, upload_to_remote
 from pydantic import ValidationError
-from structlog.processors import CallsiteParameterAdder
 
-from airflow_isolation.bridge.channels import FrameReader, LineReader, PeerViolation
+from airflow_isolation.bridge.channels import PeerViolation
 from airflow_isolation.integration.seams.brief_log import BriefLog, brief
+from airflow_isolation.integration.seams.channel_readers import channel_readers, log_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from socket import socket
 
     from airflow.sdk.api.client import Client
     from structlog.typing import FilteringBoundLogger
     from typing_extensions import Self
 
-    from airflow_isolation.bridge.channels import LineAllowance
     from airflow_isolation.bridge.workload import Workload
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 
-#: Keywords of the logging call itself: as keys of an event they would be given twice, which stops a stock supervisor.
-_RESERVED = frozenset({"target", "level", "msg", "event", "self"})
-
+#: How many programs of a task may have a log channel of their own at a time.
+MORE_LOGS_LIMIT = 64
+_MORE_LOGS = "more logs"
 #: How long an answer may wait until the task reads it, in seconds. One that never does would hold its worker for ever.
 ANSWER_TIMEOUT = 60.0
-
-_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "exception": logging.ERROR,
-    "critical": logging.CRITICAL,
-}
 
 
 class _StillRunning(Exception):
@@ -125,6 +112,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     decoder: ClassVar[Any] = _Validated()
 
     _workload: Workload = attrs.field(repr=False)
+    _what: Any = attrs.field(repr=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
 
     @classmethod
@@ -158,6 +146,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             client=client,
             subprocess_logs_to_stdout=subprocess_logs_to_stdout,
             workload=workload,
+            what=what,
             ended=ended,
         )
         try:
@@ -186,10 +175,38 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
         readers = channel_readers(
-            self._get_target_loggers(), "task", request=partial(self._asked, answers.send), broken=self._broken
+            self._get_target_loggers(),
+            "task",
+            request=partial(self._asked, answers.send),
+            broken=self._broken,
+            identity=self._identity(),
         )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
+
+    def _identity(self) -> dict[str, Any]:
+        what = self._what
+        return {
+            "ti_id": str(what.id),
+            "dag_id": what.dag_id,
+            "task_id": what.task_id,
+            "run_id": what.run_id,
+            "try_number": what.try_number,
+            "map_index": -1 if what.map_index is None else what.map_index,
+        }
+
+    def _send_new_log_fd(self, req_id: int) -> None:
+        # For another program of the task's, such as that of a virtual environment. Stock's reader has no limits, and
+        # there is no end to how many there may be.
+        if list(self._open_sockets.values()).count(_MORE_LOGS) >= MORE_LOGS_LIMIT:
+            raise PeerViolation(f"More than {MORE_LOGS_LIMIT} channels for logs were asked for")
+        theirs, ours = socketpair()
+        self._open_sockets[ours] = _MORE_LOGS
+        reader = log_reader(self._get_target_loggers(), "task", broken=self._broken, identity=self._identity())
+        self.selector.register(ours, selectors.EVENT_READ, (reader, self._on_socket_closed))
+        with theirs:
+            frame = comms._ResponseFrame(id=req_id, body=comms.SentFDs(fds=[theirs.fileno()]).model_dump())  # noqa: SLF001
+            send_fds(self.stdin, [frame.as_bytes()], [theirs.fileno()])
 
     def _asked(self, answer: Callable[[Any], None], frame: Any) -> None:
         try:
@@ -241,56 +258,6 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         super()._handle_request(msg, log, req_id)
 
 
-def channel_readers(
-    loggers: Iterable[FilteringBoundLogger],
-    name: str,
-    *,
-    request: Callable[[Any], None],
-    broken: Callable[[Exception], object],
-    allowance: LineAllowance | None = None,
-) -> tuple[Callable[[socket], bool], ...]:
-    """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
-
-    Each answers whether it wants more. What the peer breaks ends the peer, not the supervisor, which has a state to
-    report and a log to upload: ``broken`` is called, and the channel is done with.
-
-    :param name: the first word of the loggers' names in the log: ``task`` or ``dag_processor``.
-    :param request: gets each request frame.
-    :param allowance: what may be said in all; without one, there is no end to it.
-    """
-    # The workload filters by level itself; these print whatever they are given.
-    targets = tuple(
-        reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET) for target in loggers
-    )
-    decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
-
-    def guarded(read: Callable[[socket], bool]) -> Callable[[socket], bool]:
-        def reader(channel: socket) -> bool:
-            try:
-                return read(channel)
-            except BlockingIOError:
-                # Airflow drains what is left in non-blocking channels until they raise this.
-                raise
-            except (BrokenPipeError, ConnectionResetError):
-                return False
-            except Exception as error:  # noqa: BLE001 - whatever undecodable bytes can raise
-                broken(error)
-                return False
-
-        return reader
-
-    lines = partial(LineReader, allowance=allowance)
-    return tuple(
-        guarded(reader)
-        for reader in (
-            lines(partial(_log_text, targets, f"{name}.stdout", logging.INFO)),
-            lines(partial(_log_text, targets, f"{name}.stderr", logging.ERROR)),
-            lines(partial(_log_event, targets)),
-            FrameReader(lambda body: request(decoder.decode(body))),
-        )
-    )
-
-
 def _first_problem(error: ValidationError) -> str:
     if error.error_count() > 100:  # to list them takes memory for each
         return f"{error.error_count()} values in it are not what they should be"
@@ -330,32 +297,6 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
         except Exception:
             log.exception("A secrets backend of the worker failed; asking the next", backend=type(backend).__name__)
     return None
-
-
-def _log_text(loggers: Iterable[FilteringBoundLogger], name: str, level: int, line: bytes) -> None:
-    for target in loggers:
-        _log_to_target(target, level, line.rstrip().decode(errors="replace"), logger=name)
-
-
-def _log_event(loggers: Iterable[FilteringBoundLogger], line: bytes) -> None:
-    """A line of the structured log channel. Anything may stand in it; nothing in it may raise."""
-    try:
-        event = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        event = None
-    if not isinstance(event, dict):
-        _log_text(loggers, "task.log", logging.WARNING, line)
-        return
-    level = _LEVELS.get(str(event.pop("level", "info")).lower(), logging.INFO)
-    message = str(event.pop("event", ""))
-    if "timestamp" in event:
-        with suppress(msgspec.ValidationError):
-            event["timestamp"] = msgspec.convert(event["timestamp"], datetime)
-    if exception := event.pop("exception", None):
-        event["error_detail"] = exception
-    safe = {f"{key}_" if key in _RESERVED else key: value for key, value in event.items()}
-    for target in loggers:
-        _log_to_target(target, level, message, **safe)
 
 
 def load_certificates() -> None:
