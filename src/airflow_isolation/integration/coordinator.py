@@ -181,6 +181,7 @@ class ContainerCoordinator(BaseCoordinator):
                 logger=logger,
                 sentry_integration=sentry_integration,
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                permissions=settings.permissions,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()

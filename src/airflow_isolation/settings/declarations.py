@@ -697,9 +697,9 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*, */reports.py:warehouse",
         default_words="all connections, for all files",
-        description="Which connections a DAG file may read while it is parsed, as FILE:ID. Both are shell patterns; FILE "
-        "is the bundle's name and the path in it, and its * also stands for slashes. With one entry set, what no entry "
-        "allows is refused.",
+        description="Which connections a DAG file may read, while it is parsed and in its tasks, as FILE:ID. Both are "
+        "shell patterns; FILE is the bundle's name and the path in it, and its * also stands for slashes. With one entry "
+        "set, what no entry allows is refused.",
     ),
     Key(
         name="allowed_variables",
@@ -708,7 +708,17 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*",
         default_words="all Variables, for all files",
-        description="The same for Variables.",
+        description="The same for Variables, to read, set and delete. With one entry set, nobody may list all keys.",
+    ),
+    Key(
+        name="allowed_triggering",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="sales/*:sales_*, */all.py:*",
+        default_words="all DAGs, for all files",
+        description="The same for DAGs whose runs a file's tasks may trigger, and reset by that. With one entry set, tasks "
+        "may also look at runs, task states and XComs of no other DAGs than these and their own.",
     ),
     Key(
         name="task_execution_runtime",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.container_spec import DeviceRates
 from airflow_isolation.settings.declarations import POLICY_SECTION, keys_of
-from airflow_isolation.settings.effective import Grant, Volume
+from airflow_isolation.settings.effective import Grant, Permissions, Volume
 from airflow_isolation.settings.formats import is_root, qualified_image
 from airflow_isolation.settings.hook import SOURCE as HOOK_SOURCE
 from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
@@ -47,6 +47,7 @@ class Policy:
     parse_may_write: bool = False
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
+    allowed_triggering: tuple[Grant, ...] = ()
     allow_root: Assignment
 
     @classmethod
@@ -80,13 +81,14 @@ class Policy:
         origin = image.origin
         return _matches(image.value, self.trusted_images) or not (origin.author or origin.source == HOOK_SOURCE)
 
-    def may_read_connection(self, file: str, id: str) -> bool:
-        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a connection while it is parsed."""
-        return _granted(self.allowed_connections, file, id)
-
-    def may_read_variable(self, file: str, key: str) -> bool:
-        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a Variable while it is parsed."""
-        return _granted(self.allowed_variables, file, key)
+    @property
+    def permissions(self) -> Permissions:
+        """What user code may ask Airflow for."""
+        return Permissions(
+            allowed_connections=self.allowed_connections,
+            allowed_variables=self.allowed_variables,
+            allowed_triggering=self.allowed_triggering,
+        )
 
     def _check_author(self, name: str, value: object, origin: Origin) -> None:
         if isinstance(value, Volume):
@@ -140,10 +142,6 @@ class Policy:
 def _matches(image: str, patterns: tuple[str, ...]) -> bool:
     names = {image, qualified_image(image)}
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:
-    return not grants or any(fnmatchcase(file, grant.file) and fnmatchcase(id, grant.id) for grant in grants)
 
 
 def _allowed(key: str, allowed: tuple[str, ...]) -> str:

@@ -291,6 +291,7 @@ def _effective_settings(
         parse_mode=value("parse_mode"),
         start_mode=value("start_mode"),
         image_is_trusted=policy.trusts(effective["image"]),
+        permissions=policy.permissions,
         zygote=_zygote_settings(effective),
         cgroup_parent=value("cgroup_parent"),
         origins=MappingProxyType({name: found.origin for name, found in effective.items()}),

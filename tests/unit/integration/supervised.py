@@ -13,6 +13,7 @@ from airflow.sdk.api.datamodels._generated import TaskInstance
 from airflow.sdk.execution_time import comms
 
 from airflow_isolation.integration.seams.supervision import ContainerActivitySubprocess, WorkloadTracker
+from airflow_isolation.settings.effective import Permissions
 
 if TYPE_CHECKING:
     import signal
@@ -26,6 +27,9 @@ TI = TaskInstance(
     map_index=-1,
     dag_version_id=UUID("019a0000-0000-7000-8000-000000000002"),
 )
+
+
+NO_BOUNDS = Permissions()
 
 
 class Recorder:
@@ -61,7 +65,7 @@ class FakeWorkload:
 class Supervised:
     """A supervised task, from both sides."""
 
-    def __init__(self, client: Any = None, **fields: Any) -> None:
+    def __init__(self, client: Any = None, permissions: Permissions = NO_BOUNDS) -> None:
         pairs = {name: socket.socketpair() for name in ("stdout", "stderr", "requests", "logs")}
         self.ours = {name: pair[0] for name, pair in pairs.items()}
         self.theirs = {name: pair[1] for name, pair in pairs.items()}
@@ -78,8 +82,9 @@ class Supervised:
             client=client,
             workload=self.workload,  # type: ignore[arg-type]
             what=TI,
+            file="bundle/sales.py",
+            permissions=permissions,
             ended=lambda _: None,
-            **fields,
         )
         self.supervisor.ti = TI  # type: ignore[assignment]
         self.supervisor._register_pipe_readers(**self.ours, data={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def masker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     masker: Any = _secrets_masker()
-    before = masker.replacer, set(masker.patterns)
     monkeypatch.setattr(masker, "sensitive_variables_fields", ["password"])
+    monkeypatch.setattr(masker, "replacer", None)
+    before = None, set(masker.patterns)
     yield masker
     assert (masker.replacer, masker.patterns) == before
 
@@ -57,15 +59,13 @@ def test_what_was_masked_before_stays_masked(masker: Any, monkeypatch: pytest.Mo
         mask_secret("a-secret-word")
         assert redact("of-the-worker a-secret-word") == "*** ***"
     assert redact("of-the-worker a-secret-word") == "*** a-secret-word"
-    monkeypatch.undo()
+    monkeypatch.setattr(masker, "replacer", None)
 
 
 def test_a_request_of_a_task_masks() -> None:
-    task = Supervised()
-    with own_masks(structlog.get_logger()):
+    with closing(Supervised()) as task, own_masks(structlog.get_logger()):
         assert not task.ask(comms.MaskSecret(value={"password": ["a-secret-word"]})).error
         assert redact("a-secret-word") == "***"
-    task.close()
 
 
 def test_no_word_makes_a_pattern_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,11 +77,9 @@ class Masks:
 
     def sub(self, replacement: str, text: str) -> str:
         """As a pattern's, because Airflow's masker calls it so."""
-        if self._before is not None:
-            text = self._before.sub(replacement, text)
         for word in self._words:
             text = text.replace(word, replacement)
-        return text
+        return text if self._before is None else self._before.sub(replacement, text)
 
     def hide(self, value: Any) -> Any:
         """A value of JSON without the words, in keys neither."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import structlog
 from airflow.dag_processing.processor import DagFileParsingResult, DagFileProcessorProcess
-from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import NeverRaised, ProcessTracker
 from pydantic import ValidationError
@@ -32,6 +31,7 @@ from airflow_isolation.integration.dag_processing.result import NotAResult
 from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
 from airflow_isolation.integration.seams.channel_readers import channel_readers
 from airflow_isolation.integration.seams.masks import FULL, Masks
+from airflow_isolation.integration.seams.permitted import denial, refused_secret
 from airflow_isolation.integration.seams.supervision import Wakeup
 
 if TYPE_CHECKING:
@@ -374,31 +374,20 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             super()._handle_request(msg, log, req_id)
             return
         self.process_log.warning("Refused to a DAG file", reason=refusal)
-        self.send_msg(
-            None,
-            request_id=req_id,
-            error=comms.ErrorResponse(
-                error=ErrorType.PERMISSION_DENIED, detail={"status_code": 403, "message": refusal}
-            ),
-        )
+        self.send_msg(None, request_id=req_id, error=denial(refusal))
 
     def _refusal(self, msg: Any) -> str:
         """Why a request is not answered; empty when it is."""
         file = f"{self.bundle_name}/{self.dag_file_rel_path}"
-        policy = self._policy
         match msg:
-            case comms.PutVariable() | comms.DeleteVariable() if not (policy.parse_may_write or self.had_callbacks):
+            case comms.PutVariable() | comms.DeleteVariable() if not (
+                self._policy.parse_may_write or self.had_callbacks
+            ):
                 return (
                     f"{file} may not change the Variable {msg.key!r} while it is parsed: what a DAG file does there, "
                     "it does at every parse. The administrator can set parse_may_write in [container_runtime_policy]"
                 )
-            case comms.GetConnection() if not policy.may_read_connection(file, msg.conn_id):
-                return f"[container_runtime_policy] allowed_connections does not give {msg.conn_id!r} to {file}"
-            case comms.GetVariable() if not policy.may_read_variable(file, msg.key):
-                return f"[container_runtime_policy] allowed_variables does not give {msg.key!r} to {file}"
-            case comms.GetVariableKeys() if policy.allowed_variables:
-                return f"[container_runtime_policy] allowed_variables is set, so {file} may not list the keys of all"
-        return ""
+        return refused_secret(msg, self._policy.permissions, file)
 
     # --- the end
 

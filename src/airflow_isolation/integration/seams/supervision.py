@@ -35,6 +35,7 @@ from pydantic import ValidationError
 from airflow_isolation.bridge.channels import PeerViolation
 from airflow_isolation.integration.seams.brief_log import BriefLog, brief
 from airflow_isolation.integration.seams.channel_readers import channel_readers, log_reader
+from airflow_isolation.integration.seams.permitted import denial, refused_to_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from airflow_isolation.bridge.workload import Workload
+    from airflow_isolation.settings.effective import Permissions
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 
@@ -113,6 +115,8 @@ class ContainerActivitySubprocess(ActivitySubprocess):
 
     _workload: Workload = attrs.field(repr=False)
     _what: Any = attrs.field(repr=False)
+    _file: str = attrs.field(repr=False)
+    _permissions: Permissions = attrs.field(repr=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
 
     @classmethod
@@ -127,10 +131,12 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         logger: FilteringBoundLogger | None,
         sentry_integration: str,
         subprocess_logs_to_stdout: bool,
+        permissions: Permissions,
         ended: Callable[[str], object],
     ) -> Self:
         """Tell the server that the task has started and the task what to do.
 
+        :param permissions: what the DAG file's tasks may ask Airflow for.
         :param ended: gets the state of the try at its end, while its log can still be written.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
@@ -147,6 +153,8 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             subprocess_logs_to_stdout=subprocess_logs_to_stdout,
             workload=workload,
             what=what,
+            file=f"{bundle_info.name}/{dag_rel_path}",
+            permissions=permissions,
             ended=ended,
         )
         try:
@@ -249,6 +257,10 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             log.exception("The end of a task could not be told in its log", container=self._workload.container.id)
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        if refusal := refused_to_task(msg, self._permissions, self._file, self._what):
+            self.process_log.warning("Refused to this task", reason=brief(refusal))
+            self.send_msg(None, request_id=req_id, error=denial(refusal))
+            return
         if isinstance(msg, comms.GetConnection | comms.GetVariable):
             found = _from_worker(msg)
             if found is not None:
@@ -288,10 +300,10 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
                     type="ConnectionResult",
                     conn_id=msg.conn_id,
                     conn_type=connection.conn_type,
+                    # All of them, None as well: to Airflow's models none is optional.
                     **{
-                        name: value
+                        name: getattr(connection, name)
                         for name in ("host", "schema", "login", "password", "port", "extra")
-                        if (value := getattr(connection, name)) is not None
                     },
                 )
         except Exception:
