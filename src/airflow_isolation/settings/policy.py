@@ -19,8 +19,10 @@ from airflow_isolation.settings.hook import SOURCE as HOOK_SOURCE
 from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
 from airflow_isolation.settings.quantities import format_bytes
 
-#: The keys for which there is a ``max_…``: what one container can take from the others, or from the host.
-_BOUNDED: Final = frozenset({"cpus", "memory", "pids", "cpu_weight", "memory_request", "memory_swap", "io_weight"})
+_SIZES: Final = frozenset({"memory", "memory_request", "memory_swap", "shm_size", "tmp_size"})
+_DURATIONS: Final = frozenset({"stop_grace_period", "start_timeout", "image_pull_timeout"})
+#: The keys for which there is a ``max_…``: what one container can take from the others, or from the host, and for how long.
+_BOUNDED: Final = frozenset({"cpus", "pids", "cpu_weight", "io_weight"}) | _SIZES | _DURATIONS
 
 if TYPE_CHECKING:
     from airflow_isolation.settings.airflow_configuration import Configuration
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The policy as set. Empty ``allowed_images`` allows all; None is no bound."""
+    """The policy as set. Empty ``allowed_images`` and ``allowed_users`` allow all; None is no bound."""
 
     allowed_images: tuple[str, ...] = ()
     trusted_images: tuple[str, ...] = ()
@@ -44,6 +46,12 @@ class Policy:
     max_memory_swap: int | None = None
     max_io_weight: int | None = None
     max_io: tuple[DeviceRates, ...] = ()
+    max_tmp_size: int | None = None
+    max_shm_size: int | None = None
+    max_stop_grace_period: float | None = None
+    max_start_timeout: float | None = None
+    max_image_pull_timeout: float | None = None
+    allowed_users: tuple[str, ...] = ()
     parse_may_write: bool = False
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
@@ -110,6 +118,10 @@ class Policy:
                         f"the capability {capability} is not allowed",
                         hint=_allowed("allowed_capabilities", self.allowed_capabilities),
                     )
+        elif name == "run_as_user":
+            patterns = self.allowed_users
+            if patterns and not any(fnmatchcase(str(value), pattern) for pattern in patterns):
+                raise origin.refusal(f"the user {value} is not allowed", hint=_allowed("allowed_users", patterns))
         elif name == "io_max":
             self._check_io(value if isinstance(value, tuple) else (), origin)
         elif name in _BOUNDED:
@@ -119,9 +131,7 @@ class Policy:
         bound = getattr(self, f"max_{name}")
         if bound is None or not isinstance(value, (int, float)) or value <= bound:
             return
-        asked, most = (
-            format_bytes(int(count)) if name.startswith("memory") else str(count) for count in (value, bound)
-        )
+        asked, most = (_quantity(name, count) for count in (value, bound))
         raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
 
     def _check_io(self, asked: tuple[DeviceRates, ...], origin: Origin) -> None:
@@ -137,6 +147,12 @@ class Policy:
                         f"{name} of {bound.device} is {words}, and [{POLICY_SECTION}] max_io allows {most}",
                         hint=f"Write {bound.device} {name}={most} or less, with the disk named as here",
                     )
+
+
+def _quantity(name: str, count: float) -> str:
+    if name in _SIZES:
+        return format_bytes(int(count))
+    return f"{count:g} seconds" if name in _DURATIONS else str(count)
 
 
 def _matches(image: str, patterns: tuple[str, ...]) -> bool:
