@@ -41,7 +41,7 @@ def test_marked_as_failed_a_task_is_killed_and_its_on_kill_runs_in_the_container
     run = airflow.finished("killable")
     assert run.states == {"waits": "failed"}
     log = airflow.log_file("killable", "once", "waits")
-    wait_until(lambda: "on_kill was called" in log.read_text(), 15, "the words of on_kill in the log")
+    wait_until(lambda: "on_kill has done its work" in log.read_text(), 20, "the last words of on_kill in the log")
 
 
 def test_a_task_that_ignores_signals_is_killed(airflow: Airflow) -> None:

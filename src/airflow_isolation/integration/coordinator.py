@@ -182,6 +182,7 @@ class ContainerCoordinator(BaseCoordinator):
                 sentry_integration=sentry_integration,
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
                 permissions=settings.permissions,
+                grace=settings.stop_grace_period,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()

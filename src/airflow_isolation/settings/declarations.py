@@ -347,7 +347,7 @@ KEYS: Final[tuple[Key, ...]] = (
         author=True,
         default="10",
         example="30s",
-        description="Seconds between SIGTERM and SIGKILL.",
+        description="Seconds between SIGTERM and SIGKILL, whether a task is cleared or marked, or its worker ends or dies.",
     ),
     Key(
         name="start_timeout",

@@ -63,8 +63,9 @@ class Killable(BaseOperator):
         time.sleep(600)
 
     def on_kill(self) -> None:
-        self.log.info("on_kill was called")
         (SHARED / f"{self.name}.killed").write_text(f"{os.getpid()} {Path('/proc/1/comm').read_text().strip()}")
+        time.sleep(6)  # longer than Airflow's supervisor would wait, and less than stop_grace_period
+        self.log.info("on_kill has done its work")
 
 
 @dag(schedule=None)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import select
+import signal
 import socket
+import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from airflow.sdk.api.datamodels._generated import TaskInstance
 from airflow.sdk.execution_time import comms
 
+from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.seams.supervision import ContainerActivitySubprocess, WorkloadTracker
 from airflow_isolation.settings.effective import Permissions
-
-if TYPE_CHECKING:
-    import signal
 
 TI = TaskInstance(
     id=UUID("019a0000-0000-7000-8000-000000000001"),
@@ -48,24 +48,29 @@ class Recorder:
 
 
 class FakeWorkload:
-    """A workload that ends when it is told to; no container is behind it."""
+    """A workload that ends by SIGKILL, or when ``cleaned_up`` is set. No container is behind it."""
 
     def __init__(self) -> None:
         self.container = SimpleNamespace(id="task-1", pid=4711)
         self.signals: list[signal.Signals] = []
         self.code: int | None = None
+        self.cleaned_up = threading.Event()
 
     def send_signal(self, number: signal.Signals) -> None:
         self.signals.append(number)
+        if number == signal.SIGKILL:
+            self.code = NegativeSignal(-number)
 
     def exit_code(self) -> int | None:
+        if self.cleaned_up.is_set() and self.code is None:
+            self.code = 1
         return self.code
 
 
 class Supervised:
     """A supervised task, from both sides."""
 
-    def __init__(self, client: Any = None, permissions: Permissions = NO_BOUNDS) -> None:
+    def __init__(self, client: Any = None, permissions: Permissions = NO_BOUNDS, grace: float = 10.0) -> None:
         pairs = {name: socket.socketpair() for name in ("stdout", "stderr", "requests", "logs")}
         self.ours = {name: pair[0] for name, pair in pairs.items()}
         self.theirs = {name: pair[1] for name, pair in pairs.items()}
@@ -84,6 +89,7 @@ class Supervised:
             what=TI,
             file="bundle/sales.py",
             permissions=permissions,
+            grace=grace,
             ended=lambda _: None,
         )
         self.supervisor.ti = TI  # type: ignore[assignment]
@@ -104,6 +110,15 @@ class Supervised:
     def serve(self) -> None:
         """One turn of the supervisor's loop."""
         self.supervisor._service_subprocess(1)
+
+    def hang_up(self) -> None:
+        """The task's ends are closed, as when it has ended or closed them."""
+        for end in self.theirs.values():
+            end.close()
+
+    def end(self) -> None:
+        self.workload.cleaned_up.set()
+        self.hang_up()
 
     def close(self) -> None:
         self.supervisor.selector.close()

@@ -53,6 +53,8 @@ log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 #: How many programs of a task may have a log channel of their own at a time.
 MORE_LOGS_LIMIT = 64
 _MORE_LOGS = "more logs"
+#: Seconds that a killed task has to be gone before stock says that it isn't.
+SHORTEST_ESCALATION = 0.5
 #: How long an answer may wait until the task reads it, in seconds. One that never does would hold its worker for ever.
 ANSWER_TIMEOUT = 60.0
 
@@ -117,6 +119,10 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     _what: Any = attrs.field(repr=False)
     _file: str = attrs.field(repr=False)
     _permissions: Permissions = attrs.field(repr=False)
+    #: Seconds between SIGTERM and SIGKILL.
+    _grace: float = attrs.field(repr=False)
+    #: When a task that was told to end is killed, by time.monotonic.
+    _kill_at: float | None = attrs.field(default=None, init=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
 
     @classmethod
@@ -132,11 +138,13 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         sentry_integration: str,
         subprocess_logs_to_stdout: bool,
         permissions: Permissions,
+        grace: float,
         ended: Callable[[str], object],
     ) -> Self:
         """Tell the server that the task has started and the task what to do.
 
         :param permissions: what the DAG file's tasks may ask Airflow for.
+        :param grace: seconds between SIGTERM and SIGKILL, whoever has the task end.
         :param ended: gets the state of the try at its end, while its log can still be written.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
@@ -155,6 +163,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             what=what,
             file=f"{bundle_info.name}/{dag_rel_path}",
             permissions=permissions,
+            grace=grace,
             ended=ended,
         )
         try:
@@ -245,6 +254,8 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         # Stock forwards with os.kill(self.pid), which an ordinary user may not do to a container's process.
         def forward(number: int, _: object) -> None:
             log.info("Passing a signal on to the task", signal=signal.Signals(number).name)
+            if self._kill_at is None:
+                self._kill_at = time.monotonic() + self._grace
             self._workload.send_signal(signal.Signals(number))
 
         signal.signal(signal.SIGTERM, forward)
@@ -255,6 +266,29 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             self._ended(self.final_state)
         except Exception:
             log.exception("The end of a task could not be told in its log", container=self._workload.container.id)
+
+    def kill(
+        self, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
+    ) -> None:
+        """As stock, but from one signal to the next the task has its own ``stop_grace_period``."""
+        del escalation_delay
+        super().kill(signal_to_send, escalation_delay=max(self._grace, SHORTEST_ESCALATION), force=force)
+
+    def _service_subprocess(
+        self, max_wait_time: float, raise_on_timeout: bool = False, expect_signal: int | None = None
+    ) -> int | None:
+        if self._kill_at is not None and self._exit_code is None:
+            left = self._kill_at - time.monotonic()
+            if left <= 0:
+                self._kill_at = None
+                self.process_log.error(
+                    "The worker was told to end, and the task has not ended within its stop_grace_period; killing it",
+                    seconds=self._grace,
+                )
+                self._workload.send_signal(signal.SIGKILL)
+            max_wait_time = min(max_wait_time, max(left, 0.0))
+        code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
+        return code
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
         if refusal := refused_to_task(msg, self._permissions, self._file, self._what):
