@@ -40,6 +40,8 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
         "ActivitySubprocess._service_subprocess",
         "ActivitySubprocess.send_msg",
         "ProcessTracker",
+        "SERVER_TERMINATED",
+        "STATES_SENT_DIRECTLY",
         "_fork_main",
         "_log_to_target",
         "_remote_logging_conn",
@@ -147,6 +149,7 @@ AD_HOC_RUN: Final[Mapping[str, tuple[str, ...]]] = {
     "airflow.models.serialized_dag": ("SerializedDagModel.get_dag",),
     "airflow.models.trigger": ("Trigger.kwargs", "handle_event_submit"),
     "airflow.sdk._shared.secrets_masker": ("SecretsMasker.enable_log_masking",),
+    "airflow.sdk.api.client": ("ServerResponseError",),
     "airflow.sdk.log": ("logging_processors",),
     "airflow.utils.cli": ("get_bagged_dag",),
     "airflow.sdk.execution_time.supervisor": (

@@ -24,6 +24,8 @@ from airflow.sdk.configuration import conf, ensure_secrets_loaded
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import (
+    SERVER_TERMINATED,
+    STATES_SENT_DIRECTLY,
     ActivitySubprocess,
     NeverRaised,
     ProcessTracker,
@@ -261,11 +263,27 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         signal.signal(signal.SIGTERM, forward)
         signal.signal(signal.SIGINT, forward)
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
+        if self._exit_code and self._reported is not None:
+            self.process_log.warning(
+                "The task had reported its state before its process ended so; what it reported holds",
+                state=str(getattr(self._reported, "value", self._reported)),
+                exit_code=int(self._exit_code),
+            )
         # Before stock sends the log away. Trouble here must not keep the state from the server.
         try:
             self._ended(self.final_state)
         except Exception:
             log.exception("The end of a task could not be told in its log", container=self._workload.container.id)
+
+    @property
+    def final_state(self) -> Any:
+        """As stock, but what the server has been told already holds: it would answer anything else with 409."""
+        return super().final_state if self._reported is None else self._reported
+
+    @property
+    def _reported(self) -> Any:
+        """The state that the task itself had the server put it into, or None."""
+        return self._terminal_state if self._terminal_state in STATES_SENT_DIRECTLY - {SERVER_TERMINATED} else None
 
     def kill(
         self, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
