@@ -152,9 +152,9 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_user,
         author=True,
         example="50000:0",
-        default_words="the image's USER",
+        default_words="[core] default_impersonation for tasks, else the image's USER",
         description="Who the container runs as: a name of the image's /etc/passwd, a uid, or uid:gid. Uid 0 is refused "
-        "unless the policy has allow_root.",
+        "unless the policy has allow_root. An operator's own run_as_user is refused: no sudo works in a container.",
     ),
     Key(
         name="network",

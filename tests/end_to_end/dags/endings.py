@@ -107,6 +107,18 @@ def heeds_nothing() -> None:
     ignores()
 
 
+@dag(schedule=None)
+def impersonates() -> None:
+    """Wants to become another user, as Airflow does it."""
+
+    @task(run_as_user="somebody")
+    def becomes_somebody() -> None:
+        print("user code ran")
+
+    becomes_somebody()
+
+
+impersonates()
 segfault()
 grandchildren()
 killable()

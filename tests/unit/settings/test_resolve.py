@@ -376,3 +376,20 @@ def test_any_other_flag_is_refused_with_the_accepted_ones(ini: Callable[..., Ini
         f"[core] in airflow.cfg, task_execution_runtime: {text!r} is not a container runtime. "
         "Write containerd or docker, or leave it empty for stock Airflow"
     )
+
+
+def test_a_task_runs_as_whom_airflow_would_have_it_become(from_cfg: FromCfg) -> None:
+    core = f"[core]\ndefault_impersonation = airflow\n{IMAGE}"
+    settings = from_cfg(core)
+    assert settings.run_as_user == "airflow"
+    assert str(settings.origins["run_as_user"]) == "[core] in airflow.cfg"
+    assert from_cfg(core, purpose="parse").run_as_user == ""
+    assert from_cfg(f"{core}run_as_user = 50000:0\n").run_as_user == "50000:0"
+
+
+@pytest.mark.parametrize(("user", "words"), [("root", "root is not allowed"), ("a b", "not a user")])
+def test_whom_no_container_can_be_is_refused_by_the_name_of_the_option(
+    from_cfg: FromCfg, user: str, words: str
+) -> None:
+    with pytest.raises(SettingError, match=f"default_impersonation: .*{words}"):
+        from_cfg(f"[core]\ndefault_impersonation = {user}\n{IMAGE}")
