@@ -15,6 +15,7 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pydantic import ValidationError
     from structlog.typing import FilteringBoundLogger
 
 #: Characters of one value.
@@ -58,6 +59,15 @@ def brief(value: Any) -> Any:
     if isinstance(value, type):
         return value.__name__
     return cut(_repr.repr(value), VALUE_LIMIT)
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a message, of all that is the first."""
+    if error.error_count() > 100:  # to list them takes memory for each
+        return f"{error.error_count()} values in it are not what they should be"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = f" ({'.'.join(map(str, first['loc']))})" if first["loc"] else ""
+    return cut(f"{first['msg']}{place}", VALUE_LIMIT)
 
 
 def cut(text: str, limit: int) -> str:

@@ -29,6 +29,7 @@ from airflow_isolation.bridge.parse_container import Ended, ParseContainer, Star
 from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
 from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
+from airflow_isolation.integration.seams.brief_log import VALUE_LIMIT, BriefLog, cut, first_problem
 from airflow_isolation.integration.seams.channel_readers import channel_readers
 from airflow_isolation.integration.seams.masks import FULL, Masks
 from airflow_isolation.integration.seams.permitted import denial, refused_secret
@@ -340,7 +341,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             message = self.decoder.validate_python(frame.body)
         except (ValidationError, NotAResult) as error:
             raise PeerViolation(
-                f"It sent a request that Airflow does not know: {_first_line(error)}",
+                f"It sent a request that Airflow does not know: {_problem(error)}",
                 hint="User code must not write to descriptor 0",
             ) from None
         if isinstance(message, DagFileParsingResult | comms.MaskSecret):
@@ -354,7 +355,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
 
     def _answer(self, frame: Any) -> None:
         # Stock's generator turns whatever goes wrong into an answer.
-        answers = self.handle_requests(log)
+        answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
         answers.send(frame)
         answers.close()
@@ -454,5 +455,5 @@ def why_no_result(process: ContainerDagFileProcessorProcess, settings: Effective
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _problem(error: ValidationError | NotAResult) -> str:
+    return first_problem(error) if isinstance(error, ValidationError) else cut(str(error), VALUE_LIMIT)

@@ -35,7 +35,7 @@ from airflow.sdk.log import mask_secret, upload_to_remote
 from pydantic import ValidationError
 
 from airflow_isolation.bridge.channels import PeerViolation
-from airflow_isolation.integration.seams.brief_log import BriefLog, brief
+from airflow_isolation.integration.seams.brief_log import BriefLog, brief, first_problem
 from airflow_isolation.integration.seams.channel_readers import channel_readers, log_reader
 from airflow_isolation.integration.seams.permitted import denial, refused_to_task
 
@@ -232,7 +232,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             message = ActivitySubprocess.decoder.validate_python(frame.body)
         except ValidationError as error:
             # Stock would not answer, and the task wait for ever.
-            problem = _first_problem(error)
+            problem = first_problem(error)
             log.warning("A task sent a request that Airflow does not know", problem=problem, body=brief(frame.body))
             refused = comms.ErrorResponse(
                 error=ErrorType.API_SERVER_ERROR,
@@ -320,13 +320,6 @@ class ContainerActivitySubprocess(ActivitySubprocess):
                 self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
                 return
         super()._handle_request(msg, log, req_id)
-
-
-def _first_problem(error: ValidationError) -> str:
-    if error.error_count() > 100:  # to list them takes memory for each
-        return f"{error.error_count()} values in it are not what they should be"
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return str(brief(f"{first['msg']} ({'.'.join(map(str, first['loc']))})" if first["loc"] else first["msg"]))
 
 
 def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
