@@ -64,13 +64,14 @@ class Killable(BaseOperator):
 
     def on_kill(self) -> None:
         (SHARED / f"{self.name}.killed").write_text(f"{os.getpid()} {Path('/proc/1/comm').read_text().strip()}")
-        time.sleep(6)  # longer than Airflow's supervisor would wait, and less than stop_grace_period
+        time.sleep(6)  # longer than Airflow's supervisor would wait, and less than its stop_grace_period
         self.log.info("on_kill has done its work")
+        raise SystemExit(1)
 
 
 @dag(schedule=None)
 def killable() -> None:
-    Killable(task_id="waits")
+    Killable(task_id="waits", executor_config={"container": {"stop_grace_period": 30}})
 
 
 @dag(schedule=None)
