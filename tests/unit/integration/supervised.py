@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 from airflow.sdk.api.datamodels._generated import TaskInstance
 from airflow.sdk.execution_time import comms
 
@@ -33,18 +34,16 @@ NO_BOUNDS = Permissions()
 
 
 class Recorder:
-    """A task's log."""
+    """What comes into a task's log, by whatever logger that is made of this one."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []
+        self.logger = structlog.wrap_logger(None, processors=[self._keep])
 
-    def log(self, _: int, event: str, **values: Any) -> None:
-        self.lines.append((event, values))
-
-    def error(self, event: str, **values: Any) -> None:
-        self.log(40, event, **values)
-
-    critical = warning = info = debug = error
+    def _keep(self, _: Any, __: str, values: Any) -> Any:
+        values.pop("__level_override", None)  # Airflow's loggers take it out themselves
+        self.lines.append((values.pop("event"), values))
+        raise structlog.DropEvent
 
 
 class FakeWorkload:
@@ -83,7 +82,7 @@ class Supervised:
             pid=4711,
             stdin=self.ours["requests"],
             process=WorkloadTracker(self.workload),  # type: ignore[arg-type]
-            process_log=self.log,  # type: ignore[arg-type]
+            process_log=self.log.logger,
             client=client,
             workload=self.workload,  # type: ignore[arg-type]
             what=TI,
