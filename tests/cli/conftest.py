@@ -31,6 +31,7 @@ SECONDS = 240
 
 DAG = """
 from airflow.sdk import dag, task
+import atexit
 import os
 
 @dag(schedule=None)
@@ -43,7 +44,11 @@ def sales():
     def fail():
         raise ValueError("on purpose")
 
-    load(), fail()
+    @task
+    def dies_late():
+        atexit.register(os.kill, os.getpid(), 9)  # after it has reported its success
+
+    load(), fail(), dies_late()
 
 sales()
 """

@@ -335,6 +335,14 @@ def test_a_task_that_fails_is_exit_code_1(airflow: Airflow) -> None:
 
 
 @pytest.mark.usefixtures("database", "main_image")
+def test_a_task_that_had_succeeded_when_it_was_killed_is_exit_code_0(airflow: Airflow) -> None:
+    done = airflow("containers", "test", "sales", "dies_late")
+    assert done.returncode == 0, done.stderr
+    assert "what it reported holds" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("database", "main_image")
 def test_config_knows_a_stored_tasks_executor_config(airflow: Airflow) -> None:
     airflow("dags", "reserialize")
     arguments = ("containers", "config", "--dag-id", "sales", "--task-id", "load", "--output", "json")

@@ -30,6 +30,15 @@ def test_grandchildren_end_with_their_task(run: Run) -> None:
     )
 
 
+@pytest.mark.dag("impersonates")
+def test_an_operators_run_as_user_is_refused_by_the_name_of_the_setting(run: Run) -> None:
+    assert run.states == {"becomes_somebody": "failed"}
+    task = run.tasks["becomes_somebody"]
+    assert task.said("Set `run_as_user: somebody` in the container's settings instead")
+    assert "user code ran" not in task.text
+    assert "Traceback" not in task.text
+
+
 def test_marked_as_failed_a_task_is_killed_and_its_on_kill_runs_in_the_container(airflow: Airflow) -> None:
     airflow.trigger("killable", name="killable")
     airflow.wait_for_file("killable.running")
@@ -41,7 +50,7 @@ def test_marked_as_failed_a_task_is_killed_and_its_on_kill_runs_in_the_container
     run = airflow.finished("killable")
     assert run.states == {"waits": "failed"}
     log = airflow.log_file("killable", "once", "waits")
-    wait_until(lambda: "on_kill was called" in log.read_text(), 15, "the words of on_kill in the log")
+    wait_until(lambda: "on_kill has done its work" in log.read_text(), 20, "the last words of on_kill in the log")
 
 
 def test_a_task_that_ignores_signals_is_killed(airflow: Airflow) -> None:

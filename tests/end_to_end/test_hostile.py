@@ -31,10 +31,13 @@ def test_strange_logs_harm_nobody(run: Run) -> None:
 
 
 @pytest.mark.dag("strange_logs")
-def test_an_endless_line_arrives_in_pieces(run: Run) -> None:
+def test_an_endless_line_arrives_in_pieces_and_an_endless_record_cut(run: Run) -> None:
     said = [str(event["event"]) for event in run.tasks["endless_line"].events]
-    assert sum(text.count("x") for text in said if set(text) == {"x"}) == 3 * 1024 * 1024
-    assert max(len(text) for text in said) <= 1024 * 1024
+    pieces = [text for text in said if set(text) == {"x"}]
+    assert [len(text) for text in pieces] == [1024 * 1024] * 3
+    (record,) = (text for text in said if text.startswith("yyy"))
+    assert record.count("y") - record.count("bytes") <= 1024 * 1024
+    assert "bytes of this record are left out" in record
 
 
 @pytest.mark.dag("strange_logs")
@@ -42,6 +45,7 @@ def test_strange_events_arrive_as_far_as_they_can(run: Run) -> None:
     events = run.tasks["strange_events"].events
     by_text = {str(event["event"]): event for event in events}
     assert by_text["with a target"]["target_"] == "mine"
+    assert by_text["with a target"]["logger"] == "task.strange"
     assert by_text["without a level"]["level"] == "info"
     assert by_text["with a strange level"]["level"] == "info"
     assert {"not json at all", "[1, 2, 3]", "the last"} <= by_text.keys()

@@ -413,6 +413,24 @@ def keep_segfaults_deadly() -> None:
     signal.signal = install_unless_segfault
 
 
+def refuse_sudo() -> None:
+    """Refuse to become an operator's ``run_as_user``, for which Airflow executes sudo. Nobody gains privilege in here."""
+    execute = os.execvp
+
+    def execute_unless_sudo(file: Any, args: Any) -> NoReturn:
+        # Airflow sets the variable just before; without it, it is user code that wants sudo.
+        if file == "sudo" and os.environ.get("_AIRFLOW__REEXECUTED_PROCESS") == "1" and "-u" in args:
+            user = args[args.index("-u") + 1]
+            raise SystemExit(
+                f"The operator wants to run as the user {user} (run_as_user), and its container runs as uid {os.getuid()}. "
+                f"Set `run_as_user: {user}` in the container's settings instead, in executor_config or in the YAML beside "
+                "the DAG file; the user must be one of the image's"
+            )
+        execute(file, args)
+
+    os.execvp = execute_unless_sudo
+
+
 def run(purpose: str) -> NoReturn:
     """Become the workload: Airflow's own child entry point, on descriptors 0 to 3."""
     sys.path.pop(0)  # this file's directory, which is nobody's library
@@ -428,6 +446,8 @@ def enter_airflow(purpose: str) -> NoReturn:
 
     if purpose == "task":
         from airflow.sdk.execution_time.supervisor import _subprocess_main as target
+
+        refuse_sudo()
     else:
         from airflow.dag_processing.processor import _parse_file_entrypoint as target
     # Of its output it asks for no more than the descriptors, which are pipes.

@@ -22,6 +22,7 @@ from airflow_isolation.integration.backstages import backstage
 from airflow_isolation.integration.dag_processing.links import stray_dag_file
 from airflow_isolation.integration.seams import checks, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
+from airflow_isolation.integration.seams.masks import own_masks
 from airflow_isolation.integration.zygotes import zygote_plan
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
@@ -69,16 +70,17 @@ class ContainerCoordinator(BaseCoordinator):
         """
         task_log = logger or structlog.get_logger(logger_name="task").bind()
         try:
-            return self._execute(
-                what=what,
-                dag_rel_path=os.fspath(dag_rel_path),
-                bundle_info=bundle_info,
-                client=client,
-                logger=logger,
-                task_log=task_log,
-                sentry_integration=sentry_integration,
-                subprocess_logs_to_stdout=subprocess_logs_to_stdout,
-            )
+            with own_masks(task_log):
+                return self._execute(
+                    what=what,
+                    dag_rel_path=os.fspath(dag_rel_path),
+                    bundle_info=bundle_info,
+                    client=client,
+                    logger=logger,
+                    task_log=task_log,
+                    sentry_integration=sentry_integration,
+                    subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                )
         except _NotStarted as failure:
             error = failure.error
             task_log.error("The task could not be started in a container", error=str(error))
@@ -184,6 +186,8 @@ class ContainerCoordinator(BaseCoordinator):
                 logger=logger,
                 sentry_integration=sentry_integration,
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                permissions=settings.permissions,
+                grace=settings.stop_grace_period,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()

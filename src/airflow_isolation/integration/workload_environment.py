@@ -35,6 +35,8 @@ PRIVATE_SECTIONS: Final = frozenset({"database", "secrets", "api_auth", "celery"
 #: Single options that make sense on the worker only; the bundle options are replaced by ``bundle_environment``.
 PRIVATE_OPTIONS: Final = frozenset(
     {
+        # The container runs as this user; inside, Airflow would execute sudo.
+        ("core", "default_impersonation"),
         ("core", "sql_alchemy_conn"),
         ("core", "task_execution_runtime"),
         ("core", "scheduler_dag_parsing_runtime"),

@@ -152,9 +152,9 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_user,
         author=True,
         example="50000:0",
-        default_words="the image's USER",
+        default_words="[core] default_impersonation for tasks, else the image's USER",
         description="Who the container runs as: a name of the image's /etc/passwd, a uid, or uid:gid. Uid 0 is refused "
-        "unless the policy has allow_root.",
+        "unless the policy has allow_root. An operator's own run_as_user is refused: no sudo works in a container.",
     ),
     Key(
         name="network",
@@ -347,7 +347,7 @@ KEYS: Final[tuple[Key, ...]] = (
         author=True,
         default="10",
         example="30s",
-        description="Seconds between SIGTERM and SIGKILL.",
+        description="Seconds between SIGTERM and SIGKILL, whether a task is cleared or marked, or its worker ends or dies.",
     ),
     Key(
         name="start_timeout",
@@ -675,6 +675,57 @@ KEYS: Final[tuple[Key, ...]] = (
         "leaves out a disk named here is refused.",
     ),
     Key(
+        name="max_tmp_size",
+        parse=quantities.parse_tmpfs_size,
+        places=(Place.POLICY,),
+        example="8Gi",
+        default_words="no bound",
+        description="The most that authors may set as tmp_size. Without a limit for memory, what lies there is memory of the host.",
+    ),
+    Key(
+        name="max_shm_size",
+        parse=quantities.parse_tmpfs_size,
+        places=(Place.POLICY,),
+        example="2Gi",
+        default_words="no bound",
+        description="The most that authors may set as shm_size, as max_tmp_size.",
+    ),
+    Key(
+        name="max_stop_grace_period",
+        parse=quantities.parse_grace_period,
+        places=(Place.POLICY,),
+        example="2m",
+        default_words="no bound",
+        description="The most that authors may set as stop_grace_period, for which a task that was told to end still holds its slot.",
+    ),
+    Key(
+        name="max_start_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.POLICY,),
+        example="5m",
+        default_words="no bound",
+        description="The most that authors may set as start_timeout, for which an image that does not start holds a slot.",
+    ),
+    Key(
+        name="max_image_pull_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.POLICY,),
+        example="30m",
+        default_words="no bound",
+        description="The most that authors may set as image_pull_timeout, for which a pull holds a slot.",
+    ),
+    Key(
+        name="allowed_users",
+        parse=formats.parse_text,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="airflow, 50000, 50000:0",
+        default_words="all but root",
+        description="Shell patterns of what authors may set as run_as_user, as they write it: a name, a uid, or uid:gid. "
+        "Without a uid_range, and in writable volumes always, these are uids and gids of the host. Which user an image "
+        "itself names is a matter of allowed_images.",
+    ),
+    Key(
         name="allow_root",
         parse=formats.parse_bool,
         places=(Place.POLICY,),
@@ -697,9 +748,9 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*, */reports.py:warehouse",
         default_words="all connections, for all files",
-        description="Which connections a DAG file may read while it is parsed, as FILE:ID. Both are shell patterns; FILE "
-        "is the bundle's name and the path in it, and its * also stands for slashes. With one entry set, what no entry "
-        "allows is refused.",
+        description="Which connections a DAG file may read, while it is parsed and in its tasks, as FILE:ID. Both are "
+        "shell patterns; FILE is the bundle's name and the path in it, and its * also stands for slashes. With one entry "
+        "set, what no entry allows is refused.",
     ),
     Key(
         name="allowed_variables",
@@ -708,7 +759,17 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*",
         default_words="all Variables, for all files",
-        description="The same for Variables.",
+        description="The same for Variables, to read, set and delete. With one entry set, nobody may list all keys.",
+    ),
+    Key(
+        name="allowed_triggering",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="sales/*:sales_*, */all.py:*",
+        default_words="all DAGs, for all files",
+        description="The same for DAGs whose runs a file's tasks may trigger, and reset by that. With one entry set, tasks "
+        "may also look at runs, task states and XComs of no other DAGs than these and their own.",
     ),
     Key(
         name="task_execution_runtime",

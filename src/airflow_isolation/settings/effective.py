@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from airflow_isolation.container_spec import Resources, no_strings
@@ -65,13 +66,35 @@ class Volume:
 
 
 class Grant(NamedTuple):
-    """Files that may read something: two shell patterns, of ``BUNDLE/PATH`` and of an id."""
+    """Files that may use something: two shell patterns, of ``BUNDLE/PATH`` and of an id."""
 
     file: str
     id: str
 
     def __str__(self) -> str:
         return f"{self.file}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """What user code may ask Airflow for, by the DAG file that it is from, given as ``BUNDLE/PATH``. Empty is no bound."""
+
+    allowed_connections: tuple[Grant, ...] = ()
+    allowed_variables: tuple[Grant, ...] = ()
+    allowed_triggering: tuple[Grant, ...] = ()
+
+    def may_read_connection(self, file: str, id: str) -> bool:
+        return _granted(self.allowed_connections, file, id)
+
+    def may_use_variable(self, file: str, key: str) -> bool:
+        return _granted(self.allowed_variables, file, key)
+
+    def may_trigger(self, file: str, dag_id: str) -> bool:
+        return _granted(self.allowed_triggering, file, dag_id)
+
+
+def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:
+    return not grants or any(fnmatchcase(file, grant.file) and fnmatchcase(id, grant.id) for grant in grants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +193,7 @@ class EffectiveSettings:
     parse_mode: ParseMode
     start_mode: StartMode
     image_is_trusted: bool
+    permissions: Permissions
     zygote: ZygoteSettings
     cgroup_parent: str
     origins: Mapping[str, Origin]

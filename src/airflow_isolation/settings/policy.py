@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.container_spec import DeviceRates
 from airflow_isolation.settings.declarations import POLICY_SECTION, keys_of
-from airflow_isolation.settings.effective import Grant, Volume
+from airflow_isolation.settings.effective import Grant, Permissions, Volume
 from airflow_isolation.settings.formats import is_root, qualified_image
 from airflow_isolation.settings.hook import SOURCE as HOOK_SOURCE
 from airflow_isolation.settings.layers import Assignment, Layer, declared_layer, default_layer
 from airflow_isolation.settings.quantities import format_bytes
 
-#: The keys for which there is a ``max_…``: what one container can take from the others, or from the host.
-_BOUNDED: Final = frozenset({"cpus", "memory", "pids", "cpu_weight", "memory_request", "memory_swap", "io_weight"})
+_SIZES: Final = frozenset({"memory", "memory_request", "memory_swap", "shm_size", "tmp_size"})
+_DURATIONS: Final = frozenset({"stop_grace_period", "start_timeout", "image_pull_timeout"})
+#: The keys for which there is a ``max_…``: what one container can take from the others, or from the host, and for how long.
+_BOUNDED: Final = frozenset({"cpus", "pids", "cpu_weight", "io_weight"}) | _SIZES | _DURATIONS
 
 if TYPE_CHECKING:
     from airflow_isolation.settings.airflow_configuration import Configuration
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The policy as set. Empty ``allowed_images`` allows all; None is no bound."""
+    """The policy as set. Empty ``allowed_images`` and ``allowed_users`` allow all; None is no bound."""
 
     allowed_images: tuple[str, ...] = ()
     trusted_images: tuple[str, ...] = ()
@@ -44,9 +46,16 @@ class Policy:
     max_memory_swap: int | None = None
     max_io_weight: int | None = None
     max_io: tuple[DeviceRates, ...] = ()
+    max_tmp_size: int | None = None
+    max_shm_size: int | None = None
+    max_stop_grace_period: float | None = None
+    max_start_timeout: float | None = None
+    max_image_pull_timeout: float | None = None
+    allowed_users: tuple[str, ...] = ()
     parse_may_write: bool = False
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
+    allowed_triggering: tuple[Grant, ...] = ()
     allow_root: Assignment
 
     @classmethod
@@ -80,13 +89,14 @@ class Policy:
         origin = image.origin
         return _matches(image.value, self.trusted_images) or not (origin.author or origin.source == HOOK_SOURCE)
 
-    def may_read_connection(self, file: str, id: str) -> bool:
-        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a connection while it is parsed."""
-        return _granted(self.allowed_connections, file, id)
-
-    def may_read_variable(self, file: str, key: str) -> bool:
-        """Whether a DAG file, given as ``BUNDLE/PATH``, may read a Variable while it is parsed."""
-        return _granted(self.allowed_variables, file, key)
+    @property
+    def permissions(self) -> Permissions:
+        """What user code may ask Airflow for."""
+        return Permissions(
+            allowed_connections=self.allowed_connections,
+            allowed_variables=self.allowed_variables,
+            allowed_triggering=self.allowed_triggering,
+        )
 
     def _check_author(self, name: str, value: object, origin: Origin) -> None:
         if isinstance(value, Volume):
@@ -108,6 +118,10 @@ class Policy:
                         f"the capability {capability} is not allowed",
                         hint=_allowed("allowed_capabilities", self.allowed_capabilities),
                     )
+        elif name == "run_as_user":
+            patterns = self.allowed_users
+            if patterns and not any(fnmatchcase(str(value), pattern) for pattern in patterns):
+                raise origin.refusal(f"the user {value} is not allowed", hint=_allowed("allowed_users", patterns))
         elif name == "io_max":
             self._check_io(value if isinstance(value, tuple) else (), origin)
         elif name in _BOUNDED:
@@ -117,9 +131,7 @@ class Policy:
         bound = getattr(self, f"max_{name}")
         if bound is None or not isinstance(value, (int, float)) or value <= bound:
             return
-        asked, most = (
-            format_bytes(int(count)) if name.startswith("memory") else str(count) for count in (value, bound)
-        )
+        asked, most = (_quantity(name, count) for count in (value, bound))
         raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
 
     def _check_io(self, asked: tuple[DeviceRates, ...], origin: Origin) -> None:
@@ -137,13 +149,15 @@ class Policy:
                     )
 
 
+def _quantity(name: str, count: float) -> str:
+    if name in _SIZES:
+        return format_bytes(int(count))
+    return f"{count:g} seconds" if name in _DURATIONS else str(count)
+
+
 def _matches(image: str, patterns: tuple[str, ...]) -> bool:
     names = {image, qualified_image(image)}
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:
-    return not grants or any(fnmatchcase(file, grant.file) and fnmatchcase(id, grant.id) for grant in grants)
 
 
 def _allowed(key: str, allowed: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """All settings in their order, low to high, into EffectiveSettings. Pure but for reading the YAML files.
 
-1. defaults, then the four sections of airflow.cfg that hold for purpose and backend (``overriding_sections``);
+1. defaults, for a task Airflow's default_impersonation, then the four sections of airflow.cfg that hold for purpose and backend (``overriding_sections``);
 2. the volumes of ``volume_mount_yaml``;
 3. the YAML beside the DAG file: ``container``, the backend's key, then their ``tasks`` that match;
 4. the task's executor_config: ``container``, then the backend's key;
@@ -40,6 +40,7 @@ from airflow_isolation.settings.effective import (
     Volume,
     ZygoteSettings,
 )
+from airflow_isolation.settings.formats import parse_user
 from airflow_isolation.settings.hook import ask_hook
 from airflow_isolation.settings.layers import (
     Assignment,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 TASK_EXECUTION_FLAG: Final = "task_execution_runtime"
 DAG_PARSING_FLAG: Final = "scheduler_dag_parsing_runtime"
+DEFAULT_IMPERSONATION: Final = "default_impersonation"
 
 _UNSET: Final = Assignment("", Origin("default"))
 _WORKLOAD_KEYS: Final = tuple(
@@ -181,6 +183,8 @@ def _configured(
     check_section_names(configuration)
     policy = Policy.configured(configuration)
     effective = dict(_WORKLOAD_DEFAULTS)
+    if purpose == "task":
+        effective.update(_default_impersonation(configuration))
     for section in overriding_sections(purpose, backend):
         effective.update(section_layer(configuration, section))
     connection = _connection(backend, effective)
@@ -189,6 +193,19 @@ def _configured(
         effective.update(volume_file_layer(Path(path), origin))
     policy.check(effective)
     return effective, connection, policy
+
+
+def _default_impersonation(configuration: Configuration) -> Layer:
+    """[core] default_impersonation: whom Airflow's tasks become with sudo; here their container runs as that user."""
+    configured = configuration.section("core").get(DEFAULT_IMPERSONATION)
+    text = configured.text.strip() if configured else ""
+    if not configured or not text:
+        return {}
+    origin = Origin(configured.source, DEFAULT_IMPERSONATION)
+    try:
+        return {"run_as_user": Assignment(parse_user(text), origin)}
+    except ValueError as error:
+        raise origin.error(str(error), hint="Or set run_as_user in [container_runtime]") from error
 
 
 def _author_layers(
@@ -291,6 +308,7 @@ def _effective_settings(
         parse_mode=value("parse_mode"),
         start_mode=value("start_mode"),
         image_is_trusted=policy.trusts(effective["image"]),
+        permissions=policy.permissions,
         zygote=_zygote_settings(effective),
         cgroup_parent=value("cgroup_parent"),
         origins=MappingProxyType({name: found.origin for name, found in effective.items()}),

@@ -63,13 +63,15 @@ class Killable(BaseOperator):
         time.sleep(600)
 
     def on_kill(self) -> None:
-        self.log.info("on_kill was called")
         (SHARED / f"{self.name}.killed").write_text(f"{os.getpid()} {Path('/proc/1/comm').read_text().strip()}")
+        time.sleep(6)  # longer than Airflow's supervisor would wait, and less than its stop_grace_period
+        self.log.info("on_kill has done its work")
+        raise SystemExit(1)
 
 
 @dag(schedule=None)
 def killable() -> None:
-    Killable(task_id="waits")
+    Killable(task_id="waits", executor_config={"container": {"stop_grace_period": 30}})
 
 
 @dag(schedule=None)
@@ -106,6 +108,18 @@ def heeds_nothing() -> None:
     ignores()
 
 
+@dag(schedule=None)
+def impersonates() -> None:
+    """Wants to become another user, as Airflow does it."""
+
+    @task(run_as_user="somebody")
+    def becomes_somebody() -> None:
+        print("user code ran")
+
+    becomes_somebody()
+
+
+impersonates()
 segfault()
 grandchildren()
 killable()

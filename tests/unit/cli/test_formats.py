@@ -42,3 +42,10 @@ def test_control_characters_are_spelled_out() -> None:
 
 def test_text_of_any_language_stays_as_it_is() -> None:
     assert formats.printable("umsätze 売上") == "umsätze 売上"
+
+
+def test_of_several_lines_none_is_obeyed_and_none_looks_like_another() -> None:
+    text = "a\x1b[2J\tb\n2026-01-01 [info] Task runs in a container\r\n"
+    assert formats.printable_lines(text, indent="    ") == (
+        "a\\x1b[2J    b\n    2026-01-01 [info] Task runs in a container\\r\n    "
+    )

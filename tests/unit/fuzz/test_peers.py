@@ -65,7 +65,7 @@ CHUNKS = st.lists(st.binary(min_size=1, max_size=50), max_size=8)
 
 @fuzzed(CHUNKS)
 def test_frames(chunks: list[bytes]) -> None:
-    delivered: list[bytearray] = []
+    delivered: list[memoryview] = []
     reader = FrameReader(delivered.append, limit=64)
     ours, theirs = socket.socketpair()
     with ours, theirs, suppress(PeerViolation):

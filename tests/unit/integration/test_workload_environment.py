@@ -44,6 +44,7 @@ def test_what_people_set_is_forwarded_and_defaults_are_not(monkeypatch: pytest.M
         "AIRFLOW__CONTAINER_RUNTIME__IMAGE",
         "AIRFLOW__TASK_EXECUTION_DOCKER_RUNTIME_ENVIRONMENT__X",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
+        "AIRFLOW__CORE__DEFAULT_IMPERSONATION",
     ],
 )
 def test_secrets_stay_on_the_worker(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:

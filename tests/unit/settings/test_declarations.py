@@ -10,12 +10,21 @@ from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from tests.unit.settings.conftest import Ini
 
+from airflow_isolation.errors import PolicyRefused
 from airflow_isolation.integration.provider_info import get_provider_info
-from airflow_isolation.settings.declarations import KEYS, Key, author_keys, known_sections
+from airflow_isolation.settings.declarations import KEYS, POLICY_SECTION, Key, author_keys, keys_of, known_sections
+from airflow_isolation.settings.effective import Origin
+from airflow_isolation.settings.layers import Assignment
+from airflow_isolation.settings.policy import Policy
 from airflow_isolation.settings.provider_config import config_sections, provider_config
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def policy(text: str) -> Policy:
+    return Policy.configured(Ini(f"[{POLICY_SECTION}]\n{text}"))
 
 
 def test_airflows_schema_takes_the_provider_info() -> None:
@@ -66,6 +75,26 @@ def test_the_administrators_keys_are_not_the_authors() -> None:
             "volume_mount_yaml",
         }
     )
+
+
+#: Numbers that authors may set without a bound, and why.
+UNBOUNDED = {"memory_high": "it slows the workload itself down, and takes nothing from others"}
+
+
+@pytest.mark.parametrize("key", author_keys(), ids=lambda key: key.name)
+def test_whatever_number_an_author_may_set_the_administrator_can_bound(key: Key) -> None:
+    """A new one is bounded by a ``max_…`` in the policy, or stands in UNBOUNDED."""
+    number = not key.is_map and not key.is_list and isinstance(key.parse(key.example), (int, float))
+    bounds = {bound.name: bound for bound in keys_of(POLICY_SECTION)}
+    assert (number and key.name not in UNBOUNDED) == (f"max_{key.name}" in bounds)
+    if number and key.name not in UNBOUNDED:
+        bound = bounds[f"max_{key.name}"]
+        layer = {key.name: Assignment(key.parse(key.example), Origin("sales.yaml", author=True))}
+        policy(f"max_{key.name} = {key.example}").check(layer)
+        over = {key.name: Assignment(2 * key.parse(key.example), Origin("sales.yaml", author=True))}  # type: ignore[operator]
+        with pytest.raises(PolicyRefused, match=f"max_{key.name} allows"):
+            policy(f"max_{key.name} = {key.example}").check(over)
+        assert bound.parse(key.example) == key.parse(key.example)
 
 
 def test_the_documentation_is_made_from_the_declarations() -> None:

@@ -88,8 +88,8 @@ def test_a_grant_ends_its_file_at_the_first_colon() -> None:
 
 
 def test_without_grants_everybody_may_read_everything() -> None:
-    assert policy("").may_read_variable("any/file.py", "x")
-    assert policy("").may_read_connection("any/file.py", "x")
+    assert policy("").permissions.may_use_variable("any/file.py", "x")
+    assert policy("").permissions.may_read_connection("any/file.py", "x")
     assert policy("").parse_may_write is False
 
 
@@ -106,5 +106,5 @@ def test_without_grants_everybody_may_read_everything() -> None:
 )
 def test_with_grants_what_none_gives_is_refused(file: str, id: str, may: bool) -> None:
     granted = policy("allowed_connections = sales/*:sales_*, */reports.py:warehouse")
-    assert granted.may_read_connection(file, id) is may
-    assert granted.may_read_variable(file, id)
+    assert granted.permissions.may_read_connection(file, id) is may
+    assert granted.permissions.may_use_variable(file, id)

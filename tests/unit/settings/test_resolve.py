@@ -217,6 +217,13 @@ def test_a_mistake_in_airflow_cfg_names_section_and_key(from_cfg: FromCfg, cfg: 
         ("max_memory_request = 1Gi", {"resources": {"memory_request": "2Gi"}}, "2 GiB is more than [container_runtime_policy] max_memory_request"),
         ("max_memory_swap = 0", {"resources": {"memory_swap": "1Gi"}}, "1 GiB is more than [container_runtime_policy] max_memory_swap"),
         ("max_io_weight = 100", {"resources": {"io_weight": 200}}, "200 is more than [container_runtime_policy] max_io_weight"),
+        ("max_tmp_size = 1Gi", {"tmp_size": "2Gi"}, "2 GiB is more than [container_runtime_policy] max_tmp_size allows, 1 GiB"),
+        ("max_shm_size = 1Gi", {"shm_size": "2Gi"}, "2 GiB is more than [container_runtime_policy] max_shm_size allows, 1 GiB"),
+        ("max_stop_grace_period = 1m", {"stop_grace_period": "2m"}, "120 seconds is more than [container_runtime_policy] max_stop_grace_period allows, 60 seconds"),
+        ("max_start_timeout = 1m", {"start_timeout": "2m"}, "120 seconds is more than [container_runtime_policy] max_start_timeout"),
+        ("max_image_pull_timeout = 1m", {"image_pull_timeout": "2m"}, "120 seconds is more than [container_runtime_policy] max_image_pull_timeout"),
+        ("allowed_users = 50000:0", {"run_as_user": "50000"}, "the user 50000 is not allowed. [container_runtime_policy] allowed_users is 50000:0"),
+        ("allowed_users = 5000?:*, airflow", {"run_as_user": "60000:0"}, "the user 60000:0 is not allowed"),
         ("max_io = 8:0 rbps=1Mi", {"resources": {"io_max": ["8:0 rbps=2Mi"]}}, "rbps of 8:0 is 2097152, and [container_runtime_policy] max_io allows 1048576"),
         ("max_io = 8:0 rbps=1Mi", {"resources": {"io_max": ["8:0 wbps=1Mi"]}}, "rbps of 8:0 is no limit, and"),
         ("max_io = 8:0 rbps=1Mi, 8:16 wiops=5", {"resources": {"io_max": ["8:0 rbps=1Mi"]}}, "wiops of 8:16 is no limit, and"),
@@ -243,6 +250,9 @@ def test_what_the_policy_refuses(from_cfg: FromCfg, cfg: str, container: dict[st
         ("max_memory = 2Gi", {"resources": {"memory": "2g"}}),
         ("max_cpu_weight = 100\nmax_io_weight = 100", {"resources": {"cpu_weight": 100, "io_weight": 1}}),
         ("max_memory_swap = 0", {"resources": {"memory_swap": 0}}),
+        ("max_tmp_size = 1Gi\nmax_stop_grace_period = 1m", {"tmp_size": "1Gi", "stop_grace_period": 60}),
+        ("allowed_users = 5000?:*, airflow", {"run_as_user": "50000:0"}),
+        ("allowed_users = 5000?:*, airflow", {"run_as_user": "airflow"}),
         ("max_io = 8:0 rbps=1Mi", {"resources": {"io_max": ["8:0 rbps=1Mi", "8:16 wbps=9Mi"]}}),
         ("max_io = 8:0 rbps=1Mi", {"resources": {"memory": "1Gi"}}),
         ("allow_root = True", {"run_as_user": "root"}),
@@ -366,3 +376,20 @@ def test_any_other_flag_is_refused_with_the_accepted_ones(ini: Callable[..., Ini
         f"[core] in airflow.cfg, task_execution_runtime: {text!r} is not a container runtime. "
         "Write containerd or docker, or leave it empty for stock Airflow"
     )
+
+
+def test_a_task_runs_as_whom_airflow_would_have_it_become(from_cfg: FromCfg) -> None:
+    core = f"[core]\ndefault_impersonation = airflow\n{IMAGE}"
+    settings = from_cfg(core)
+    assert settings.run_as_user == "airflow"
+    assert str(settings.origins["run_as_user"]) == "[core] in airflow.cfg"
+    assert from_cfg(core, purpose="parse").run_as_user == ""
+    assert from_cfg(f"{core}run_as_user = 50000:0\n").run_as_user == "50000:0"
+
+
+@pytest.mark.parametrize(("user", "words"), [("root", "root is not allowed"), ("a b", "not a user")])
+def test_whom_no_container_can_be_is_refused_by_the_name_of_the_option(
+    from_cfg: FromCfg, user: str, words: str
+) -> None:
+    with pytest.raises(SettingError, match=f"default_impersonation: .*{words}"):
+        from_cfg(f"[core]\ndefault_impersonation = {user}\n{IMAGE}")

@@ -49,3 +49,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def printable_lines(text: str, *, indent: str = "") -> str:
+    """Text of several lines for a terminal. All but the first get the indent, so that none of them looks like another's."""
+    return f"\n{indent}".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))

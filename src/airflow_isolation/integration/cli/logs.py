@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.integration.cli.backends import choose, find
-from airflow_isolation.integration.cli.formats import printable
+from airflow_isolation.integration.cli.formats import printable_lines
 from airflow_isolation.integration.cli.outcome import OK, command, say, write_line
 from airflow_isolation.integration.connection import connect
 
@@ -29,7 +29,7 @@ def print_output(arguments: Namespace) -> int:
         say(f"The container {found.container.id} wrote nothing outside the task's log.")
     elif sys.stdout.isatty():
         for line in output.decode(errors="replace").splitlines():
-            write_line(printable(line.replace("\t", "    ")))
+            write_line(printable_lines(line))
     else:
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()

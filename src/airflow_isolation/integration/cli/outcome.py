@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from airflow_isolation.errors import IsolationError
+from airflow_isolation.integration.cli.formats import printable_lines
 from airflow_isolation.integration.seams import console
 
 if TYPE_CHECKING:
@@ -68,6 +69,6 @@ def write_line(line: str) -> None:
 
 
 def say(sentence: str) -> None:
-    """What is for people and not part of a command's output."""
+    """What is for people and not part of a command's output. Names and values in it may be strangers'."""
     sys.stdout.flush()
-    print(sentence, file=sys.stderr)  # noqa: T201 - as above
+    print(printable_lines(sentence), file=sys.stderr)  # noqa: T201 - as above

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_isolation.integration.cli import dag_file
 from airflow_isolation.integration.cli.backends import choose_one, named_backend
+from airflow_isolation.integration.cli.formats import printable_lines
 from airflow_isolation.integration.cli.images import have_image
 from airflow_isolation.integration.cli.outcome import FAILED, OK, command, say, write_line
 from airflow_isolation.integration.cli.output import Column, print_record, print_rows
@@ -89,9 +90,10 @@ def _print(document: dict[str, Any], output: str, settings: EffectiveSettings) -
     write_line("")
     print_rows(document["dags"], DAGS, output, nothing="The file has no DAGs.")
     for name, error in document["import_errors"].items():
-        write_line(f"\nImport error in {name}:\n{error.rstrip()}")
+        write_line(printable_lines(f"\nImport error in {name}:\n{error.rstrip()}"))
     for warning in document["warnings"]:
-        write_line(f"\nWarning for {warning['dag_id']} ({warning['warning_type']}): {warning['message']}")
+        said = f"\nWarning for {warning['dag_id']} ({warning['warning_type']}): {warning['message']}"
+        write_line(printable_lines(said))
     write_line("")
     print_rows(chosen(settings), COLUMNS, output, nothing="Every setting is at its default.")
     if not document["bundle"]:

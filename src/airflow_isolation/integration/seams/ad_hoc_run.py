@@ -64,10 +64,11 @@ def prepared(
 def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
     """Run the task to its end, through deferrals; gives the state in which it ends. Its log goes to stdout.
 
-    :raises IsolationError: it could not be started.
+    :raises IsolationError: it could not be started, or what is asked of the server for it is refused.
     """
     from airflow.executors.workloads import ExecuteTask
     from airflow.sdk._shared.secrets_masker import SecretsMasker
+    from airflow.sdk.api.client import ServerResponseError
     from airflow.sdk.execution_time.supervisor import InProcessTestSupervisor
     from airflow.utils.state import TaskInstanceState
 
@@ -77,14 +78,22 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
     while True:
         instance.set_state(TaskInstanceState.QUEUED)
         workload = ExecuteTask.make(instance)
-        result = coordinator.execute_task(
-            what=workload.ti,  # type: ignore[arg-type]  # as LocalExecutor gives it, with executor_config
-            dag_rel_path=workload.dag_rel_path,
-            bundle_info=workload.bundle_info,
-            client=client,
-            logger=logger,
-            subprocess_logs_to_stdout=False,  # that is where the logger goes
-        )
+        try:
+            result = coordinator.execute_task(
+                what=workload.ti,  # type: ignore[arg-type]  # as LocalExecutor gives it, with executor_config
+                dag_rel_path=workload.dag_rel_path,
+                bundle_info=workload.bundle_info,
+                client=client,
+                logger=logger,
+                subprocess_logs_to_stdout=False,  # that is where the logger goes
+            )
+        except ServerResponseError as error:
+            instance.refresh_from_db()
+            raise NotRunnable(
+                f"The task {instance.task_id} of the run {instance.run_id} is {instance.state}, and what was asked for it "
+                f"was refused: {error}",
+                hint="Somebody else may have changed its state meanwhile; try again",
+            ) from error
         instance.refresh_from_db()
         if result.final_state != TaskInstanceState.DEFERRED:
             return str(getattr(result.final_state, "value", result.final_state))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
+from airflow_isolation.integration.cli.formats import printable_lines
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
@@ -40,7 +42,9 @@ def _logger(name: str, stream: TextIO) -> FilteringBoundLogger:
 
     processors = logging_processors(json_output=False, colors=stream.isatty())
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(stream), processors=[_shorten, *processors], logger_name=name
+        structlog.WriteLogger(stream),
+        processors=[_shorten, *processors[:-1], _harmless, processors[-1]],
+        logger_name=name,
     ).bind()
     return logger
 
@@ -51,3 +55,12 @@ def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping
     if isinstance(event.get("timestamp"), datetime):
         event["timestamp"] = event["timestamp"].isoformat().replace("+00:00", "Z")
     return event
+
+
+def _harmless(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """User code chose the text: no terminal may obey it, and no second line of it look like a line of its own."""
+    return {_shown(key): _shown(value) for key, value in event.items()}
+
+
+def _shown(value: Any) -> Any:
+    return printable_lines(value, indent="    ") if isinstance(value, str) else value

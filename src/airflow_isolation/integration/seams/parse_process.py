@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import structlog
 from airflow.dag_processing.processor import DagFileParsingResult, DagFileProcessorProcess
-from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import NeverRaised, ProcessTracker
 from pydantic import ValidationError
@@ -31,7 +30,11 @@ from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.dag_processing.result import NotAResult
 from airflow_isolation.integration.dag_processing.verdict import UnfinishedParse, closed_to_others, verdict
-from airflow_isolation.integration.seams.supervision import Wakeup, channel_readers
+from airflow_isolation.integration.seams.brief_log import VALUE_LIMIT, BriefLog, cut, first_problem
+from airflow_isolation.integration.seams.channel_readers import channel_readers
+from airflow_isolation.integration.seams.masks import FULL, Masks
+from airflow_isolation.integration.seams.permitted import denial, refused_secret
+from airflow_isolation.integration.seams.supervision import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -202,7 +205,12 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     _ended_at: float = attrs.field(default=0.0, init=False)
     _killed_at: float | None = attrs.field(default=None, init=False)
     _asking: bool = attrs.field(default=False, init=False)
+    _masks: Masks = attrs.field(init=False, repr=False)
     _news: Wakeup | None = attrs.field(default=None, init=False, repr=False)
+
+    @_masks.default
+    def _own_masks(self) -> Masks:
+        return Masks(full=lambda: self.process_log.warning(FULL))
 
     @classmethod
     def begin(
@@ -287,6 +295,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             request=self._asked,
             broken=self._broken,
             allowance=LineAllowance(LINES_LIMIT, LOG_LIMIT, spent=self._said_too_much),
+            hide=self._masks.hide,
         )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
@@ -331,7 +340,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             message = self.decoder.validate_python(frame.body)
         except (ValidationError, NotAResult) as error:
             raise PeerViolation(
-                f"It sent a request that Airflow does not know: {_first_line(error)}",
+                f"It sent a request that Airflow does not know: {_problem(error)}",
                 hint="User code must not write to descriptor 0",
             ) from None
         if isinstance(message, DagFileParsingResult | comms.MaskSecret):
@@ -345,7 +354,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
 
     def _answer(self, frame: Any) -> None:
         # Stock's generator turns whatever goes wrong into an answer.
-        answers = self.handle_requests(log)
+        answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
         answers.send(frame)
         answers.close()
@@ -356,36 +365,29 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         super().send_msg(*arguments, **keywords)
 
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        if isinstance(msg, comms.MaskSecret):
+            self._masks.add(msg.value, msg.name)
+            self.send_msg(None, request_id=req_id)
+            return
         refusal = self._refusal(msg)
         if not refusal:
             super()._handle_request(msg, log, req_id)
             return
         self.process_log.warning("Refused to a DAG file", reason=refusal)
-        self.send_msg(
-            None,
-            request_id=req_id,
-            error=comms.ErrorResponse(
-                error=ErrorType.PERMISSION_DENIED, detail={"status_code": 403, "message": refusal}
-            ),
-        )
+        self.send_msg(None, request_id=req_id, error=denial(refusal))
 
     def _refusal(self, msg: Any) -> str:
         """Why a request is not answered; empty when it is."""
         file = f"{self.bundle_name}/{self.dag_file_rel_path}"
-        policy = self._policy
         match msg:
-            case comms.PutVariable() | comms.DeleteVariable() if not (policy.parse_may_write or self.had_callbacks):
+            case comms.PutVariable() | comms.DeleteVariable() if not (
+                self._policy.parse_may_write or self.had_callbacks
+            ):
                 return (
                     f"{file} may not change the Variable {msg.key!r} while it is parsed: what a DAG file does there, "
                     "it does at every parse. The administrator can set parse_may_write in [container_runtime_policy]"
                 )
-            case comms.GetConnection() if not policy.may_read_connection(file, msg.conn_id):
-                return f"[container_runtime_policy] allowed_connections does not give {msg.conn_id!r} to {file}"
-            case comms.GetVariable() if not policy.may_read_variable(file, msg.key):
-                return f"[container_runtime_policy] allowed_variables does not give {msg.key!r} to {file}"
-            case comms.GetVariableKeys() if policy.allowed_variables:
-                return f"[container_runtime_policy] allowed_variables is set, so {file} may not list the keys of all"
-        return ""
+        return refused_secret(msg, self._policy.permissions, file)
 
     # --- the end
 
@@ -452,5 +454,5 @@ def why_no_result(process: ContainerDagFileProcessorProcess, settings: Effective
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _problem(error: ValidationError | NotAResult) -> str:
+    return first_problem(error) if isinstance(error, ValidationError) else cut(str(error), VALUE_LIMIT)

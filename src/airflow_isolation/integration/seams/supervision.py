@@ -7,61 +7,59 @@ from descriptors (stock looks for it only when a channel has news, which can be 
 
 from __future__ import annotations
 
-import logging
 import selectors
 import signal
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from socket import send_fds, socketpair
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import msgspec
 import structlog
-from airflow.sdk._shared.logging.structlog import reconfigure_logger
 from airflow.sdk.api import client as api
 from airflow.sdk.configuration import conf, ensure_secrets_loaded
+from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import (
+    SERVER_TERMINATED,
+    STATES_SENT_DIRECTLY,
     ActivitySubprocess,
     NeverRaised,
     ProcessTracker,
-    _log_to_target,
     _remote_logging_conn,
 )
 from airflow.sdk.log import mask_secret, upload_to_remote
-from structlog.processors import CallsiteParameterAdder
+from pydantic import ValidationError
 
-from airflow_isolation.bridge.channels import FrameReader, LineReader
+from airflow_isolation.bridge.channels import PeerViolation
+from airflow_isolation.integration.seams.brief_log import BriefLog, brief, first_problem
+from airflow_isolation.integration.seams.channel_readers import channel_readers, log_reader
+from airflow_isolation.integration.seams.permitted import denial, refused_to_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from socket import socket
 
     from airflow.sdk.api.client import Client
     from structlog.typing import FilteringBoundLogger
     from typing_extensions import Self
 
-    from airflow_isolation.bridge.channels import LineAllowance
     from airflow_isolation.bridge.pipe import Channel
     from airflow_isolation.bridge.workload import Workload
+    from airflow_isolation.settings.effective import Permissions
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 
-#: Keywords of the logging call itself: as keys of an event they would be given twice, which stops a stock supervisor.
-_RESERVED = frozenset({"target", "level", "msg", "event", "self"})
-
-
-_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "exception": logging.ERROR,
-    "critical": logging.CRITICAL,
-}
+#: How many programs of a task may have a log channel of their own at a time.
+MORE_LOGS_LIMIT = 64
+_MORE_LOGS = "more logs"
+#: Seconds that a killed task has to be gone before stock says that it isn't.
+SHORTEST_ESCALATION = 0.5
+#: How long an answer may wait until the task reads it, in seconds. One that never does would hold its worker for ever.
+ANSWER_TIMEOUT = 60.0
 
 
 class _StillRunning(Exception):
@@ -106,11 +104,28 @@ class Wakeup:
         pass
 
 
+class _Validated:
+    """A decoder of what has been decoded."""
+
+    def validate_python(self, message: Any) -> Any:
+        return message
+
+
 @attrs.define(kw_only=True)
 class ContainerActivitySubprocess(ActivitySubprocess):
     """A task's supervisor whose child runs in a container."""
 
+    #: Requests are validated before the stock code gets them, which would log one whole that is not valid.
+    decoder: ClassVar[Any] = _Validated()
+
     _workload: Workload = attrs.field(repr=False)
+    _what: Any = attrs.field(repr=False)
+    _file: str = attrs.field(repr=False)
+    _permissions: Permissions = attrs.field(repr=False)
+    #: Seconds between SIGTERM and SIGKILL.
+    _grace: float = attrs.field(repr=False)
+    #: When a task that was told to end is killed, by time.monotonic.
+    _kill_at: float | None = attrs.field(default=None, init=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
 
     @classmethod
@@ -125,10 +140,14 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         logger: FilteringBoundLogger | None,
         sentry_integration: str,
         subprocess_logs_to_stdout: bool,
+        permissions: Permissions,
+        grace: float,
         ended: Callable[[str], object],
     ) -> Self:
         """Tell the server that the task has started and the task what to do.
 
+        :param permissions: what the DAG file's tasks may ask Airflow for.
+        :param grace: seconds between SIGTERM and SIGKILL, whoever has the task end.
         :param ended: gets the state of the try at its end, while its log can still be written.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
@@ -144,6 +163,10 @@ class ContainerActivitySubprocess(ActivitySubprocess):
             client=client,
             subprocess_logs_to_stdout=subprocess_logs_to_stdout,
             workload=workload,
+            what=what,
+            file=f"{bundle_info.name}/{dag_rel_path}",
+            permissions=permissions,
+            grace=grace,
             ended=ended,
         )
         try:
@@ -167,13 +190,65 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         self, stdout: Channel, stderr: Channel, requests: socket, logs: socket, *, data: dict[socket, bytes]
     ) -> None:
         del data  # what was said before the hand-over went to the container's own output
+        requests.settimeout(ANSWER_TIMEOUT)
         named: dict[Any, str] = {stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"}
         self._open_sockets.update(named)
-        answers = self.handle_requests(log)
+        answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
-        readers = channel_readers(self._get_target_loggers(), "task", request=answers.send, broken=self._broken)
+        readers = channel_readers(
+            self._get_target_loggers(),
+            "task",
+            request=partial(self._asked, answers.send),
+            broken=self._broken,
+            identity=self._identity(),
+        )
         for channel, reader in zip((stdout, stderr, logs, requests), readers, strict=True):
             self.selector.register(channel, selectors.EVENT_READ, (reader, self._on_socket_closed))
+
+    def _identity(self) -> dict[str, Any]:
+        what = self._what
+        return {
+            "ti_id": str(what.id),
+            "dag_id": what.dag_id,
+            "task_id": what.task_id,
+            "run_id": what.run_id,
+            "try_number": what.try_number,
+            "map_index": -1 if what.map_index is None else what.map_index,
+        }
+
+    def _send_new_log_fd(self, req_id: int) -> None:
+        # For another program of the task's, such as that of a virtual environment. Stock's reader has no limits, and
+        # there is no end to how many there may be.
+        if list(self._open_sockets.values()).count(_MORE_LOGS) >= MORE_LOGS_LIMIT:
+            raise PeerViolation(f"More than {MORE_LOGS_LIMIT} channels for logs were asked for")
+        theirs, ours = socketpair()
+        self._open_sockets[ours] = _MORE_LOGS
+        reader = log_reader(self._get_target_loggers(), "task", broken=self._broken, identity=self._identity())
+        self.selector.register(ours, selectors.EVENT_READ, (reader, self._on_socket_closed))
+        with theirs:
+            frame = comms._ResponseFrame(id=req_id, body=comms.SentFDs(fds=[theirs.fileno()]).model_dump())  # noqa: SLF001
+            send_fds(self.stdin, [frame.as_bytes()], [theirs.fileno()])
+
+    def _asked(self, answer: Callable[[Any], None], frame: Any) -> None:
+        try:
+            message = ActivitySubprocess.decoder.validate_python(frame.body)
+        except ValidationError as error:
+            # Stock would not answer, and the task wait for ever.
+            problem = first_problem(error)
+            log.warning("A task sent a request that Airflow does not know", problem=problem, body=brief(frame.body))
+            refused = comms.ErrorResponse(
+                error=ErrorType.API_SERVER_ERROR,
+                detail={"status_code": 400, "message": f"The worker's Airflow does not know this request: {problem}"},
+            )
+            self.send_msg(None, request_id=frame.id, error=refused)
+            return
+        answer(msgspec.structs.replace(frame, body=message))
+
+    def send_msg(self, *arguments: Any, **keywords: Any) -> None:
+        try:
+            super().send_msg(*arguments, **keywords)
+        except TimeoutError:
+            self._broken(PeerViolation(f"It did not read its answer for {ANSWER_TIMEOUT:g} seconds"))
 
     def _broken(self, error: Exception) -> None:
         self.process_log.error("The task broke its channel to the supervisor; killing it", error=str(error))
@@ -183,18 +258,63 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         # Stock forwards with os.kill(self.pid), which an ordinary user may not do to a container's process.
         def forward(number: int, _: object) -> None:
             log.info("Passing a signal on to the task", signal=signal.Signals(number).name)
+            if self._kill_at is None:
+                self._kill_at = time.monotonic() + self._grace
             self._workload.send_signal(signal.Signals(number))
 
         signal.signal(signal.SIGTERM, forward)
         signal.signal(signal.SIGINT, forward)
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
+        if self._exit_code and self._reported is not None:
+            self.process_log.warning(
+                "The task had reported its state before its process ended so; what it reported holds",
+                state=str(getattr(self._reported, "value", self._reported)),
+                exit_code=int(self._exit_code),
+            )
         # Before stock sends the log away. Trouble here must not keep the state from the server.
         try:
             self._ended(self.final_state)
         except Exception:
             log.exception("The end of a task could not be told in its log", container=self._workload.container.id)
 
+    @property
+    def final_state(self) -> Any:
+        """As stock, but what the server has been told already holds: it would answer anything else with 409."""
+        return super().final_state if self._reported is None else self._reported
+
+    @property
+    def _reported(self) -> Any:
+        """The state that the task itself had the server put it into, or None."""
+        return self._terminal_state if self._terminal_state in STATES_SENT_DIRECTLY - {SERVER_TERMINATED} else None
+
+    def kill(
+        self, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
+    ) -> None:
+        """As stock, but from one signal to the next the task has its own ``stop_grace_period``."""
+        del escalation_delay
+        super().kill(signal_to_send, escalation_delay=max(self._grace, SHORTEST_ESCALATION), force=force)
+
+    def _service_subprocess(
+        self, max_wait_time: float, raise_on_timeout: bool = False, expect_signal: int | None = None
+    ) -> int | None:
+        if self._kill_at is not None and self._exit_code is None:
+            left = self._kill_at - time.monotonic()
+            if left <= 0:
+                self._kill_at = None
+                self.process_log.error(
+                    "The worker was told to end, and the task has not ended within its stop_grace_period; killing it",
+                    seconds=self._grace,
+                )
+                self._workload.send_signal(signal.SIGKILL)
+            max_wait_time = min(max_wait_time, max(left, 0.0))
+        code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
+        return code
+
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
+        if refusal := refused_to_task(msg, self._permissions, self._file, self._what):
+            self.process_log.warning("Refused to this task", reason=brief(refusal))
+            self.send_msg(None, request_id=req_id, error=denial(refusal))
+            return
         if isinstance(msg, comms.GetConnection | comms.GetVariable):
             found = _from_worker(msg)
             if found is not None:
@@ -202,56 +322,6 @@ class ContainerActivitySubprocess(ActivitySubprocess):
                 self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
                 return
         super()._handle_request(msg, log, req_id)
-
-
-def channel_readers(
-    loggers: Iterable[FilteringBoundLogger],
-    name: str,
-    *,
-    request: Callable[[Any], None],
-    broken: Callable[[Exception], object],
-    allowance: LineAllowance | None = None,
-) -> tuple[Callable[[Channel], bool], ...]:
-    """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
-
-    Each answers whether it wants more. What the peer breaks ends the peer, not the supervisor, which has a state to
-    report and a log to upload: ``broken`` is called, and the channel is done with.
-
-    :param name: the first word of the loggers' names in the log: ``task`` or ``dag_processor``.
-    :param request: gets each request frame.
-    :param allowance: what may be said in all; without one, there is no end to it.
-    """
-    # The workload filters by level itself; these print whatever they are given.
-    targets = tuple(
-        reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET) for target in loggers
-    )
-    decoder = msgspec.msgpack.Decoder(comms._RequestFrame)  # noqa: SLF001 - the frame has no public name
-
-    def guarded(read: Callable[[Channel], bool]) -> Callable[[Channel], bool]:
-        def reader(channel: Channel) -> bool:
-            try:
-                return read(channel)
-            except BlockingIOError:
-                # Airflow drains what is left in non-blocking channels until they raise this.
-                raise
-            except (BrokenPipeError, ConnectionResetError):
-                return False
-            except Exception as error:  # noqa: BLE001 - whatever undecodable bytes can raise
-                broken(error)
-                return False
-
-        return reader
-
-    lines = partial(LineReader, allowance=allowance)
-    return tuple(
-        guarded(reader)
-        for reader in (
-            lines(partial(_log_text, targets, f"{name}.stdout", logging.INFO)),
-            lines(partial(_log_text, targets, f"{name}.stderr", logging.ERROR)),
-            lines(partial(_log_event, targets)),
-            FrameReader(lambda body: request(decoder.decode(body))),
-        )
-    )
 
 
 def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
@@ -277,41 +347,15 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
                     type="ConnectionResult",
                     conn_id=msg.conn_id,
                     conn_type=connection.conn_type,
+                    # All of them, None as well: to Airflow's models none is optional.
                     **{
-                        name: value
+                        name: getattr(connection, name)
                         for name in ("host", "schema", "login", "password", "port", "extra")
-                        if (value := getattr(connection, name)) is not None
                     },
                 )
         except Exception:
             log.exception("A secrets backend of the worker failed; asking the next", backend=type(backend).__name__)
     return None
-
-
-def _log_text(loggers: Iterable[FilteringBoundLogger], name: str, level: int, line: bytes) -> None:
-    for target in loggers:
-        _log_to_target(target, level, line.rstrip().decode(errors="replace"), logger=name)
-
-
-def _log_event(loggers: Iterable[FilteringBoundLogger], line: bytes) -> None:
-    """A line of the structured log channel. Anything may stand in it; nothing in it may raise."""
-    try:
-        event = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        event = None
-    if not isinstance(event, dict):
-        _log_text(loggers, "task.log", logging.WARNING, line)
-        return
-    level = _LEVELS.get(str(event.pop("level", "info")).lower(), logging.INFO)
-    message = str(event.pop("event", ""))
-    if "timestamp" in event:
-        with suppress(msgspec.ValidationError):
-            event["timestamp"] = msgspec.convert(event["timestamp"], datetime)
-    if exception := event.pop("exception", None):
-        event["error_detail"] = exception
-    safe = {f"{key}_" if key in _RESERVED else key: value for key, value in event.items()}
-    for target in loggers:
-        _log_to_target(target, level, message, **safe)
 
 
 def load_certificates() -> None:

@@ -1,0 +1,70 @@
+"""What a task has reported, and how its process then ended."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.api.datamodels._generated import TaskInstanceState
+from airflow.sdk.execution_time import comms
+from tests.unit.integration.supervised import Supervised
+
+from airflow_isolation.bridge.started_agent import NegativeSignal
+
+NOW = datetime.now(tz=timezone.utc)
+SUCCEEDED = comms.SucceedTask(state="success", end_date=NOW, task_outlets=[], outlet_events=[])
+
+
+class Server:
+    """What the API server is asked for, and takes."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    @property
+    def task_instances(self) -> Any:
+        return SimpleNamespace(
+            succeed=lambda **_: self.asked.append("succeed"),
+            reschedule=lambda *_: self.asked.append("reschedule"),
+            finish=lambda **values: self.asked.append(str(values["state"])),
+        )
+
+
+def end(task: Supervised, code: int) -> None:
+    task.workload.code = NegativeSignal(code) if code < 0 else code
+    task.hang_up()
+    task.supervisor._monitor_subprocess()
+    task.supervisor.update_task_state_if_needed()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, -signal.SIGTERM, 1])
+@pytest.mark.parametrize(
+    ("report", "asked", "state"),
+    [
+        (SUCCEEDED, "succeed", "success"),
+        (comms.RescheduleTask(reschedule_date=NOW, end_date=NOW), "reschedule", "up_for_reschedule"),
+    ],
+)
+def test_what_the_server_was_told_holds(code: int, report: Any, asked: str, state: str) -> None:
+    server = Server()
+    with closing(Supervised(server)) as task:
+        task.ask(report)
+        end(task, code)
+        assert server.asked == [asked]
+        assert task.supervisor.final_state == state
+        text, values = task.log.lines[-1]
+        assert "what it reported holds" in text
+        assert values == {"state": state, "exit_code": code}
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, 1])
+def test_a_failure_that_was_only_announced_is_reported_at_the_end(code: int) -> None:
+    server = Server()
+    with closing(Supervised(server)) as task:
+        task.ask(comms.TaskState(state=TaskInstanceState.FAILED))
+        end(task, code)
+        assert server.asked == [str(TaskInstanceState.FAILED)]
