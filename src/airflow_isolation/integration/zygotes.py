@@ -43,6 +43,9 @@ READ_AT_IMPORT: Final = (
 #: What entering a container and becoming its user takes; in a user namespace it is worth nothing outside of it.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP"})
 
+#: Airflow may lie in a home that is closed to root too. Worth something only to files whose owners the namespace has.
+_CAPABILITIES_IN_NAMESPACE: Final = _CAPABILITIES | {"DAC_READ_SEARCH"}
+
 #: The zygote forks three processes for each workload, of which two end at once.
 _PIDS: Final = 1024
 
@@ -96,7 +99,8 @@ def _zygote_spec(
         resources=Resources(memory=settings.zygote.zygote_memory, pids=_PIDS),
         network=_network(task, decision),
         read_only_root=True,
-        capabilities=_CAPABILITIES | task.capabilities,
+        capabilities=(_CAPABILITIES if decision.user_namespace is None else _CAPABILITIES_IN_NAMESPACE)
+        | task.capabilities,
         seccomp="unconfined",
         pid_namespace="host",
         user_namespace=decision.user_namespace,

@@ -107,6 +107,14 @@ def test_the_host_s_network_makes_another_zygote_in_a_user_namespace(namespace: 
     assert (with_it.key == without.key) == (namespace is None)
 
 
+@pytest.mark.parametrize("namespace", [None, NAMESPACE])
+def test_a_zygote_may_read_all_of_its_image_only_where_that_is_worth_nothing_on_the_host(
+    namespace: UserNamespace | None,
+) -> None:
+    capabilities = plan(namespace=namespace).launch.spec.capabilities
+    assert ("DAC_READ_SEARCH" in capabilities) == (namespace is not None)
+
+
 def test_changed_local_settings_make_another_zygote(directories: Path) -> None:
     before = plan().key
     assert plan().key == before

@@ -186,7 +186,7 @@ class Worker:
             labels={labels.PURPOSE: "task", labels.OWNER: str(labels.Owner.this_process())},
         )
         found = self.runtime.ensure_image(image)
-        decision = decide(settings, spec, image_digest=found.digest)
+        decision = decide(settings, spec, runtime=self.runtime, image_digest=found.digest)
         forwarded = {"AIRFLOW_HOME": "/tmp/.airflow", **(environment or {})}
         wanted = Launch(
             id=new_container_id("task"),
