@@ -188,6 +188,7 @@ def end_zygotes(backend: str, daemon: Daemon, state_dir: Path) -> None:
     with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
         for directory in (state_dir / "zygotes").glob("*"):
             remove_zygote(runtime, directory)
+        runtime.remove_unused_roots()
 
 
 def fill_database(airflow: Airflow) -> None:

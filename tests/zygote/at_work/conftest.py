@@ -232,6 +232,7 @@ class Worker:
         for container in self.runtime.list({labels.PURPOSE: "zygote"}):
             self.runtime.remove(container.id)
         shutil.rmtree(self.state_dir / "zygotes", ignore_errors=True)
+        self.runtime.remove_unused_roots()
 
     def close(self) -> None:
         self.end()
