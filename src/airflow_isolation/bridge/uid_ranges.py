@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOCK_SECONDS = 10.0
 _ETC = Path("/etc")
+_FILES = ("subuid", "subgid", "passwd", "group")
 
 #: What systemd sets aside for containers (its "Users, Groups, UIDs and GIDs on systemd Systems").
 _OF_CONTAINERS = range(0x80000, 0x70000000)
@@ -35,8 +37,12 @@ def configured_range(wanted: UidRange | None, *, etc: Path = _ETC) -> UidRange |
     """
     if wanted is not None:
         return wanted if wanted.count else None
+    return _found(os.geteuid(), etc, tuple(_changed(etc / name) for name in _FILES))
+
+
+@lru_cache(maxsize=8)
+def _found(uid: int, etc: Path, _changed: tuple[object, ...]) -> UidRange | None:
     given = _subordinate(etc / "subuid")
-    uid = os.geteuid()
     try:
         names = {str(uid), pwd.getpwuid(uid).pw_name}
     except KeyError:
@@ -45,6 +51,14 @@ def configured_range(wanted: UidRange | None, *, etc: Path = _ETC) -> UidRange |
         if name in names and count >= UIDS_OF_AN_IMAGE:
             return UidRange(first, count)
     return _free_range(etc, given) if uid == 0 and _has_all_ids() else None
+
+
+def _changed(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def why_no_range(wanted: UidRange | None) -> str:

@@ -97,6 +97,7 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 
 @pytest.fixture
 def etc(tmp_path: Path) -> Path:
+    uid_ranges._found.cache_clear()
     directory = tmp_path / "etc"
     directory.mkdir()
     return directory
@@ -131,6 +132,12 @@ def test_nobody_but_the_host_s_root_has_uids_without_an_entry(etc: Path, monkeyp
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(uid_ranges, "_has_all_ids", lambda: False)
     assert configured_range(None, etc=etc) is None
+
+
+def test_a_changed_file_is_read_anew(etc: Path) -> None:
+    for first in (100_000, 2_000_000):
+        (etc / "subuid").write_text(f"{os.geteuid()}:{first}:65536\n")
+        assert configured_range(None, etc=etc) == configured_range(None, etc=etc) == UidRange(first, 65_536)
 
 
 FIRST, STOP = 524_288, 1_879_048_192

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.conformance.archives import derived
 from tests.zygote.at_work import stand_ins
-from tests.zygote.at_work.conftest import NAMESPACE
+from tests.zygote.at_work.conftest import FIRST_UID, NAMESPACE
 from tests.zygote.at_work.test_reach import fork_by_hand
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.bridge.workload import launch
 from airflow_isolation.bridge.zygote import remove_zygote
-from airflow_isolation.container_spec import ContainerSpec
+from airflow_isolation.container_spec import ContainerSpec, UserNamespace
+from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime.connect import connect
 from airflow_isolation.runtime.interface import ImageInNamespace, PullPolicy
 
 if TYPE_CHECKING:
-    from tests.conftest import ImageArchive
+    from collections.abc import Callable
+
+    from tests.conftest import Daemon, ImageArchive, ImageName
     from tests.zygote.at_work.conftest import Task, Worker
 
 pytestmark = pytest.mark.root
@@ -200,3 +203,34 @@ def test_a_hostile_zygote_writes_nothing_into_its_image(worker: Worker) -> None:
     (root,) = [line for line in lines if line.split()[4] == "/"]
     assert "upperdir=" not in root
     assert "ai-hostile" not in Path(f"/proc/{zygote.pid}/root/etc/passwd").read_text()
+
+
+@pytest.mark.parametrize("version", ["1.6", "1.7"])
+def test_older_releases_of_containerd_mount_it_too(
+    version: str,
+    containerd_of_version: Callable[[str], Daemon],
+    image_archive: ImageArchive,
+    image_name: ImageName,
+    state_dir: Path,
+) -> None:
+    daemon = containerd_of_version(version)
+    place = state_dir / version
+    with connect("containerd", socket_path=str(daemon.socket), namespace=NAMESPACE, state_dir=place) as runtime:
+        runtime.import_image(image_archive("no-python"))
+        spec = ContainerSpec(
+            image=image_name("no-python"),
+            argv=("/bin/busybox", "stat", "-c", "%u:%g", "/bin/busybox"),
+            user="50000:0",
+            network="none",
+            user_namespace=UserNamespace(first=FIRST_UID, keeps_owners=True),
+        )
+        id = new_container_id("task")
+        try:
+            runtime.create(id, spec)
+            with runtime.wait(id) as pending:
+                runtime.start(id)
+                assert pending.result(timeout=60).code == 0
+            assert runtime.output(id) == b"0:0\n"
+        finally:
+            runtime.remove(id)
+            assert len(runtime.remove_unused_roots()) == 1
