@@ -101,8 +101,6 @@ def _settings(daemon: private_daemon.Daemon, state_dir: Path, image: str) -> dic
         "AIRFLOW__CONTAINER_RUNTIME__IMAGE_PULL_POLICY": "never",
         "AIRFLOW__CONTAINER_RUNTIME__NETWORK": "none",
         "AIRFLOW__CONTAINER_RUNTIME__STATE_DIR": str(state_dir),
-        # Uids that hardly any host has given to anybody: tasks are forked into user namespaces of their images' own.
-        "AIRFLOW__CONTAINER_RUNTIME__UID_RANGE": "1900000000:655360",
     }
 
 

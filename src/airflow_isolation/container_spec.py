@@ -95,12 +95,14 @@ class Resources:
 class UserNamespace:
     """Ids 0 to ``size`` - 1 in the container are ``first`` and those after it on the host.
 
-    ``path`` is of one that is there, to be joined; empty makes a new one.
+    ``path`` is of one that is there, to be joined; empty makes a new one. ``keeps_owners``: files of the image have
+    their owners in there; else they belong to nobody.
     """
 
     first: int
     size: int = 65536
     path: str = ""
+    keeps_owners: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,5 +167,6 @@ def nothing_stays(runtime: ContainerdRuntime) -> Iterator[None]:
     # Nobody's but the host's: a task's zygote waits for the next.
     for zygote in runtime.list({labels.PURPOSE: "zygote"}):
         runtime.remove(zygote.id)
+    runtime.remove_unused_roots()
     # Fixtures are torn down in reverse: what make_container made is gone by now.
     assert runtime.list() == ()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_isolation.bridge.uid_ranges import configured_range
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
@@ -266,13 +267,16 @@ def test_config_says_where_every_setting_was_written(airflow: Airflow, environme
     assert settings["environment.api_password"] == ("***", f"{metadata}:3")
     assert settings["memory"] == (str(600 * 1024**2), f"{metadata}:5")
     assert settings["start"][0] == "fork"
-    assert settings["start"][1].startswith("with privilege on the host, for a trusted image: there is no uid_range")
+    free = configured_range(None)
+    assert free is not None
+    assert settings["start"][1] == f"in a user namespace of the image's own, from the uids {free}"
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "start", "why"),
     [
         ("START_MODE", "fresh", "fresh", "start_mode says so"),
+        ("UID_RANGE", "none", "fork", "with privilege on the host, for a trusted image: uid_range is none"),
         ("UID_RANGE", "900000:65536", "fork", "in a user namespace of the image's own, from the uids 900000:65536"),
     ],
 )
@@ -307,7 +311,7 @@ def test_a_mistake_in_the_metadata_names_file_and_line(
 def test_one_task_runs_without_scheduler_and_leaves_nothing(airflow: Airflow, runtime: ContainerdRuntime) -> None:
     done = airflow("containers", "test", "sales", "load")
     assert done.returncode == 0, done.stderr
-    assert "Start mode: fork, with privilege on the host, for a trusted image" in done.stderr
+    assert "Start mode: fork, in a user namespace of the image's own" in done.stderr
     assert "Task runs in a container" in done.stdout
     assert " in eu" in done.stdout
     (zygote,) = runtime.list()

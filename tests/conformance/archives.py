@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_isolation.container_spec import NO_STRINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 MIB = 1024 * 1024
@@ -25,12 +25,16 @@ def derived(
     config: Mapping[str, Any],
     files: Mapping[str, bytes],
     links: Mapping[str, str] = NO_STRINGS,
+    owned: Iterable[tuple[str, int]] = (),
 ) -> Path:
-    """``base`` (an archive of hack/build-image) with ``files`` and symbolic ``links`` as one more layer and ``config`` over its own."""
+    """``base`` (an archive of hack/build-image) with ``files`` and symbolic ``links`` as one more layer and ``config`` over its own.
+
+    ``owned``: of the user airflow, with these modes; a directory where there is no such file.
+    """
     with tarfile.open(base) as source, tarfile.open(output, "w") as archive:
         entry = json.load(_open(source, "manifest.json"))[0]
         document = json.load(_open(source, entry["Config"]))
-        layer = _layer(files, links)
+        layer = _layer(files, links, dict(owned))
         document["config"].update(config)
         document["rootfs"]["diff_ids"].append(_digest(layer))
         document["history"].append({"created_by": "conformance"})
@@ -104,11 +108,16 @@ def truncated(base: Path, output: Path, size: int) -> Path:
     return output
 
 
-def _layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
+def _layer(files: Mapping[str, bytes], links: Mapping[str, str], owned: Mapping[str, int]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
+        for name, mode in owned.items():
+            if name not in files:
+                directory = tarfile.TarInfo(name)
+                directory.type, directory.mode, directory.uid, directory.gid = tarfile.DIRTYPE, mode, 50000, 0
+                layer.addfile(directory)
         for name, content in files.items():
-            _add(layer, name, content, mode=0o755)
+            _add(layer, name, content, mode=owned.get(name, 0o755), uid=50000 if name in owned else 0)
         for name, leads_to in links.items():
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, leads_to
@@ -116,10 +125,11 @@ def _layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644, uid: int = 0) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     member.mode = mode
+    member.uid = uid
     archive.addfile(member, io.BytesIO(content))
 
 

@@ -38,7 +38,6 @@ EVERY_KIND = (*KINDS, "older-extra")
 SETTLE_SECONDS = 60
 #: How tasks are started: ``fork`` is what an administrator gets who sets nothing. ``hack/test`` runs all in both.
 START_MODE = os.environ.get("AIRFLOW_ISOLATION_START_MODE", "fork")
-UID_RANGE = "1800000000:655360"
 BACKENDS = ("containerd", "docker")
 LOCAL_SETTINGS = """
 def get_docker_runtime_image(image):
@@ -132,7 +131,6 @@ def options_for(backend: str, daemon: Daemon | None, state_dir: Path, image: str
     return {
         **ways,
         # Containerd's tasks live in user namespaces of their own; Docker's zygotes are privileged, and their images trusted.
-        "AIRFLOW__CONTAINER_RUNTIME__UID_RANGE": UID_RANGE,
         "AIRFLOW__CONTAINER_RUNTIME_POLICY__TRUSTED_IMAGES": "localhost/airflow-isolation/*",
         "AIRFLOW__CORE__TASK_EXECUTION_RUNTIME": backend,
         f"AIRFLOW__{backend.upper()}_RUNTIME__SOCKET_PATH": str(daemon.socket),
@@ -188,6 +186,7 @@ def end_zygotes(backend: str, daemon: Daemon, state_dir: Path) -> None:
     with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
         for directory in (state_dir / "zygotes").glob("*"):
             remove_zygote(runtime, directory)
+        runtime.remove_unused_roots()
 
 
 def fill_database(airflow: Airflow) -> None:

@@ -51,7 +51,7 @@ def household(daemon: Daemon, state_dir: Path) -> set[str]:
     # Those that are being made, too: whether any stays is seen when their makers have ended.
     names |= {path.stem for path in state_dir.glob("spares/*/*") if path.suffix != ".claimed"}
     if daemon.kind != "docker":
-        return {*names, f"{state_dir}/zygotes/"}
+        return {*names, f"{state_dir}/zygotes/", f"{state_dir}/roots/"}
     ids = [id for name, id in (line.split() for line in _docker(daemon)["containers"]) if name in names]
     merged = "{{.GraphDriver.Data.MergedDir}}"
     # One that has gone meanwhile is no error.

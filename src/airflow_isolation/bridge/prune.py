@@ -69,6 +69,7 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
         (
             *_abandoned(state_dir / "workloads", dry_run=dry_run),
             *_of_no_zygote(state_dir / "zygotes", dry_run=dry_run),
+            *_unused_roots(runtime, dry_run=dry_run),
         ),
         _abandoned_cgroups(runtime, {container.id for container in containers}, dry_run=dry_run),
     )
@@ -145,6 +146,15 @@ def _abandoned_cgroups(runtime: ContainerRuntime, removed: set[str], *, dry_run:
         log.warning("Left-over cgroups could not be removed", error=str(error))
         return ()
     return tuple(id for id in found if id not in removed)
+
+
+def _unused_roots(runtime: ContainerRuntime, *, dry_run: bool) -> tuple[Path, ...]:
+    """What was mounted for the containers of an image in its user namespace, of which there are none now."""
+    try:
+        return runtime.remove_unused_roots(dry_run=dry_run)
+    except ContainerRuntimeError as error:
+        log.warning("What is mounted for containers that are gone could not be taken away", error=str(error))
+        return ()
 
 
 def _of_no_zygote(zygotes: Path, *, dry_run: bool) -> Iterator[Path]:

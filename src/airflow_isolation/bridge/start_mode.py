@@ -9,20 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from airflow_isolation.bridge.uid_ranges import configured_range, first_uid
+from airflow_isolation.bridge.uid_ranges import configured_range, first_uid, why_no_range
 from airflow_isolation.bridge.zygote_recipe import authors_part
 from airflow_isolation.container_spec import UserNamespace
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.oci.host import kernel_version
-from airflow_isolation.oci.idmapped import why_not_idmapped
+from airflow_isolation.oci.idmapped import why_no_overlay, why_not_idmapped
 from airflow_isolation.oci.seccomp import UNCONFINED
+from airflow_isolation.settings.effective import UIDS_OF_AN_IMAGE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_isolation.container_spec import ContainerSpec
+    from airflow_isolation.runtime.interface import ContainerRuntime, ImageInNamespace
     from airflow_isolation.settings.effective import EffectiveSettings
 
 #: setns(2) takes a pidfd since then.
 _KERNEL = (5, 8)
+
+_MOST_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +53,33 @@ class StartDecision:
         return replace(spec, user_namespace=self.user_namespace, mounts=tuple(mounts))
 
 
-def decide(settings: EffectiveSettings, spec: ContainerSpec, *, image_digest: str) -> StartDecision:
-    """Uids are given to an image that has none yet.
+def decide(
+    settings: EffectiveSettings, spec: ContainerSpec, *, runtime: ContainerRuntime, image_digest: str
+) -> StartDecision:
+    """Uids are given to an image that has none yet, and ``runtime`` looks at one that it has not looked at.
 
     :raises SpecRefused: ``start_mode`` is fork, and this workload can't be forked.
+    :raises ContainerRuntimeError: as ``ContainerRuntime.in_user_namespace``.
     """
-    return _allowed(settings, _decided(settings, spec, image_digest))
+
+    def look() -> ImageInNamespace:
+        return runtime.in_user_namespace(spec, digest=image_digest, ids=UIDS_OF_AN_IMAGE)
+
+    return _allowed(settings, _decided(settings, spec, _Image(image_digest, look)))
 
 
 def foresee(settings: EffectiveSettings, spec: ContainerSpec) -> StartDecision:
-    """As ``decide``, of an image whose digest is not known. Changes nothing, and can't tell that all uids are given away.
+    """As ``decide``, of an image that is not known. Changes nothing, and can't tell that all uids are given away.
 
     :raises SpecRefused: as ``decide``.
     """
     return _allowed(settings, _decided(settings, spec, None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    digest: str
+    look: Callable[[], ImageInNamespace]
 
 
 def _allowed(settings: EffectiveSettings, decision: StartDecision) -> StartDecision:
@@ -72,7 +91,7 @@ def _allowed(settings: EffectiveSettings, decision: StartDecision) -> StartDecis
     return decision
 
 
-def _decided(settings: EffectiveSettings, spec: ContainerSpec, image_digest: str | None) -> StartDecision:
+def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | None) -> StartDecision:
     if settings.start_mode == "fresh":
         return StartDecision(mode="fresh", why="start_mode says so")
     if os.geteuid() != 0:
@@ -80,23 +99,29 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image_digest: str
     if kernel_version(platform.release()) < _KERNEL:
         return StartDecision(mode="fresh", why=f"forking into a container needs Linux {'.'.join(map(str, _KERNEL))}")
     idmapped, obstacle = in_user_namespace(settings, spec)
-    if not obstacle:
-        available = configured_range(settings.zygote.uid_range)
-        if available is None:
-            obstacle = "there is no uid_range, and no entry of the worker's user in /etc/subuid"
-        elif image_digest is None:
-            why = f"in a user namespace of the image's own, from the uids {available}"
-            return StartDecision(mode="fork", why=why, idmapped=idmapped)
-        else:
+    available = None if obstacle else configured_range(settings.zygote.uid_range)
+    if not obstacle and available is None:
+        obstacle = why_no_range(settings.zygote.uid_range)
+    if available is not None and image is None:
+        why = f"in a user namespace of the image's own, from the uids {available}"
+        if why_not := why_no_overlay(platform.release()):
+            why += f", unless its user may read what others may not ({why_not})"
+        return StartDecision(mode="fork", why=why, idmapped=idmapped)
+    if available is not None and image is not None:
+        found = image.look()
+        obstacle = found.obstacle
+        if not obstacle and not found.keeps_owners and not spec.read_only_root:
+            obstacle = "read_only_root is false, and the image's files would belong to nobody"
+        if not obstacle:
             try:
-                first = first_uid(image_digest, available, state_dir=settings.connection.state_dir)
+                first = first_uid(image.digest, available, state_dir=settings.connection.state_dir)
             except ContainerFailed as error:
                 obstacle = error.message
             else:
                 return StartDecision(
                     mode="fork",
                     why=f"in a user namespace of the image's own, uids {first} and up",
-                    user_namespace=UserNamespace(first=first),
+                    user_namespace=UserNamespace(first=first, keeps_owners=found.keeps_owners),
                     idmapped=idmapped,
                 )
     if not settings.image_is_trusted:
@@ -116,8 +141,8 @@ def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple
     """Which mounts need their ids mapped for a workload to run in a user namespace, and what keeps it out; empty for nothing."""
     if settings.backend == "docker":
         return frozenset(), "Docker has no user namespace of a single container"
-    if not spec.read_only_root:
-        return frozenset(), "read_only_root is false, and the image's files would belong to nobody"
+    if _read(_MOST_NAMESPACES) == "0":
+        return frozenset(), "this host has no user namespaces: the sysctl user.max_user_namespaces is 0"
     binds = [mount for mount in spec.mounts if mount.kind == "bind"]
     for mount in binds:
         # Not mapped: who is root in the namespace can make a mount writable, and would then be somebody to its files.
@@ -128,6 +153,13 @@ def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple
         if why := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):
             return frozenset(), f"the volume {mount.target} is writable, and its files would change owner: {why}"
     return frozenset(mount.target for mount in writable), ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _readable_by_others(path: str) -> bool:

@@ -10,36 +10,102 @@ import json
 import os
 import pwd
 import time
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.started_agent import prepare
 from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.errors import ContainerFailed
 from airflow_isolation.settings.effective import UIDS_OF_AN_IMAGE, UidRange
 
-_SUBUID = Path("/etc/subuid")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _LOCK_SECONDS = 10.0
+_ETC = Path("/etc")
+_FILES = ("subuid", "subgid", "passwd", "group")
+
+#: What systemd sets aside for containers (its "Users, Groups, UIDs and GIDs on systemd Systems").
+_OF_CONTAINERS = range(0x80000, 0x70000000)
 
 
-def configured_range(wanted: UidRange | None, *, subuid: Path = _SUBUID) -> UidRange | None:
-    """The range that is set, else the entry of this process's user in /etc/subuid (subuid(5)); None for none."""
+def configured_range(wanted: UidRange | None, *, etc: Path = _ETC) -> UidRange | None:
+    """The range that is set, else the entry of this process's user in /etc/subuid (subuid(5)), else what is free for root.
+
+    Free are the uids that systemd sets aside for containers, past everybody of whom files in ``etc`` tell. None for none.
+    """
     if wanted is not None:
         return wanted if wanted.count else None
-    try:
-        lines = subuid.read_text().splitlines()
-    except OSError:
-        return None
-    uid = os.geteuid()
+    return _found(os.geteuid(), etc, tuple(_changed(etc / name) for name in _FILES))
+
+
+@lru_cache(maxsize=8)
+def _found(uid: int, etc: Path, _changed: tuple[object, ...]) -> UidRange | None:
+    given = _subordinate(etc / "subuid")
     try:
         names = {str(uid), pwd.getpwuid(uid).pw_name}
     except KeyError:
         names = {str(uid)}
-    for line in lines:
-        name, _, numbers = line.partition(":")
-        first, _, count = numbers.partition(":")
-        if name in names and first.isdecimal() and count.isdecimal() and int(count) >= UIDS_OF_AN_IMAGE:
-            return UidRange(int(first), int(count))
-    return None
+    for name, first, count in given:
+        if name in names and count >= UIDS_OF_AN_IMAGE:
+            return UidRange(first, count)
+    return _free_range(etc, given) if uid == 0 and _has_all_ids() else None
+
+
+def _changed(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def why_no_range(wanted: UidRange | None) -> str:
+    """Why ``configured_range`` gives none, a sentence without its full stop."""
+    if wanted is not None:
+        return "uid_range is none"
+    return (
+        "there is no uid_range, and /etc/subuid and the like leave no uids of those that are set aside for containers"
+    )
+
+
+def _free_range(etc: Path, given: Iterable[tuple[str, int, int]]) -> UidRange | None:
+    taken = [(first, first + count) for _, first, count in (*given, *_subordinate(etc / "subgid"))]
+    taken += [(id, id + 1) for file in ("passwd", "group") for id in _ids(etc / file)]
+    begin = max([_OF_CONTAINERS.start, *(end for first, end in taken if first < _OF_CONTAINERS.stop)])
+    # Images keep their uids when somebody is added in the same part.
+    begin = -(-begin // UIDS_OF_AN_IMAGE) * UIDS_OF_AN_IMAGE
+    count = _OF_CONTAINERS.stop - begin
+    return UidRange(begin, count) if count >= UIDS_OF_AN_IMAGE else None
+
+
+def _has_all_ids() -> bool:
+    """Whether this is the host's root, not that of a container in a user namespace, who has no others to give away."""
+    return any(line.split() == ["0", "0", "4294967295"] for line in _lines(Path("/proc/self/uid_map")))
+
+
+def _subordinate(path: Path) -> list[tuple[str, int, int]]:
+    """Who has which ids: name, first, count."""
+    lines = [line.split(":") for line in _lines(path)]
+    return [
+        (line[0], int(line[1]), int(line[2]))
+        for line in lines
+        if len(line) == len(("name", "first", "count")) and line[1].isdecimal() and line[2].isdecimal()
+    ]
+
+
+def _ids(path: Path) -> list[int]:
+    """The third field of a file like passwd(5) or group(5)."""
+    fields = [line.split(":")[2:3] for line in _lines(path)]
+    return [int(field[0]) for field in fields if field and field[0].isdecimal()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:

@@ -15,21 +15,23 @@ _PAUSE_SECONDS = 0.05
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], *, end: float) -> Iterator[int]:
+def locked(path: str | os.PathLike[str], *, end: float, shared: bool = False) -> Iterator[int]:
     """Hold the file at ``path``, which is made when it is missing and stays; gives its descriptor.
+
+    ``shared``: together with all who ask for no more than that.
 
     :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
     :raises OSError: the file can't be made.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        lock(descriptor, end=end, what=os.fspath(path))
+        lock(descriptor, end=end, what=os.fspath(path), shared=shared)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def lock(descriptor: int, *, end: float, what: str) -> None:
+def lock(descriptor: int, *, end: float, what: str, shared: bool = False) -> None:
     """Lock an open file or directory, which is unlocked when it is closed.
 
     :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``; ``what`` names it.
@@ -37,7 +39,7 @@ def lock(descriptor: int, *, end: float, what: str) -> None:
     while True:
         try:
             # Of each open file its own, so threads of one process wait for each other too.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= end:

@@ -1,4 +1,4 @@
-"""Reading files of an image, such as /etc/passwd, without running anything of it: ``read_files``.
+"""Reading files of an image, such as /etc/passwd, without running anything of it: ``read_files``, ``closed_to_others``.
 
 The image is mounted in a mount namespace that a short-lived process has for itself: whatever happens, kill -9 included,
 the kernel unmounts it with that process. There the image is the root directory, so no symbolic link leads out of it.
@@ -14,16 +14,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.containerd.api import snapshots_pb2
 from airflow_isolation.containerd.errors import ContainerdError, InvalidImage, PermissionDenied
 from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, remove_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from airflow_isolation.containerd.client import Client
     from airflow_isolation.containerd.layout import Layout
@@ -34,6 +35,8 @@ USERS = "/etc/passwd"
 GROUPS = "/etc/group"
 FILE_LIMIT = 1 << 20
 """Bytes of one file."""
+_FILES_LIMIT = 1_000_000
+_LOOK_SECONDS = 120.0
 
 _READER = Path(__file__).with_name("read_mounted.py")
 _CACHE_SIZE = 256
@@ -80,30 +83,54 @@ def read_files(
     return files
 
 
+def closed_to_others(
+    client: Client, layout: Layout, *, uid: int, gids: Iterable[int], snapshotter: str, timeout: float = _LOOK_SECONDS
+) -> str:
+    """What in the image that account may read or run and others may not: a path and its mode. Empty: there is nothing.
+
+    Every file is looked at, which takes a second for some ten thousand. The answer is kept by the caller.
+
+    :raises InvalidImage: the image has more than a million files.
+    :raises ContainerdError: it can't be mounted, or takes longer than ``timeout`` seconds.
+    """
+    with snapshot(client, layout, snapshotter, timeout) as mounts:
+        account = {"uid": uid, "gids": [*gids]}
+        answer = _ask_reader({"mounts": mounts, "account": account, "limit": _FILES_LIMIT}, timeout)
+    return str(answer["closed"])
+
+
 def _from_image(client: Client, layout: Layout, wanted: tuple[str, ...], snapshotter: str, timeout: float) -> Files:
     if os.geteuid() != 0:
         raise PermissionDenied(
             f"reading {' and '.join(wanted)} of an image needs root, because it has to be mounted",
             hint="Run as root, or give user and group as numbers",
         )
+    with snapshot(client, layout, snapshotter, timeout) as mounts:
+        answer = _ask_reader({"mounts": mounts, "paths": wanted, "limit": FILE_LIMIT}, timeout)
+    return {path: None if text is None else base64.b64decode(text) for path, text in answer["files"].items()}
+
+
+@contextmanager
+def snapshot(
+    client: Client, layout: Layout, snapshotter: str, timeout: float, *, writable: bool = False
+) -> Iterator[list[dict[str, Any]]]:
+    """A snapshot of an unpacked image, gone afterwards: how it would be mounted (type, source, options)."""
     key = f"read-{secrets.token_hex(8)}"
     with client.lease(expires=timedelta(seconds=timeout) + timedelta(minutes=5)) as leased:
-        view = snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=layout.top_chain_id)
-        mounts = leased.snapshots.View(view).mounts
+        parent = layout.top_chain_id
+        if writable:
+            prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent)
+            mounts = leased.snapshots.Prepare(prepare).mounts
+        else:
+            view = snapshots_pb2.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent)
+            mounts = leased.snapshots.View(view).mounts
         try:
-            question = {
-                "mounts": [
-                    {"type": mount.type, "source": mount.source, "options": list(mount.options)} for mount in mounts
-                ],
-                "paths": wanted,
-                "limit": FILE_LIMIT,
-            }
-            return _ask_reader(question, timeout)
+            yield [{"type": mount.type, "source": mount.source, "options": list(mount.options)} for mount in mounts]
         finally:
             remove_snapshot(leased, key, snapshotter)
 
 
-def _ask_reader(question: Mapping[str, object], timeout: float) -> Files:
+def _ask_reader(question: Mapping[str, object], timeout: float) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", str(_READER)],
@@ -115,7 +142,7 @@ def _ask_reader(question: Mapping[str, object], timeout: float) -> Files:
     except subprocess.TimeoutExpired as error:
         raise ContainerdError(f"reading the image's files took longer than {timeout:g} s") from error
     try:
-        answer = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
         reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
         raise ContainerdError(f"the image's files can't be read: {reason}") from error
@@ -123,7 +150,7 @@ def _ask_reader(question: Mapping[str, object], timeout: float) -> Files:
         raise InvalidImage(answer["refused"])
     if "failed" in answer:
         raise ContainerdError(f"the image's files can't be read: {answer['failed']}")
-    return {path: None if text is None else base64.b64decode(text) for path, text in answer["files"].items()}
+    return answer
 
 
 def _cache_name(chain_id: str, wanted: tuple[str, ...]) -> str:

@@ -23,6 +23,9 @@ _OPAQUE = "trusted.overlay.opaque"
 #: As many as the kernel follows on one way.
 _MOST_LINKS = 40
 
+#: Without a user namespace.
+HOST_IDS = range(2**32)
+
 
 class MountPointError(Exception):
     """A mount point can't be made; the text says which and why."""
@@ -71,17 +74,20 @@ def _parts(path: str) -> list[str]:
     return [part for part in reversed(path.split("/")) if part not in {"", "."}]
 
 
-def make_mount_points(layers: Sequence[str], targets: Iterable[tuple[str, bool]], *, merged: bool) -> None:
+def make_mount_points(
+    layers: Sequence[str], targets: Iterable[tuple[str, bool]], *, merged: bool, ids: range = HOST_IDS
+) -> None:
     """Make each target, a path in the container and whether it is a directory, where it is missing.
 
     ``layers`` are directories of the host, the snapshot's own first. ``merged``: an overlay lies over them, so what
-    is in the first hides what is in the others, and directories are to look as they did.
+    is in the first hides what is in the others, and directories are to look as they did. ``ids`` are
+    those of the host that the container's are, by number: what is made belongs to its root, or to whom it did.
 
     :raises MountPointError: a symbolic link or a file is in the way, or the kernel refuses.
     """
     for target, is_directory in targets:
         try:
-            _make(layers, PurePosixPath(target), is_directory=is_directory, merged=merged)
+            _make(layers, PurePosixPath(target), is_directory=is_directory, merged=merged, ids=ids)
         except OSError as error:
             raise MountPointError(f"{target} can't be made in the image: {error}") from error
 
@@ -100,7 +106,16 @@ def layers_of(kind: str, source: str, options: Sequence[str]) -> tuple[tuple[str
     raise MountPointError(f"a snapshot that is mounted as {kind} is not understood")
 
 
-def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, merged: bool) -> None:
+def with_layers(options: Sequence[str], layers: Sequence[str], *, writable: bool) -> tuple[str, ...]:
+    """An overlay's options with other layers below its own, which takes what is written unless nothing can be."""
+    values = dict(option.split("=", 1) for option in options if "=" in option)
+    # An overlay of lower layers alone is read-only for everybody, whatever is mounted anew.
+    own = () if writable else (values["upperdir"],)
+    dropped = ("lowerdir=",) if writable else ("lowerdir=", "upperdir=", "workdir=", "volatile")
+    return (*(option for option in options if not option.startswith(dropped)), f"lowerdir={':'.join([*own, *layers])}")
+
+
+def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, merged: bool, ids: range) -> None:
     here = list(layers)
     parts = [part for part in target.parts if part != "/"]
     missing_from = len(parts)
@@ -122,16 +137,31 @@ def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, m
     for depth, part in enumerate(parts):
         place /= part
         if depth == len(parts) - 1 and not is_directory:
-            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(place, flags, 0o644))
+            _give_to_root(place, ids)
             return
         if depth < missing_from:
             if merged and not os.path.lexists(place):
                 place.mkdir()
-                os.chown(place, statuses[depth].st_uid, statuses[depth].st_gid)
-                place.chmod(stat.S_IMODE(statuses[depth].st_mode))
+                dress(place, statuses[depth], ids)
         else:
             place.mkdir()
+            _give_to_root(place, ids)
             place.chmod(0o755)
+
+
+def dress(directory: Path, like: os.stat_result, ids: range) -> None:
+    """Give it the owners and the mode of another one, which has the container's ids."""
+    # Who has no number among them is nobody in there, and stays whoever it is on the host.
+    owner, group = (ids[id] if id < len(ids) else id for id in (like.st_uid, like.st_gid))
+    os.chown(directory, owner, group)
+    directory.chmod(stat.S_IMODE(like.st_mode))
+
+
+def _give_to_root(place: Path, ids: range) -> None:
+    if ids != HOST_IDS:  # whose root has it
+        os.chown(place, ids[0], ids[0])
 
 
 class _Entry(NamedTuple):

@@ -1,7 +1,8 @@
-"""A program of its own, run by image_files: mounts an image for itself alone and prints some of its files.
+"""A program of its own, run by image_files: mounts an image for itself alone and tells of its files.
 
 Standard library only, and not imported by anybody: it runs with ``python -I -S``. On stdin one JSON object: mounts (as
-containerd gives them), paths, limit. On stdout one: files (base64 or null by path), or refused or failed (a sentence).
+containerd gives them), limit, and either paths, or account (uid and gids). On stdout one: files (base64 or null by
+path), or closed (what that account may read or run and others may not, in words), or refused or failed (a sentence).
 """
 
 from __future__ import annotations
@@ -83,6 +84,34 @@ def read(path: str, limit: int) -> bytes | None:
     return text
 
 
+def closed_to_others(uid: int, gids: list[int], limit: int) -> str:
+    """The first file or directory that this account may read or run and others may not; empty: there is none."""
+    waiting = [("/", os.lstat("/"))]
+    seen = 0
+    while waiting:
+        path, status = waiting.pop()
+        own = allowed(status, uid, gids)
+        if own & ~status.st_mode & 5:
+            return f"{path} (mode {stat.S_IMODE(status.st_mode):04o})"
+        if not stat.S_ISDIR(status.st_mode) or not own & 1:
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > limit:
+                    raise Refused(f"the image has more than {limit} files")
+                if not entry.is_symlink():
+                    waiting.append((entry.path, entry.stat(follow_symlinks=False)))
+    return ""
+
+
+def allowed(status: os.stat_result, uid: int, gids: list[int]) -> int:
+    """The three bits of the mode that hold for an account."""
+    if uid == status.st_uid:
+        return status.st_mode >> 6 & 7
+    return (status.st_mode >> 3 if status.st_gid in gids else status.st_mode) & 7
+
+
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         call("unshare", CLONE_NEWNS)
@@ -94,9 +123,13 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         return {"failed": error.strerror}
     try:
+        if account := question.get("account"):
+            return {"closed": closed_to_others(account["uid"], account["gids"], question["limit"])}
         files = {path: read(path, question["limit"]) for path in question["paths"]}
     except Refused as refused:
         return {"refused": str(refused)}
+    except OSError as error:
+        return {"failed": f"{error.filename}: {error.strerror}"}
     return {"files": {path: None if text is None else base64.b64encode(text).decode() for path, text in files.items()}}
 
 

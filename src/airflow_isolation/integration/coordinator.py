@@ -140,7 +140,7 @@ class ContainerCoordinator(BaseCoordinator):
                     labels=_labels(what, bundle_info.name, dag_rel_path),
                 )
                 forwarded = workload_environment.forwarded_environment()
-                decision = decide(settings, spec, image_digest=image.digest)
+                decision = decide(settings, spec, runtime=runtime, image_digest=image.digest)
                 task = Launch(
                     id=new_container_id("task"),
                     spec=decision.applied_to(spec),

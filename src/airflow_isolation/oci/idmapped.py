@@ -25,6 +25,15 @@ _SINCE = {
     "ceph": (6, 7),
 }
 
+#: The first Linux whose overlays take idmapped lower layers.
+_OVERLAY = (5, 19)
+
+
+def why_no_overlay(release: str) -> str:
+    """Why an overlay can't have layers whose ids are mapped, on the kernel of that ``uname -r``; empty when it can."""
+    kernel = kernel_version(release)
+    return "" if kernel >= _OVERLAY else f"Linux {kernel[0]}.{kernel[1]} can't map ids below an overlay, as 5.19 can"
+
 
 def why_not_idmapped(source: str, *, runtime: str) -> str:
     """Why ``source``, with all that is mounted below it, can't be mounted so; empty when it can.

@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import timedelta, timezone
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from google.protobuf.empty_pb2 import Empty
@@ -38,7 +38,6 @@ from airflow_isolation.containerd.api import (
 from airflow_isolation.containerd.client import NO_DEADLINE, Client
 from airflow_isolation.containerd.file_lock import lock
 from airflow_isolation.containerd.image_files import GROUPS, USERS, read_files
-from airflow_isolation.containerd.mount_points import MountPointError, followed, layers_of, make_mount_points
 from airflow_isolation.containerd.payload import LINUX_RESOURCES, SPEC, pack, pack_json
 from airflow_isolation.containerd.progress import ignore
 from airflow_isolation.containerd.unpack import is_unpacked, link, unpack
@@ -57,7 +56,6 @@ from airflow_isolation.oci import (
     ImageConfig,
     build_runtime_spec,
     check_identifier,
-    check_led_target,
     check_mount_source_on_disk,
     container_hostname,
     linux_limits,
@@ -77,6 +75,7 @@ from airflow_isolation.runtime.interface import (
     ContainerState,
     ExitStatus,
     Image,
+    ImageInNamespace,
     PendingExit,
     Progress,
     PullPolicy,
@@ -84,6 +83,7 @@ from airflow_isolation.runtime.interface import (
     Stats,
 )
 from airflow_isolation.runtime.kept_output import KeptOutput, output_file, release
+from airflow_isolation.runtime.namespaced_root import NamespacedRoots
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.runtime.words import start_hint
@@ -98,7 +98,6 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from airflow_isolation.container_spec import ContainerSpec, Resources
-    from airflow_isolation.containerd.api import types_pb2
     from airflow_isolation.containerd.layout import Layout
     from airflow_isolation.containerd.progress import Report
     from airflow_isolation.oci import Account, HostFacts
@@ -136,7 +135,8 @@ class ContainerdRuntime(ContainerRuntime):
     ----------
     state_dir:
         ``containers/<id>`` below it holds a container's output and files for its /etc, ``accounts`` what is known of
-        images' users, ``pulls`` the locks of pulls. Made when it is missing.
+        images' users, ``pulls`` the locks of pulls, ``roots`` images' layers as user namespaces see them. Made when
+        it is missing.
     snapshotter:
         holds the images and the containers' file systems.
     runtime_binary:
@@ -172,6 +172,7 @@ class ContainerdRuntime(ContainerRuntime):
         self._hosts_dir = hosts_dir
         self._cgroup_mount_path = cgroup_mount_path
         self._timeout = timeout
+        self._roots = NamespacedRoots(state_dir, socket_path=socket_path, snapshotter=snapshotter)
         self._connecting = threading.Lock()
         self._client: Client | None = None
         # By digest of the image: what a digest names never changes.
@@ -238,6 +239,15 @@ class ContainerdRuntime(ContainerRuntime):
         with self._translated(f"remove the image {reference}", missing=ImageNotFound):
             images.remove(self._connected(), reference)
 
+    def in_user_namespace(self, spec: ContainerSpec, *, digest: str, ids: int) -> ImageInNamespace:
+        known = (digest, spec.user, spec.allow_root, ids)
+        if (found := self._roots.found.get(known)) is None:
+            _, layout = self._found(spec.image, seen_before=True)
+            account = self._account(spec, layout, ImageConfig.parse(layout.config_json).user)
+            with self._translated(f"look at the image {spec.image}", missing=ImageNotFound):
+                found = self._roots.found[known] = self._roots.look(self._connected(), layout, account, ids=ids)
+        return found
+
     def create(self, id: str, spec: ContainerSpec) -> Container:
         check_identifier(id)
         _check_network(spec)
@@ -284,15 +294,20 @@ class ContainerdRuntime(ContainerRuntime):
                     snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
-            _look_at_mount_points(id, rootfs, document["mounts"], make=spec.user_namespace is not None)
+            files.mkdir(parents=True)
+            # Whatever the umask: the shim's user and the container's may be others.
+            files.chmod(0o755)
             write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
             output = KeptOutput(id, files)
             undo.callback(output.close)
             stdio = str(output.fifo)
             hint = partial(start_hint, image=spec.image, program=spec.argv[0])
-            with self._translated(f"create the process of the container {id}", failed=ContainerFailed, hint=hint):
+            with (
+                self._roots.ready(id, rootfs, spec, document["mounts"]) as ready,
+                self._translated(f"create the process of the container {id}", failed=ContainerFailed, hint=hint),
+            ):
                 task = client.tasks.Create(
-                    tasks_pb2.CreateTaskRequest(container_id=id, rootfs=rootfs, stdout=stdio, stderr=stdio)
+                    tasks_pb2.CreateTaskRequest(container_id=id, rootfs=ready, stdout=stdio, stderr=stdio)
                 )
             # With the placements, see there.
             from airflow_isolation.runtime.placement import check_cgroup
@@ -356,6 +371,9 @@ class ContainerdRuntime(ContainerRuntime):
 
     def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
         return self._placements.remove_abandoned(self._cgroup_parent(), _UNDO_SECONDS, dry_run=dry_run)
+
+    def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
+        return self._roots.remove_unused(self._first_uids, dry_run=dry_run)
 
     def get(self, id: str) -> Container:
         check_identifier(id)
@@ -458,6 +476,13 @@ class ContainerdRuntime(ContainerRuntime):
         hint: Callable[[str], str] = lambda _: "",
     ) -> AbstractContextManager[None]:
         return translated(self._socket_path, doing, missing=missing, failed=failed, hint=hint)
+
+    def _first_uids(self) -> frozenset[int]:
+        with self._translated("list the containers"):
+            records = _records(self._connected(), containers_pb2.ListContainersRequest())
+        documents = (json.loads(record.spec.value or b"{}") for record in records)
+        mappings = (document.get("linux", {}).get("uidMappings") for document in documents)
+        return frozenset(int(mapping[0]["hostID"]) for mapping in mappings if mapping)
 
     def _pid(self, id: str) -> int:
         try:
@@ -691,38 +716,6 @@ def _check_network(spec: ContainerSpec) -> None:
             f"network {spec.network!r} can't be had: named (CNI) networks don't work with containerd yet",
             hint="Set network to host or none, or use the docker backend",
         )
-
-
-def _look_at_mount_points(
-    id: str, rootfs: Iterable[types_pb2.Mount], mounts: Iterable[Mapping[str, Any]], *, make: bool
-) -> None:
-    """Check where the image's links lead the mounts, and ``make`` what is missing in the image.
-
-    :raises SpecRefused: one must not be there.
-    :raises ContainerFailed: something can't be made.
-    """
-    try:
-        (mounted,) = rootfs
-        layers, merged = layers_of(mounted.type, mounted.source, mounted.options)
-    except (MountPointError, ValueError) as error:
-        if not make:
-            return  # another snapshotter: the runtime alone looks
-        raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
-    if not make and os.geteuid() != 0:
-        return  # only root sees the layers
-    before: dict[str, Mapping[str, Any]] = {}
-    try:
-        for mount in mounts:
-            place = followed(layers, mount["destination"], elsewhere=before)
-            check_led_target(mount["destination"], place, before)
-            # What lies in another mount is made in there, where the runtime may.
-            inside = any(place.startswith(f"{above}/") and it["type"] != "bind" for above, it in before.items())
-            if make and not inside:
-                is_directory = mount["type"] != "bind" or Path(mount["source"]).is_dir()
-                make_mount_points(layers, [(place, is_directory)], merged=merged)
-            before[place] = mount
-    except MountPointError as error:
-        raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
 
 
 def _container(

@@ -83,6 +83,18 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInNamespace:
+    """What an image's files are to its user in a user namespace.
+
+    ``keeps_owners``: they are whose they are without one; else nobody's. ``obstacle``: why the user could not do there
+    what it can without one, a sentence without its full stop; empty for nothing.
+    """
+
+    keeps_owners: bool = False
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
     """How a container's first process ended: ``code`` as runtimes count, 128+n when signal n ended it."""
 
@@ -202,6 +214,16 @@ class ContainerRuntime(ABC):
         :raises ImageNotFound: no image has that name.
         """
 
+    def in_user_namespace(self, spec: ContainerSpec, *, digest: str, ids: int) -> ImageInNamespace:  # noqa: ARG002
+        """What the files of ``spec``'s image, which has that ``digest``, are to its user in a namespace of so many ids.
+
+        Looked at once for an image and a user, which takes up to minutes where the kernel can't map ids; then kept.
+
+        :raises ImageNotFound: ``ensure_image`` was not called, or the image has been removed since.
+        :raises SpecRefused: the user can't be.
+        """
+        return ImageInNamespace(obstacle="this backend has no user namespace of a single container")
+
     @abstractmethod
     def create(self, id: str, spec: ContainerSpec) -> Container:
         """Make the container and its first process, not yet running. When it fails half way, nothing stays.
@@ -263,6 +285,13 @@ class ContainerRuntime(ABC):
 
         :raises ContainerRuntimeError: with the kernel's reason.
         """
+
+    def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:  # noqa: ARG002
+        """Take away what has been mounted for containers in user namespaces and serves none now; with ``dry_run`` name it.
+
+        :raises ContainerRuntimeError: with the kernel's reason.
+        """
+        return ()
 
     @abstractmethod
     def get(self, id: str) -> Container:

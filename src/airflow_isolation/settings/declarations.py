@@ -398,7 +398,7 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_uid_range,
         places=(Place.HOST,),
         example="1000000:6553600",
-        default_words="the entry of the worker's user in /etc/subuid",
+        default_words="the entry of the worker's user in /etc/subuid, else what is free for root from 524288 on",
         description="FIRST:COUNT: uids and gids of the host that nobody else uses. Each image gets 65536 of them, and its "
         "tasks a user namespace, so that no privilege on the host is needed to fork. none is for no such namespaces.",
     ),
@@ -575,8 +575,8 @@ KEYS: Final[tuple[Key, ...]] = (
         example="registry.example/team/*",
         default_words="none but what airflow.cfg itself sets as image",
         description="Shell patterns of images that may hold the process from which tasks are forked where it needs "
-        "privilege on the host: with Docker, and where there is no uid_range. It runs before any user's code, and nothing "
-        "but what is in the image.",
+        "privilege on the host: with Docker, and where a task can't live in a user namespace. It runs before any user's "
+        "code, and nothing but what is in the image.",
     ),
     Key(
         name="allowed_mount_sources",

@@ -30,10 +30,17 @@ if TYPE_CHECKING:
 class FakeRuntime:
     """Holds containers, and says no to the removal of some."""
 
-    def __init__(self, *containers: Container, stubborn: str = "", cgroups: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *containers: Container,
+        stubborn: str = "",
+        cgroups: tuple[str, ...] = (),
+        roots: tuple[Path, ...] = (),
+    ) -> None:
         self.containers = {container.id: container for container in containers}
         self.stubborn = stubborn
         self.cgroups = cgroups
+        self.roots = roots
 
     def list(self) -> tuple[Container, ...]:
         return tuple(self.containers.values())
@@ -47,6 +54,12 @@ class FakeRuntime:
         if self.stubborn == "cgroups":
             raise ContainerRuntimeError("its processes don't end")
         found, self.cgroups = self.cgroups, self.cgroups if dry_run else ()
+        return found
+
+    def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
+        if self.stubborn == "roots":
+            raise ContainerRuntimeError("device or resource busy")
+        found, self.roots = self.roots, self.roots if dry_run else ()
         return found
 
 
@@ -86,6 +99,20 @@ def test_a_cgroup_without_a_container_goes_too(tmp_path: Path) -> None:
     assert runtime.cgroups == ("dead", "task-a")
     assert prune(runtime, state_dir=tmp_path).cgroups == ("task-a",)
     assert runtime.cgroups == ()
+
+
+def test_what_is_mounted_for_nobody_goes_too(tmp_path: Path) -> None:
+    place = tmp_path / "roots/700000-abc"
+    runtime: Any = FakeRuntime(container("dead", str(DEAD)), roots=(place,))
+    assert prune(runtime, state_dir=tmp_path, dry_run=True).directories == (place,)
+    assert runtime.roots == (place,)
+    assert prune(runtime, state_dir=tmp_path).directories == (place,)
+    assert runtime.roots == ()
+
+
+def test_a_mount_that_stays_is_no_reason_to_fail(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime(container("dead", str(DEAD)), stubborn="roots")
+    assert pruned(runtime, tmp_path) == ["dead"]
 
 
 def test_a_cgroup_that_can_not_be_removed_is_no_reason_to_fail(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tests.unit.settings.conftest import Ini
@@ -15,6 +15,7 @@ from airflow_isolation.bridge import start_mode
 from airflow_isolation.bridge.start_mode import decide, foresee
 from airflow_isolation.container_spec import Mount, UserNamespace
 from airflow_isolation.errors import SpecRefused
+from airflow_isolation.runtime.interface import ImageInNamespace
 from airflow_isolation.settings.resolve import resolve
 from airflow_isolation.settings.spec import container_spec
 
@@ -57,14 +58,35 @@ def task(
     return settings, replace(container_spec(settings, argv=()), **changes)
 
 
-def decided(state_dir: Path, *arguments: Any, digest: str = "sha256:a", **more: Any) -> StartDecision:
+class FakeRuntime:
+    """A daemon whose images are as a test says; what kernels and images really say is tested with real ones."""
+
+    def __init__(self, found: ImageInNamespace) -> None:
+        self.found = found
+        self.asked: list[tuple[str, int]] = []
+
+    def in_user_namespace(self, spec: ContainerSpec, *, digest: str, ids: int) -> ImageInNamespace:
+        self.asked.append((digest, ids))
+        return self.found
+
+
+KEEPS_OWNERS = ImageInNamespace(keeps_owners=True)
+
+
+def decided(
+    state_dir: Path,
+    *arguments: Any,
+    digest: str = "sha256:a",
+    found: ImageInNamespace = KEEPS_OWNERS,
+    **more: Any,
+) -> StartDecision:
     settings, spec = task(state_dir, *arguments, **more)
-    return decide(settings, spec, image_digest=digest)
+    return decide(settings, spec, runtime=cast("Any", FakeRuntime(found)), image_digest=digest)
 
 
 def test_by_default_a_task_is_forked_in_a_user_namespace_of_its_image(tmp_path: Path) -> None:
     decision = decided(tmp_path)
-    assert (decision.mode, decision.user_namespace) == ("fork", UserNamespace(first=FIRST))
+    assert (decision.mode, decision.user_namespace) == ("fork", UserNamespace(first=FIRST, keeps_owners=True))
     assert decision.why == f"in a user namespace of the image's own, uids {FIRST} and up"
 
 
@@ -98,7 +120,12 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
     writable = Mount(source=str(readable), target="/out", read_only=False)
     return [
         ("", {"backend": "docker"}, "Docker has no user namespace of a single container"),
-        ("", {"read_only_root": False}, "read_only_root is false, and the image's files would belong to nobody"),
+        (
+            "",
+            {"read_only_root": False, "found": ImageInNamespace()},
+            "read_only_root is false, and the image's files would belong to nobody",
+        ),
+        ("", {"found": ImageInNamespace(obstacle="/home/x (mode 0770) is closed")}, "/home/x (mode 0770) is closed"),
         (
             "",
             {"mounts": (writable,)},
@@ -114,15 +141,11 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
             {"mounts": (Mount(source=str(closed / "gone"), target="/in"),)},
             f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is",
         ),
-        (
-            "uid_range = none",
-            {},
-            "there is no uid_range, and no entry of the worker's user in /etc/subuid",
-        ),
+        ("uid_range = none", {}, "uid_range is none"),
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_where_a_user_namespace_can_not_be_privilege_is_for_trusted_images_alone(tmp_path: Path, number: int) -> None:
     readable, closed = tmp_path / "readable", tmp_path / "closed"
     readable.mkdir(mode=0o755)
@@ -137,6 +160,42 @@ def test_where_a_user_namespace_can_not_be_privilege_is_for_trusted_images_alone
     assert named.mode == "fork"
 
 
+def test_an_image_is_looked_at_only_when_nothing_else_keeps_the_task_out(tmp_path: Path) -> None:
+    runtime = cast("Any", FakeRuntime(KEEPS_OWNERS))
+    for cfg in ("uid_range = none", "start_mode = fresh"):
+        decide(*task(tmp_path, cfg), runtime=runtime, image_digest="sha256:a")
+    assert runtime.asked == []
+    decide(*task(tmp_path), runtime=runtime, image_digest="sha256:a")
+    assert runtime.asked == [("sha256:a", 65536)]
+
+
+@pytest.mark.parametrize("keeps_owners", [True, False])
+def test_a_root_that_may_be_written_to_needs_its_owners(tmp_path: Path, *, keeps_owners: bool) -> None:
+    found = ImageInNamespace(keeps_owners=keeps_owners)
+    namespace = decided(tmp_path, found=found).user_namespace
+    assert namespace == UserNamespace(first=FIRST, keeps_owners=keeps_owners)
+    writable = decided(tmp_path, found=found, read_only_root=False)
+    assert writable.user_namespace == (namespace if keeps_owners else None)
+
+
+def test_a_host_without_user_namespaces_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = tmp_path / "most"
+    most.write_text("0\n")
+    monkeypatch.setattr(start_mode, "_MOST_NAMESPACES", most)
+    assert "user.max_user_namespaces is 0" in decided(tmp_path, author=True).why
+
+
+def test_on_a_kernel_that_can_not_map_layers_the_image_has_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unless" not in foresee(*task(tmp_path)).why
+    monkeypatch.setattr(platform, "release", lambda: "5.15.0-1-generic")
+    assert foresee(*task(tmp_path)).why == (
+        f"in a user namespace of the image's own, from the uids {FIRST}:{2 * 65536}, unless its user may read what "
+        "others may not (Linux 5.15 can't map ids below an overlay, as 5.19 can)"
+    )
+
+
 def test_a_tmpfs_and_a_volume_that_all_may_read_are_no_obstacles(tmp_path: Path) -> None:
     readable = tmp_path / "readable"
     readable.mkdir(mode=0o755)
@@ -148,7 +207,7 @@ def test_a_tmpfs_and_a_volume_that_all_may_read_are_no_obstacles(tmp_path: Path)
         Mount(source=str(readable), target="/in"),
         Mount(source=str(file), target="/file"),
     )
-    assert decided(tmp_path, mounts=mounts).user_namespace == UserNamespace(first=FIRST)
+    assert decided(tmp_path, mounts=mounts).user_namespace == UserNamespace(first=FIRST, keeps_owners=True)
 
 
 def test_when_all_uids_are_given_away_the_reason_is_named(tmp_path: Path) -> None:
@@ -161,7 +220,7 @@ def test_when_all_uids_are_given_away_the_reason_is_named(tmp_path: Path) -> Non
     )
     untrusted = decided(tmp_path, digest="sha256:c", author=True)
     assert (untrusted.mode, "All uids" in untrusted.why) == ("fresh", True)
-    assert decided(tmp_path, digest="sha256:b").user_namespace == UserNamespace(first=FIRST + 65536)
+    assert decided(tmp_path, digest="sha256:b").user_namespace == UserNamespace(first=FIRST + 65536, keeps_owners=True)
 
 
 def test_a_state_directory_that_can_not_be_read_is_a_reason_and_no_failure(tmp_path: Path) -> None:
@@ -172,8 +231,8 @@ def test_a_state_directory_that_can_not_be_read_is_a_reason_and_no_failure(tmp_p
 @pytest.mark.parametrize("ask", [decide, foresee])
 def test_who_insists_on_fork_is_told_why_not(tmp_path: Path, ask: Any) -> None:
     settings, spec = task(tmp_path, "start_mode = fork\nuid_range = none", author=True)
-    more = {"image_digest": "sha256:a"} if ask is decide else {}
-    with pytest.raises(SpecRefused, match="start_mode is fork, but this task can't be forked: there is no uid_range"):
+    more = {"image_digest": "sha256:a", "runtime": FakeRuntime(KEEPS_OWNERS)} if ask is decide else {}
+    with pytest.raises(SpecRefused, match="start_mode is fork, but this task can't be forked: uid_range is none"):
         ask(settings, spec, **more)
 
 
@@ -205,11 +264,11 @@ def test_where_ids_can_be_mapped_a_user_namespace_can_have_writable_volumes(
         Mount(source=str(closed), target="/closed", read_only=False),
     )
     settings, spec = task(tmp_path, "[containerd_runtime]\nruntime_binary = crun", mounts=mounts)
-    decision = decide(settings, spec, image_digest="sha256:a")
+    decision = decide(settings, spec, runtime=cast("Any", FakeRuntime(KEEPS_OWNERS)), image_digest="sha256:a")
     assert (decision.mode, decision.idmapped) == ("fork", frozenset({"/out", "/closed"}))
     assert asked == [(str(readable), "crun"), (str(closed), "crun")]
     applied = decision.applied_to(spec)
-    assert applied.user_namespace == UserNamespace(first=FIRST)
+    assert applied.user_namespace == UserNamespace(first=FIRST, keeps_owners=True)
     assert [mount.idmapped for mount in applied.mounts] == [False, True, True]
     assert foresee(settings, spec).idmapped == decision.idmapped
 

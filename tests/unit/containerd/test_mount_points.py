@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_isolation.containerd.mount_points import MountPointError, followed, layers_of, make_mount_points
+from airflow_isolation.containerd.mount_points import (
+    MountPointError,
+    followed,
+    layers_of,
+    make_mount_points,
+    with_layers,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,6 +207,23 @@ def test_how_a_snapshot_is_mounted_says_its_layers() -> None:
     options = ["index=off", "workdir=/s/work", "upperdir=/s/fs", "lowerdir=/l2:/l1", "userxattr"]
     assert layers_of("overlay", "overlay", options) == (("/s/fs", "/l2", "/l1"), True)
     assert layers_of("bind", "/s/fs", ["rw", "rbind"]) == (("/s/fs",), False)
+
+
+@pytest.mark.parametrize(
+    ("writable", "mounted"),
+    [
+        (False, ("index=off", "userxattr", "lowerdir=/s/fs:/shown/0:/shown/1")),
+        (
+            True,
+            ("index=off", "workdir=/s/work", "upperdir=/s/fs", "volatile", "userxattr", "lowerdir=/shown/0:/shown/1"),
+        ),
+    ],
+)
+def test_an_overlay_of_other_layers_can_be_written_to_only_where_that_is_wanted(
+    mounted: tuple[str, ...], *, writable: bool
+) -> None:
+    options = ["index=off", "workdir=/s/work", "upperdir=/s/fs", "lowerdir=/l2:/l1", "volatile", "userxattr"]
+    assert with_layers(options, ["/shown/0", "/shown/1"], writable=writable) == mounted
 
 
 @pytest.mark.parametrize(("kind", "options"), [("overlay", ["lowerdir=/l1"]), ("btrfs", []), ("ext4", ["loop"])])

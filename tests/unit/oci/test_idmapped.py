@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from airflow_isolation.oci.idmapped import file_systems, why_not_idmapped
+from airflow_isolation.oci.idmapped import file_systems, why_no_overlay, why_not_idmapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,3 +78,16 @@ def test_a_runtime_that_does_not_say_so_can_not(runtime: str, tmp_path: Path) ->
         other.write_text(f"#!/bin/sh\necho '{answer}'\n")
         other.chmod(0o755)
         assert why_not_idmapped("/", runtime=str(other)) == f"{other} can't map ids, as runc can since 1.2"
+
+
+@pytest.mark.parametrize(
+    ("release", "why"),
+    [
+        ("5.19.0", ""),
+        ("6.1.0-18-amd64", ""),
+        ("5.18.19", "Linux 5.18 can't map ids below an overlay, as 5.19 can"),
+        ("5.2.1", "Linux 5.2 can't map ids below an overlay, as 5.19 can"),
+    ],
+)
+def test_an_overlay_takes_mapped_layers_since(release: str, why: str) -> None:
+    assert why_no_overlay(release) == why

@@ -188,7 +188,7 @@ class Worker:
             labels={labels.PURPOSE: "task", labels.OWNER: str(labels.Owner.this_process())},
         )
         found = self.runtime.ensure_image(image)
-        decision = decide(settings, spec, image_digest=found.digest)
+        decision = decide(settings, spec, runtime=self.runtime, image_digest=found.digest)
         forwarded = {"AIRFLOW_HOME": "/tmp/.airflow", **(environment or {})}
         wanted = Launch(
             id=new_container_id("task"),
@@ -235,6 +235,7 @@ class Worker:
         for container in self.runtime.list({labels.PURPOSE: "zygote"}):
             self.runtime.remove(container.id)
         shutil.rmtree(self.state_dir / "zygotes", ignore_errors=True)
+        self.runtime.remove_unused_roots()
 
     def close(self) -> None:
         self.end()

@@ -3,7 +3,7 @@
 Standard library only: it becomes a module of the image. What it opens, its child's end closes.
 """
 
-# ruff: noqa: PTH102, PTH123, PTH208, SIM115
+# ruff: noqa: PTH101, PTH102, PTH108, PTH123, PTH208, SIM115
 
 from __future__ import annotations
 
@@ -139,6 +139,96 @@ def make_writable(name: str, mounts: int) -> None:
     checked(LIBC.mount(b"none", b"/in", None, 0x20 | 0x1000, None))  # MS_REMOUNT | MS_BIND
     with open(f"/in/{name}", "a") as file:
         file.write("changed")
+
+
+def writes_into_its_image(asker: socket.socket, descriptors: list[int]) -> None:
+    """Every way that root of a namespace has to make a mount writable, in its own container and in a task's."""
+    done = []
+    for pidfd, whose in ((-1, "its own"), (descriptors[0], "the task's")):
+        for freeing in (nothing, remount, remount_file_system, mount_elsewhere, clear_flag, unmount):
+            for change in (make_file, through_proc, append, give_away, take_away, open_up):
+                done += [f"{change.__name__} after {freeing.__name__} in {whose}"] * succeeds(
+                    freed, pidfd, freeing, change
+                )
+    done += [f"reaches {layer}" for layer in layers_of_root() if succeeds(reach, layer)]
+    say(asker, {"done": done})
+
+
+def freed(pidfd: int, freeing: Any, change: Any) -> None:
+    if pidfd >= 0:
+        checked(LIBC.setns(pidfd, 0x00020000))
+    change(freeing() or "")
+
+
+def nothing() -> None:
+    """As it is."""
+
+
+def remount() -> None:
+    LIBC.mount(b"none", b"/", None, 0x20 | 0x1000, None)  # MS_REMOUNT | MS_BIND: not read-only
+
+
+def remount_file_system() -> None:
+    LIBC.mount(b"none", b"/", None, 0x20, None)  # MS_REMOUNT
+    remount()
+
+
+def mount_elsewhere() -> str:
+    remount()
+    checked(LIBC.mount(b"/", b"/tmp", None, 0x1000, None))  # MS_BIND
+    LIBC.mount(b"none", b"/tmp", None, 0x20 | 0x1000, None)
+    return "/tmp"
+
+
+def clear_flag() -> None:
+    wanted = (ctypes.c_uint64 * 4)(0, 1, 0, 0)  # attr_clr = MOUNT_ATTR_RDONLY
+    checked(LIBC.syscall(442, -100, b"/", 0x8000, ctypes.byref(wanted), ctypes.c_size_t(32)))  # mount_setattr
+
+
+def unmount() -> None:
+    LIBC.umount2(b"/", 2)  # MNT_DETACH
+    os.chdir("/")
+    remount()
+
+
+def make_file(root: str) -> None:
+    os.close(os.open(f"{root}/ai-hostile", os.O_CREAT | os.O_WRONLY))
+
+
+def through_proc(root: str) -> None:
+    make_file(f"/proc/self/root{root}/etc")
+
+
+def append(root: str) -> None:
+    with open(f"{root}/etc/passwd", "a") as file:
+        file.write("ai-hostile")
+
+
+def give_away(root: str) -> None:
+    os.chown(f"{root}/etc/passwd", 50000, 0)
+
+
+def open_up(root: str) -> None:
+    os.chmod(f"{root}/etc/shadow", 0o666)
+
+
+def take_away(root: str) -> None:
+    os.unlink(f"{root}/etc/passwd")
+
+
+def layers_of_root() -> list[str]:
+    """Where they are on the host, as the kernel tells."""
+    lines = open("/proc/self/mountinfo").read().splitlines()
+    (root,) = [line for line in lines if line.split()[4] == "/"]
+    options = dict(option.split("=", 1) for option in root.rsplit(" ", 1)[1].split(",") if "=" in option)
+    return options["lowerdir"].split(":")
+
+
+def reach(layer: str) -> None:
+    for root in ("", "/proc/1/root", f"/proc/{os.getppid()}/root"):
+        if succeeds(os.listdir, f"{root}{layer}"):
+            return
+    raise OSError
 
 
 def outlive(asker: socket.socket) -> NoReturn:

@@ -65,6 +65,21 @@ LINKS = {
     "data": "/opt/data",
 }
 
+#: The home of ``closed-home``, where its Airflow lies: files for its user alone, as programs ask for, and a repository.
+PRIVATE_FILES = {
+    "home/airflow/.pgpass": b"db:5432:sales:me:word\n",
+    "home/airflow/.ssh/config": b"Host *\n",
+    "home/airflow/repository/.git/HEAD": b"ref: refs/heads/main\n",
+}
+CLOSED_HOME = (
+    ("home/airflow", 0o700),
+    ("home/airflow/.pgpass", 0o600),
+    ("home/airflow/.ssh", 0o700),
+    ("home/airflow/.ssh/config", 0o644),
+    ("home/airflow/repository", 0o755),
+    ("home/airflow/repository/.git", 0o755),
+)
+
 
 def reference(kind: str) -> str:
     return f"{REPOSITORY}:{kind}"
@@ -87,12 +102,16 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
     }
     if kind == "without-modules":
         del files["airflow/dag_processing/dagbag.py"]
+    place, home = ("home/airflow/stand-in", "/home/airflow") if kind == "closed-home" else ("opt/stand-in", "/tmp")
+    passwd = f"root:x:0:0:root:/root:/bin/sh\nairflow:x:50000:0:Airflow:{home}:/bin/sh\n"
     return derived(
         base,
         output,
         name=reference(kind),
-        config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/stand-in"]},
-        files={f"opt/stand-in/{path}": text.encode() for path, text in files.items()}
-        | {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nairflow:x:50000:0:Airflow:/tmp:/bin/sh\n"},
+        config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH=/{place}"]},
+        files={f"{place}/{path}": text.encode() for path, text in files.items()}
+        | {"etc/passwd": passwd.encode()}
+        | (PRIVATE_FILES if kind == "closed-home" else {}),
+        owned=CLOSED_HOME if kind == "closed-home" else (),
         links=LINKS if kind == "linked" else {},
     )

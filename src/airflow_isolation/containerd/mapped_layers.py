@@ -1,0 +1,157 @@
+"""An image's layers with the owners that they have in a user namespace: mounts of them, below one directory.
+
+They are made once for an image and its uids, by the first who needs them, and serve all containers of both: an overlay
+takes mounts of its own of its layers, so a container that has been mounted needs these no more. Read-only, in a
+directory that root alone may enter. They stay until ``unmap_unless``, which a clean-up calls.
+
+In the kernel these are idmapped mounts, which an overlay takes as lower layers since Linux 5.19.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_isolation.containerd.file_lock import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+#: mount(2) takes one page of options, and of an overlay's the layers are nearly all.
+_LAYERS_LENGTH = 3500
+_SECONDS = 30.0
+_PROGRAM = Path(__file__).with_name("map_layers.py")
+_SUFFIX = ".lock"
+
+
+class MappingError(Exception):
+    """Layers can't be mounted with other owners; the text says why."""
+
+
+def why_not_mapped(place: Path, layers: Sequence[str], *, first: int, size: int, pid: int) -> str:
+    """Tries whether ``layers`` can be mounted so. Takes some 50 ms, and leaves nothing. Empty: they can.
+
+    ``pid``: of the daemon, in whose mount namespace all of this is done.
+    """
+    try:
+        directory, _ = _places(place, layers, first)
+        _run("try", directory, layers, first=first, size=size, pid=pid)
+    except MappingError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def mapped_layers(
+    place: Path, layers: Sequence[str], *, first: int, size: int, pid: int, end: float
+) -> Iterator[tuple[str, ...]]:
+    """Directories in which id n of the layers is ``first`` + n, made below ``place`` unless they are there.
+
+    While this is open nobody takes them away. ``pid``: as for ``why_not_mapped``; ``end``: a time of ``time.monotonic``.
+
+    :raises MappingError: the kernel refuses, or the layers are too many for one overlay.
+    :raises TimeoutError: another has been at it until ``end``.
+    """
+    directory, shown = _places(place, layers, first)
+    while True:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _held(directory, end, shared=True):
+            if _are_there(shown, layers, first=first, size=size, pid=pid):
+                yield shown
+                return
+        with _held(directory, end, shared=False):
+            if not _are_there(shown, layers, first=first, size=size, pid=pid):
+                _run("map", directory, layers, first=first, size=size, pid=pid)
+                if not _are_there(shown, layers, first=first, size=size, pid=pid):
+                    raise MappingError(f"what has been mounted in {directory} can't be seen there")
+
+
+def unmap_unless(needed: Callable[[int], bool], place: Path, *, pid: int, dry_run: bool = False) -> tuple[Path, ...]:
+    """Take away the layers of all first uids that are not ``needed`` and that nobody holds now; gives their directories.
+
+    :raises MappingError: the kernel refuses.
+    """
+    gone = []
+    for lock in sorted(place.glob(f"*{_SUFFIX}")):
+        directory = lock.with_suffix("")
+        try:
+            with _held(directory, 0.0, shared=False):
+                if needed(int(directory.name.partition("-")[0])):
+                    continue
+                if not dry_run:
+                    _run("unmap", directory, (), first=0, size=0, pid=pid)
+                    lock.unlink()
+                gone.append(directory)
+        except TimeoutError:
+            continue
+    with suppress(OSError):
+        place.rmdir()
+    return tuple(gone)
+
+
+def _places(place: Path, layers: Sequence[str], first: int) -> tuple[Path, tuple[str, ...]]:
+    directory = place / f"{first}-{hashlib.sha256(json.dumps([*layers]).encode()).hexdigest()[:12]}"
+    shown = tuple(f"{directory}/{number}" for number in range(len(layers)))
+    if {":", ",", "\\"} & set(str(place)):
+        raise MappingError(f"an overlay can't have its layers below {place}, because of a character in that path")
+    if len(":".join(shown)) > _LAYERS_LENGTH:
+        raise MappingError(f"{len(layers)} layers below {place} are too many for one mount; a shorter state_dir helps")
+    return directory, shown
+
+
+@contextmanager
+def _held(directory: Path, end: float, *, shared: bool) -> Iterator[None]:
+    while True:
+        with locked(directory.with_suffix(_SUFFIX), end=end, shared=shared) as descriptor:
+            # Who waited may have waited for a clean-up, and have the lock of what is gone.
+            if os.fstat(descriptor).st_nlink:
+                yield
+                return
+
+
+def _are_there(shown: Sequence[str], layers: Sequence[str], *, first: int, size: int, pid: int) -> bool:
+    """The same directories, not others that were at these paths before, and with the other owners."""
+    root = f"/proc/{pid}/root"
+    try:
+        for one, layer in zip(shown, layers, strict=True):
+            mapped, own = Path(f"{root}{one}").stat(), Path(f"{root}{layer}").stat()
+            if not os.path.samestat(mapped, own) or (own.st_uid < size and mapped.st_uid != first + own.st_uid):
+                return False
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise MappingError(f"the mounts of the process {pid} can't be seen: {error}") from error
+    return True
+
+
+def _run(do: str, directory: Path, layers: Sequence[str], *, first: int, size: int, pid: int) -> None:
+    question = {
+        "do": do,
+        "pid": pid,
+        "directory": str(directory),
+        "layers": [*layers],
+        "first": first,
+        "size": size,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(_PROGRAM)],
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise MappingError(f"mapping the ids of layers took longer than {_SECONDS:g} s") from error
+    except ValueError as error:
+        reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
+        raise MappingError(f"the ids of layers can't be mapped: {reason}") from error
+    if "failed" in answer:
+        raise MappingError(answer["failed"])
