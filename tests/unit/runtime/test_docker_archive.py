@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.containerd.image_archives import OciImage, as_json, digest, docker_files, named, oci_files, tar, write
 
+from airflow_isolation.containerd import layout
 from airflow_isolation.errors import ImageInvalid
 from airflow_isolation.runtime.docker_archive import opened_archive
 
@@ -49,7 +50,7 @@ def test_dockerd_gets_the_image_in_its_own_form(tmp_path: Path, make: Callable[[
     entry = table(members)
     assert entry["RepoTags"] == ["docker.io/library/sales:1"]
     assert json.loads(members[entry["Config"]])["rootfs"]["diff_ids"] == [digest(LAYER)] * len(entry["Layers"])
-    assert [members[layer] for layer in entry["Layers"]] == [LAYER] * len(entry["Layers"])
+    assert [members[name] for name in entry["Layers"]] == [LAYER] * len(entry["Layers"])
 
 
 def test_dockerd_gets_nothing_else(tmp_path: Path) -> None:
@@ -116,6 +117,18 @@ def test_a_configuration_that_no_container_could_have_is_invalid(tmp_path: Path)
     files[entry["Config"]] = files[entry["Config"]].replace(b"GREETING=hello", b"=hello")
     path = write(tmp_path / "a", files)
     with pytest.raises(ImageInvalid, match="Env holds an entry without a name"):
+        sent(path)
+
+
+def test_what_is_looked_at_is_bounded_as_for_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "DOCUMENT_COUNT", 10)
+    image = OciImage(architecture="riscv64")
+    inner = image.manifest()
+    for _ in range(20):
+        index = as_json({"manifests": [inner] * 100})
+        inner = image.put("application/vnd.oci.image.index.v1+json", index)
+    path = write(tmp_path / "a", oci_files((image, {}), manifests=[dict(inner, annotations=named("sales:1"))]))
+    with pytest.raises(ImageInvalid, match="more than 10 indexes, manifests and configurations belong to it"):
         sent(path)
 
 
