@@ -110,7 +110,7 @@ def test_bytes_that_are_no_message_are_looked_at_once(data: bytes) -> None:
     exceeds(data, 1 << 60)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
 def test_what_is_skipped_is_what_belongs_to_a_tag(value: object) -> None:
