@@ -7,13 +7,15 @@ import tracemalloc
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_isolation.bridge import message_size
 from airflow_isolation.bridge.message_size import WORST, exceeds
 
-COUNT = 20_000
+COUNT = 10_000
+#: Bytes that the decoder uses itself, and by which its lists may be longer than what is in them.
+ITS_OWN = 40_000
 
 
 def array(element: bytes, count: int = COUNT) -> bytes:
@@ -22,7 +24,7 @@ def array(element: bytes, count: int = COUNT) -> bytes:
 
 def said(message: bytes) -> int:
     """The smallest limit that the message does not exceed."""
-    low, high = 0, 1 << 40
+    low, high = 0, WORST * len(message) + 1
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if exceeds(message, middle) else (low, middle)
@@ -30,12 +32,12 @@ def said(message: bytes) -> int:
 
 
 def taken(message: bytes) -> int:
-    """What decoding really takes at its peak, without what the decoder itself does."""
+    """What decoding really takes at its peak."""
     gc.collect()
     tracemalloc.start()
     try:
         msgspec.msgpack.decode(message)
-        return tracemalloc.get_traced_memory()[1] * 99 // 100 - 25_000
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
@@ -72,7 +74,7 @@ ELEMENTS = {
 @pytest.mark.parametrize("element", ELEMENTS.values(), ids=ELEMENTS)
 def test_nothing_takes_more_than_is_said(element: bytes) -> None:
     message = array(element)
-    assert taken(message) <= said(message) <= WORST * len(message)
+    assert taken(message) - ITS_OWN <= said(message) <= WORST * len(message)
 
 
 @pytest.mark.parametrize("name", ["uint32", "float64", "nil", "empty list", "empty map", "row"])
@@ -84,12 +86,12 @@ def test_what_is_said_is_not_far_from_the_truth(name: str) -> None:
 def test_many_different_keys_are_counted() -> None:
     keys = b"".join(b"\xa6%06d\xc0" % number for number in range(COUNT))
     message = b"\xdf" + COUNT.to_bytes(4, "big") + keys
-    assert taken(message) <= said(message)
+    assert taken(message) - ITS_OWN <= said(message)
 
 
 def test_text_with_one_wide_character_takes_four_times_as_much() -> None:
     message = msgspec.msgpack.encode("a" * 1_000_000 + "😀")
-    assert taken(message) <= said(message) <= 6 * len(message)
+    assert taken(message) - ITS_OWN <= said(message) <= 6 * len(message)
 
 
 def test_depth_ends() -> None:
@@ -108,6 +110,7 @@ def test_bytes_that_are_no_message_are_looked_at_once(data: bytes) -> None:
     exceeds(data, 1 << 60)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
 def test_what_is_skipped_is_what_belongs_to_a_tag(value: object) -> None:

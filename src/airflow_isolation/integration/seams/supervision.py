@@ -291,8 +291,9 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         self, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
     ) -> None:
         """As stock, but from one signal to the next the task has its own ``stop_grace_period``."""
-        del escalation_delay
-        super().kill(signal_to_send, escalation_delay=max(self._grace, SHORTEST_ESCALATION), force=force)
+        if signal_to_send != signal.SIGKILL:
+            escalation_delay = max(self._grace, SHORTEST_ESCALATION)
+        super().kill(signal_to_send, escalation_delay=escalation_delay, force=force)
 
     def _service_subprocess(
         self, max_wait_time: float, raise_on_timeout: bool = False, expect_signal: int | None = None
