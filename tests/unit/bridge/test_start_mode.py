@@ -292,7 +292,7 @@ def test_no_process_with_privilege_is_made_of_what_an_author_wrote(
     decision = decided(tmp_path, "uid_range = none", written=written)
     assert decision.mode == "fresh"
     assert decision.why.endswith(f"what has privilege on the host is not made of an author's words: {named}")
-    assert decided(tmp_path, written=written).user_namespace == UserNamespace(first=FIRST)
+    assert decided(tmp_path, written=written).user_namespace == UserNamespace(first=FIRST, keeps_owners=True)
 
 
 def test_what_an_author_writes_for_the_task_alone_is_no_reason(tmp_path: Path) -> None:
