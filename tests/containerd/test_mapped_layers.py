@@ -193,6 +193,7 @@ def test_what_can_not_be_mapped_is_told_in_words(place: Path, layers: list[str],
     assert why(place, ["/proc"]) == "mapping the ids of /proc: Invalid argument"
     assert "No such file" in why(place, [str(tmp_path / "gone")])
     assert "No such file" in why(place, layers, pid=2**22 + 1)
+    assert why(place, layers, pid=0) == "which process the daemon is can't be told"
     assert "127 layers below" in why(place, layers[:1] * 127)
     assert "because of a character in that path" in why(Path("/var/tmp/a:b"), layers)
     assert not place.exists()

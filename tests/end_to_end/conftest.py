@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Daemon, ImageArchive, ImageName
 
-KINDS = ("main", "extra", "no-python", "no-airflow", "other-minor")
+KINDS = ("main", "extra", "closed-home", "no-python", "no-airflow", "other-minor")
 EVERY_KIND = (*KINDS, "older-extra")
 #: What a daemon that was away did not remove, a worker tries again within 30 seconds (backstage.LOOK_EVERY).
 SETTLE_SECONDS = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.end_to_end.conftest import START_MODE
 from tests.end_to_end.secrets_of_airflow import secrets_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ def test_a_pattern_of_the_yaml_gives_its_tasks_another_image(run: Run, images: d
 def test_executor_config_is_stronger_than_the_yaml(run: Run) -> None:
     found = surroundings(run, "train_last")
     assert (found["from"], found["has_cowsay"]) == ("executor_config", False)
+
+
+@pytest.mark.dag("chosen")
+def test_an_image_in_the_shape_of_the_official_one_is_as_good(run: Run, images: dict[str, str]) -> None:
+    """Airflow lies in a home of mode 0770, and a file in there is for its user alone; the entry point could not run."""
+    assert surroundings(run, "train_last")["netrc"] == len("machine registry.example login me password word\n")
+    text = run.tasks["train_last"].text
+    assert images["closed_home"] in text
+    assert f"start_mode={START_MODE}" in text.replace("'", "").replace('"', "").replace(": ", "=")
 
 
 @pytest.mark.dag("chosen")

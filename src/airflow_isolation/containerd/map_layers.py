@@ -183,7 +183,7 @@ def answer(question: dict[str, Any]) -> dict[str, str]:
                 with mapped(question["layers"][0], namespace):
                     pass
     except OSError as error:
-        return {"failed": error.strerror or str(error)}
+        return {"failed": f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)}
     return {}
 
 

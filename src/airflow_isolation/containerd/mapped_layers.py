@@ -131,6 +131,8 @@ def _are_there(shown: Sequence[str], layers: Sequence[str], *, first: int, size:
 
 
 def _run(do: str, directory: Path, layers: Sequence[str], *, first: int, size: int, pid: int) -> None:
+    if not pid:
+        raise MappingError("which process the daemon is can't be told")
     question = {
         "do": do,
         "pid": pid,

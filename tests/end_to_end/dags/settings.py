@@ -21,6 +21,7 @@ def surroundings() -> dict[str, Any]:
         "from": os.environ.get("FROM", ""),
         "interfaces": sorted(name for _, name in socket.if_nameindex()),
         "hostname": socket.gethostname(),
+        "netrc": len(netrc.read_text()) if (netrc := Path.home() / ".netrc").exists() else 0,
         "memory_limit": next((int(file.read_text()) for file in MEMORY_LIMIT if file.exists()), None),
     }
 
@@ -37,7 +38,7 @@ def chosen() -> None:
     def train_first() -> dict[str, Any]:
         return surroundings()
 
-    @task(executor_config={"container": {"image": "$main", "environment": {"FROM": "executor_config"}}})
+    @task(executor_config={"container": {"image": "$closed_home", "environment": {"FROM": "executor_config"}}})
     def train_last() -> dict[str, Any]:
         return surroundings()
 
