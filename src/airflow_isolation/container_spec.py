@@ -117,7 +117,8 @@ class ContainerSpec:
         network: ``host``, ``none`` or the name of a network.
         capabilities: without ``CAP_``; nothing else is in the container's sets.
         seccomp: ``default``, ``unconfined``, or an absolute path of a profile in Docker's JSON form.
-        tmp_size, shm_size: bytes of the tmpfs on /tmp and on /dev/shm.
+        read_only_root: the image can't be written to. Each of its VOLUMEs in which it has nothing is a tmpfs then.
+        tmp_size, shm_size: bytes of the tmpfs on /tmp, and on each such VOLUME; and of the one on /dev/shm.
         stop_grace_period: seconds between SIGTERM and SIGKILL.
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.

@@ -397,6 +397,46 @@ def test_two_volumes_that_a_link_leads_to_one_place_are_refused(host: Host, link
         host.create(image=linked, mounts=mounts)
 
 
+@pytest.fixture
+def with_volumes(host: Host, image_archive: ImageArchive, tmp_path: Path) -> Iterator[str]:
+    """An image with VOLUMEs: an empty one, one with a file, and places where something is mounted anyway."""
+    name = "localhost/airflow-isolation/volumes:1"
+    volumes: dict[str, Any] = {path: {} for path in ("/data/", "/filled", "/tmp", "/run", "/mine")}
+    config = {"User": "50000", "Volumes": volumes}
+    files = {"filled/file": b"of the image"}
+    archive = derived(image_archive("no-airflow"), tmp_path / "volumes.tar", name=name, config=config, files=files)
+    host.runtime.import_image(archive)
+    yield name
+    for id in host.made:
+        host.runtime.remove(id)
+    host.runtime.remove_image(name)
+
+
+def test_an_empty_volume_of_the_image_is_a_tmpfs_and_what_is_in_another_stays_read_only(
+    host: Host, with_volumes: str, directory: Path
+) -> None:
+    program = """
+import json, os
+def attempt(path):
+    try:
+        with open(path, "w") as file:
+            file.write("x")
+    except OSError as error:
+        return error.strerror
+    return "written"
+size = os.statvfs("/data")
+print(json.dumps([
+    attempt("/data/written"), size.f_blocks * size.f_frsize, os.listdir("/data"),
+    attempt("/filled/written"), attempt("/filled/file"), open("/filled/file").read(), open("/mine/file").read(),
+]))
+"""
+    mount = Mount(source=str(directory), target="/mine")
+    found = host.python(program, image=with_volumes, tmp_size=8 * MIB, mounts=(mount,))
+    assert found[:3] == ["written", 8 * MIB, ["written"]]
+    assert found[3:5] == ["Read-only file system"] * 2
+    assert found[5:] == ["of the image", "of the host"]
+
+
 @pytest.mark.parametrize("target", ["/", "/proc/x", "/dev", "relative", "/data/../etc"])
 def test_a_target_that_can_not_be_is_refused(host: Host, directory: Path, target: str) -> None:
     with pytest.raises(SpecRefused, match=r"target|mounted over"):

@@ -162,3 +162,13 @@ with Client({str(client.address)!r}, namespace={NAMESPACE!r}) as client:
 
     assert "reading /etc/group and /etc/passwd of an image needs root" in told.stdout
     assert os.geteuid() == 0
+
+
+def test_of_directories_the_names_are_told(client: Client, imported: Imported, tmp_path: Path) -> None:
+    layout = imported({"full/file": b"x", "other": b"y"})
+    wanted = ("/full", "/missing", "/other")
+    for _ in range(2):
+        found = read_files(client, layout, wanted, directories=True, cache_directory=tmp_path / "kept")
+        assert found == {"/full": b"file", "/missing": None, "/other": b"/other"}
+        image_files._cache.clear()
+    assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -61,7 +61,11 @@ def stand_in(base: Path, output: Path, kind: str, *, name: str = "") -> Path:
         base,
         output,
         name=name or reference(kind),
-        config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/stand-in"]},
+        config={
+            "User": "airflow",
+            "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/stand-in"],
+            "Volumes": {"/spool": {}},
+        },
         files={f"opt/stand-in/{path}": text.encode() for path, text in files_of(STAND_INS[kind]).items()}
         | {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nairflow:x:50000:0:Airflow:/tmp:/bin/sh\n"},
     )

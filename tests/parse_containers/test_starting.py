@@ -148,3 +148,12 @@ def test_a_container_goes_with_its_worker_while_airflow_is_imported(
     worker.until_running()
     worker.process.kill()
     assert_it_ends(light_host, worker.id)
+
+
+def test_a_volume_of_the_image_is_empty_for_each_file(light_host: Host) -> None:
+    container = light_host.start()
+    for _ in range(2):
+        parsed = light_host.parse(
+            container, "import os; print(os.listdir('/spool')); open('/spool/left', 'w').close(); print('written')"
+        )
+        assert parsed.stdout == "[]\nwritten\n", parsed.stderr

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -27,11 +27,11 @@ from airflow_isolation.bridge.started_agent import (
     start_agent,
 )
 from airflow_isolation.cgroups import counters_of_process
+from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from typing_extensions import Self
 
@@ -235,7 +235,7 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
     with ExitStack() as undo:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
         counters = undo.enter_context(counters_of_process(started.container.pid))
-        started.connection.serve(environment=what.environment, scratch=scratch_directories(what.spec))
+        started.connection.serve(environment=what.environment, scratch=_scratch(what, started.container.pid))
         memory = await_ready(runtime, what, started, deadline=deadline, doing="parse DAG files")
         poll = select.epoll()
         undo.callback(poll.close)
@@ -250,6 +250,16 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
             memory=memory,
             resources=undo.pop_all(),
         )
+
+
+def _scratch(what: Launch, pid: int) -> tuple[str, ...]:
+    """Which of the image's VOLUMEs are a tmpfs is the runtime's doing, so it is looked at in the container."""
+    try:
+        found = mounts(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")) if what.image.volumes else ()
+    except OSError as error:
+        raise ContainerFailed(f"The mounts of process {pid}, the container's first, can't be read: {error}") from error
+    volumes = {mount.point for mount in found if mount.kind == "tmpfs"}.intersection(what.image.volumes)
+    return (*scratch_directories(what.spec), *sorted(volumes - {mount.target for mount in what.spec.mounts}))
 
 
 def scratch_directories(spec: ContainerSpec) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ the kernel unmounts it with that process. There the image is the root directory,
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import secrets
@@ -41,8 +42,8 @@ _LOOK_SECONDS = 120.0
 _READER = Path(__file__).with_name("read_mounted.py")
 _CACHE_SIZE = 256
 
-# By chain id and paths. What a chain id names never changes, so an entry is right for ever.
-_cache: dict[tuple[str, tuple[str, ...]], Files] = {}
+# By chain id and paths, and whether these are listed. What a chain id names never changes, so an entry is right for ever.
+_cache: dict[tuple[str, tuple[str, ...], bool], Files] = {}
 _cache_lock = threading.Lock()
 
 
@@ -51,11 +52,14 @@ def read_files(
     layout: Layout,
     paths: Iterable[str] = (USERS, GROUPS),
     *,
+    directories: bool = False,
     snapshotter: str = DEFAULT_SNAPSHOTTER,
     cache_directory: Path | None = None,
     timeout: float = 30.0,
 ) -> Files:
     """The files' bytes by path; None for one that the image doesn't have. The image must be unpacked.
+
+    Of ``directories`` the names in them, one a line; of a path that is none, the path.
 
     Answers are kept in memory and, where given, in ``cache_directory``, which nobody else may write to.
 
@@ -66,14 +70,14 @@ def read_files(
     wanted = tuple(sorted(paths))
     if not layout.diff_ids:
         return dict.fromkeys(wanted)
-    key = (layout.top_chain_id, wanted)
+    key = (layout.top_chain_id, wanted, directories)
     with _cache_lock:
         if key in _cache:
             return _cache[key]
     kept = cache_directory / _cache_name(*key) if cache_directory is not None else None
     files = _from_disk(kept, wanted) if kept is not None else None
     if files is None:
-        files = _from_image(client, layout, wanted, snapshotter, timeout)
+        files = _from_image(client, layout, wanted, snapshotter, timeout, directories=directories)
         if kept is not None:
             _to_disk(kept, files)
     with _cache_lock:
@@ -99,14 +103,17 @@ def closed_to_others(
     return str(answer["closed"])
 
 
-def _from_image(client: Client, layout: Layout, wanted: tuple[str, ...], snapshotter: str, timeout: float) -> Files:
+def _from_image(
+    client: Client, layout: Layout, wanted: tuple[str, ...], snapshotter: str, timeout: float, *, directories: bool
+) -> Files:
     if os.geteuid() != 0:
         raise PermissionDenied(
             f"reading {' and '.join(wanted)} of an image needs root, because it has to be mounted",
             hint="Run as root, or give user and group as numbers",
         )
     with snapshot(client, layout, snapshotter, timeout) as mounts:
-        answer = _ask_reader({"mounts": mounts, "paths": wanted, "limit": FILE_LIMIT}, timeout)
+        question = {"mounts": mounts, "paths": wanted, "limit": FILE_LIMIT, "directories": directories}
+        answer = _ask_reader(question, timeout)
     return {path: None if text is None else base64.b64decode(text) for path, text in answer["files"].items()}
 
 
@@ -153,7 +160,9 @@ def _ask_reader(question: Mapping[str, object], timeout: float) -> dict[str, Any
     return answer
 
 
-def _cache_name(chain_id: str, wanted: tuple[str, ...]) -> str:
+def _cache_name(chain_id: str, wanted: tuple[str, ...], directories: bool) -> str:
+    if directories:
+        return f"{chain_id.replace(':', '-')}-in-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}.json"
     return "-".join((chain_id.replace(":", "-"), *(path.strip("/").replace("/", "_") for path in wanted))) + ".json"
 
 

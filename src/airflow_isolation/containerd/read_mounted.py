@@ -1,8 +1,9 @@
 """A program of its own, run by image_files: mounts an image for itself alone and tells of its files.
 
 Standard library only, and not imported by anybody: it runs with ``python -I -S``. On stdin one JSON object: mounts (as
-containerd gives them), limit, and either paths, or account (uid and gids). On stdout one: files (base64 or null by
-path), or closed (what that account may read or run and others may not, in words), or refused or failed (a sentence).
+containerd gives them), limit, and either paths and directories (whether these are listed and not read), or account (uid
+and gids). On stdout one: files (base64 or null by path), or closed (what that account may read or run and others may
+not, in words), or refused or failed (a sentence).
 """
 
 from __future__ import annotations
@@ -112,6 +113,19 @@ def allowed(status: os.stat_result, uid: int, gids: list[int]) -> int:
     return (status.st_mode >> 3 if status.st_gid in gids else status.st_mode) & 7
 
 
+def names(path: str, limit: int) -> bytes | None:
+    """Of a directory the names in it, one a line; of anything else its own."""
+    try:
+        found = os.listdir(os.fsencode(path))  # noqa: PTH208 - of bytes, as the names may be anything
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return os.fsencode(path)
+    except OSError as error:
+        raise Refused(f"{path} of the image can't be opened: {error.strerror}") from error
+    return b"\n".join(found)[:limit]
+
+
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         call("unshare", CLONE_NEWNS)
@@ -125,7 +139,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         if account := question.get("account"):
             return {"closed": closed_to_others(account["uid"], account["gids"], question["limit"])}
-        files = {path: read(path, question["limit"]) for path in question["paths"]}
+        look = names if question["directories"] else read
+        files = {path: look(path, question["limit"]) for path in question["paths"]}
     except Refused as refused:
         return {"refused": str(refused)}
     except OSError as error:

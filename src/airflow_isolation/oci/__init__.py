@@ -8,7 +8,13 @@ from airflow_isolation.oci.host import HostFacts, read_host
 from airflow_isolation.oci.identifier import check_identifier, new_container_id
 from airflow_isolation.oci.image_config import ImageConfig
 from airflow_isolation.oci.mount_source import check_mount_source_on_disk
-from airflow_isolation.oci.mounts import OWN_DIRECTORY, check_led_target, check_mount_source, check_mount_target
+from airflow_isolation.oci.mounts import (
+    OWN_DIRECTORY,
+    check_led_target,
+    check_mount_source,
+    check_mount_target,
+    volume_targets,
+)
 from airflow_isolation.oci.runtime_spec import (
     build_runtime_spec,
     capability_names,
@@ -44,6 +50,7 @@ __all__ = [
     "read_host",
     "resolve_account",
     "resolve_profile",
+    "volume_targets",
     "working_directory",
     "write_etc_files",
 ]

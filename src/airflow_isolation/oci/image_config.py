@@ -6,6 +6,7 @@ Source: OCI image-spec, config.md; Docker's image configuration has the same sha
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # Registries refuse manifests above 4 MiB; a configuration is smaller.
 MAX_CONFIG_SIZE = 4 * 1024 * 1024
 
+# Each is a mount of every container; no image that anybody uses has a tenth of them.
+_MAX_VOLUMES = 100
+
 # RFC 3339 with up to nanoseconds, which datetime can't hold.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -28,7 +32,8 @@ _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-
 class ImageConfig:
     """What an image says. ENTRYPOINT and CMD are left out, because they are never run.
 
-    ``env`` keeps the image's order. ``user`` is as in a Dockerfile's USER; empty means root.
+    ``env`` keeps the image's order. ``user`` is as in a Dockerfile's USER; empty means root. ``volumes`` are absolute, clean
+    paths, of which none is the root.
     """
 
     architecture: str
@@ -39,6 +44,7 @@ class ImageConfig:
     working_dir: str = ""
     user: str = ""
     labels: Mapping[str, str] = field(default_factory=no_strings)
+    volumes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, content: bytes) -> ImageConfig:
@@ -71,6 +77,7 @@ class ImageConfig:
             working_dir=_text(config, "WorkingDir"),
             user=_text(config, "User"),
             labels=_labels(config.get("Labels") or {}),
+            volumes=_volumes(config.get("Volumes") or {}),
         )
 
 
@@ -105,6 +112,15 @@ def _labels(labels: Any) -> dict[str, str]:
     if not isinstance(labels, dict):
         raise ImageInvalid("the image's configuration is broken: Labels is not an object")
     return {key: _clean(value, "Labels") for key, value in labels.items()}
+
+
+def _volumes(volumes: Any) -> tuple[str, ...]:
+    if not isinstance(volumes, dict):
+        raise ImageInvalid("the image's configuration is broken: Volumes is not an object")
+    if len(volumes) > _MAX_VOLUMES:
+        raise ImageInvalid(f"the image has {len(volumes)} volumes; more than {_MAX_VOLUMES} are not mounted")
+    paths = {"/" + posixpath.normpath(f"/{_clean(path, 'Volumes')}").lstrip("/") for path in volumes}
+    return tuple(sorted(paths - {"/"}))
 
 
 def _timestamp(text: str) -> datetime | None:

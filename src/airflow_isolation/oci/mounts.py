@@ -84,6 +84,26 @@ def check_mount_source(source: str, *, daemon_paths: Iterable[str] = ()) -> None
             )
 
 
+def volume_targets(volumes: Iterable[str], mounts: Iterable[Mount]) -> tuple[str, ...]:
+    """Of an image's VOLUMEs those that are places of their own: ``mounts`` don't bring them, nor does every container."""
+    brought = ["/tmp", *(mount.target for mount in mounts)]  # noqa: S108 -- the container's own
+    return tuple(
+        volume
+        for volume in volumes
+        if _may_be_mounted_on(volume)
+        and volume != brought[0]
+        and not any(_is_at_or_below(volume, target) for target in brought[1:])
+    )
+
+
+def _may_be_mounted_on(target: str) -> bool:
+    try:
+        check_mount_target(target)
+    except SpecRefused:
+        return False
+    return True
+
+
 def check_led_target(target: str, place: str, before: Mapping[str, Mapping[str, Any]]) -> None:
     """Whether a mount may be at ``place``, to which the image's symbolic links lead its ``target``.
 
@@ -126,11 +146,13 @@ def runtime_mounts(
     host_sys: bool = False,
     user_namespace: UserNamespace | None = None,
     limit_files: Mapping[str, str] = NO_STRINGS,
+    volumes: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Every mount of a container, in order: the usual ones, the user's, the files of /etc; of each, parents before children.
 
     So one that a symbolic link of the image leads below /run or /tmp is made in there, and not covered. ``host_sys`` binds
-    the host's, read-only; ``host_proc`` is for the host's pid namespace. ``limit_files``: as for ``build_runtime_spec``.
+    the host's, read-only; ``host_proc`` is for the host's pid namespace. ``limit_files`` and
+    ``volumes``: as for ``build_runtime_spec``.
 
     A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
 
@@ -153,7 +175,10 @@ def runtime_mounts(
         if mount.target in wanted:
             raise SpecRefused(f"two mounts have the target {mount.target!r}", hint="Remove one of them")
         wanted[mount.target] = mount
-    users = []
+    users = [
+        _tmpfs(target, "rw", "exec", "mode=755", *_owner(account), f"size={_size(tmp_size, 'tmp_size')}")
+        for target in volumes
+    ]
     for mount in wanted.values():
         entries.pop(mount.target, None)
         entry = _user_mount(mount, account, recursive_read_only=recursive_read_only)

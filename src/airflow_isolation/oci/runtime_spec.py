@@ -28,7 +28,7 @@ from airflow_isolation.oci.mounts import check_mount_source, runtime_mounts
 from airflow_isolation.oci.seccomp import resolve_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from airflow_isolation.container_spec import ContainerSpec, Resources
     from airflow_isolation.oci.account import Account
@@ -68,6 +68,7 @@ def build_runtime_spec(
     etc: EtcFiles = NO_ETC_FILES,
     cgroups_path: str = "",
     limit_files: Mapping[str, str] = NO_STRINGS,
+    volumes: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Build the runtime-spec of a container.
 
@@ -87,6 +88,7 @@ def build_runtime_spec(
         etc: host paths of /etc/hostname, /etc/hosts and /etc/resolv.conf, from ``write_etc_files``.
         cgroups_path: as the runtime's cgroup driver wants it; empty is ``/<spec.cgroup_parent or "airflow">/<id>``.
         limit_files: host paths of files that take the place of those of these names in /sys/fs/cgroup.
+        volumes: of ``volume_targets``, those that get a tmpfs of ``spec.tmp_size``.
 
     :raises SpecRefused: a field of ``spec`` can't be, or not safely: named, with what would do.
     """
@@ -118,6 +120,7 @@ def build_runtime_spec(
             host_sys=host_sys,
             user_namespace=spec.user_namespace,
             limit_files=limit_files,
+            volumes=volumes,
         ),
         "linux": {
             "namespaces": _namespaces(spec),

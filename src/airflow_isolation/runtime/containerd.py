@@ -63,6 +63,7 @@ from airflow_isolation.oci import (
     needs_account_files,
     read_host,
     resolve_account,
+    volume_targets,
     write_etc_files,
 )
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
@@ -269,6 +270,7 @@ class ContainerdRuntime(ContainerRuntime):
             etc=EtcFiles.within(files),
             cgroups_path=placement.cgroups_path,
             limit_files=placement.limit_files,
+            volumes=self._empty_volumes(spec, layout, image),
         )
         # Unique, so that what an earlier container of this id may have left behind is never taken for ours.
         snapshot_key = f"{id}-{secrets.token_hex(4)}"
@@ -554,6 +556,25 @@ class ContainerdRuntime(ContainerRuntime):
         passwd, group = (_text(files.get(path)) for path in (USERS, GROUPS))
         return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
 
+    def _empty_volumes(self, spec: ContainerSpec, layout: Layout, image: ImageConfig) -> tuple[str, ...]:
+        """The VOLUMEs that get a tmpfs. What the image has in another stays to be seen, read-only as all of the image."""
+        volumes = volume_targets(image.volumes, spec.mounts) if spec.read_only_root else ()
+        if not volumes:
+            return ()
+        with self._translated(f"look at the volumes of the image {spec.image}", missing=ImageNotFound):
+            try:
+                found = read_files(
+                    self._connected(),
+                    layout,
+                    volumes,
+                    directories=True,
+                    snapshotter=self._snapshotter,
+                    cache_directory=self._state_dir / "accounts",
+                )
+            except containerd.PermissionDenied:
+                return ()  # only root can look; nothing of the image is to be hidden by mistake
+        return tuple(volume for volume in volumes if not found[volume])
+
     def _unpacked(self, reference: str, *, hint: str = "") -> Image:
         image, layout = self._found(reference, hint=hint, seen_before=True)
         with self._translated(f"unpack the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
@@ -693,6 +714,7 @@ def _described(image: images.Image, layout: Layout) -> Image:
         architecture=config.architecture,
         user=config.user,
         labels=config.labels,
+        volumes=config.volumes,
     )
 
 

@@ -157,6 +157,7 @@ class DockerRuntime(ContainerRuntime):
         self._client: docker.APIClient | None = None
         self._daemon: Mapping[str, Any] = {}
         self._account_files: dict[str, tuple[str | None, str | None]] = {}
+        self._filled: dict[str, frozenset[str]] = {}
 
     def info(self) -> RuntimeInfo:
         return RuntimeInfo(
@@ -267,6 +268,7 @@ class DockerRuntime(ContainerRuntime):
             seccomp=docker_profile(spec.seccomp, forks_into=spec.forks_into),
             cgroup_parent=cgroup_parent,
             etc=EtcFiles.within(self._files(id)) if has_our_names else EtcFiles(),
+            filled_volumes=self._filled_volumes(spec.image, image["Id"], config.volumes),
         )
         with ExitStack() as undo:
             # Before the call, not after it: when no answer comes, the container may still have been made.
@@ -653,8 +655,26 @@ class DockerRuntime(ContainerRuntime):
     def _read_account_files(self, reference: str, image_id: str) -> tuple[str | None, str | None]:
         """/etc/passwd and /etc/group of an image, from a container that is made for it and never started."""
         known = self._account_files.get(image_id)
-        if known is not None:
-            return known
+        if known is None:
+            with self._never_started(image_id, f"read the accounts of the image {reference}") as name:
+                known = (self._read_file(name, "/etc/passwd"), self._read_file(name, "/etc/group"))
+            self._account_files[image_id] = known
+        return known
+
+    def _filled_volumes(self, reference: str, image_id: str, volumes: Sequence[str]) -> frozenset[str]:
+        """Those of an image's VOLUMEs in which it has something."""
+        known = self._filled.get(image_id)
+        if known is None:
+            known = frozenset[str]()
+            if volumes:
+                with self._never_started(image_id, f"look at the volumes of the image {reference}") as name:
+                    known = frozenset(volume for volume in volumes if self._holds_something(name, volume))
+            self._filled[image_id] = known
+        return known
+
+    @contextlib.contextmanager
+    def _never_started(self, image_id: str, doing: str) -> Iterator[str]:
+        """A container of an image for the block, in which its files can be read."""
         body = {
             "Image": image_id,
             "Entrypoint": ["-"],
@@ -664,11 +684,25 @@ class DockerRuntime(ContainerRuntime):
         name = f"account-files-{secrets.token_hex(8)}"
         with ExitStack() as undo:
             undo.callback(self._remove_quietly, name)
-            with self._reached(f"read the accounts of the image {reference}", missing=ImageNotFound) as api:
+            with self._reached(doing, missing=ImageNotFound) as api:
                 api.create_container_from_config(body, name=name)
-            known = (self._read_file(name, "/etc/passwd"), self._read_file(name, "/etc/group"))
-        self._account_files[image_id] = known
-        return known
+            yield name
+
+    def _holds_something(self, container: str, path: str) -> bool:
+        """Whether a place in a container is anything else than an empty directory."""
+        try:
+            with self._reached(f"look at {path} of an image") as api:
+                chunks, _ = api.get_archive(container, path)
+                with contextlib.closing(chunks):
+                    content = _at_most(chunks, _TAR_HEADERS)
+        except ContainerNotFound:
+            return False
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                first = archive.next()
+                return first is None or not first.isdir() or archive.next() is not None
+        except tarfile.TarError:
+            return True  # the second header is longer than any of an empty directory's
 
     def _read_file(self, container: str, path: str) -> str | None:
         """A file of a container; None when it has none, or one too large. A link is followed once."""
@@ -887,6 +921,7 @@ def _described(image: Mapping[str, Any], reference: str) -> Image:
         architecture=image["Architecture"],
         user=(image.get("Config") or {}).get("User") or "",
         labels=(image.get("Config") or {}).get("Labels") or {},
+        volumes=_image_config(image).volumes,
     )
 
 

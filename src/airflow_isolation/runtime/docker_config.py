@@ -12,6 +12,7 @@ from airflow_isolation.oci import (
     container_hostname,
     linux_limits,
     process_environment,
+    volume_targets,
     working_directory,
 )
 from airflow_isolation.oci.confinement import MASKED_PATHS, NOFILE_SOFT, OOM_SCORE_ADJ, READONLY_PATHS
@@ -20,6 +21,8 @@ from airflow_isolation.oci.runtime_spec import NO_ETC_FILES
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
     from airflow_isolation.oci import Account, EtcFiles, HostFacts, ImageConfig
 
@@ -42,15 +45,18 @@ def container_config(
     seccomp: str,
     cgroup_parent: str = "",
     etc: EtcFiles = NO_ETC_FILES,
+    filled_volumes: Collection[str] = (),
 ) -> dict[str, Any]:
     """The whole body. ``seccomp`` is from ``docker_profile``; what is missing in the image comes from ``oci``.
 
     ``cgroup_parent`` is in the words of dockerd's cgroup driver: an absolute path, or the name of a slice; empty is
     dockerd's own. The files of ``etc`` need not be there before the start; without them they are Docker's.
 
+    ``filled_volumes`` are those of the image's VOLUMEs in which it has something: where the image is read-only, so are they.
+
     Three differences from containerd can't be expressed to Docker: a bind mount has no nosuid, nodev and noexec of its
     own (no_new_privileges and the device cgroup stand in for the first two), the image's VOLUMEs become anonymous
-    volumes, which ``remove`` takes away, and the image's labels show beside the container's own.
+    volumes, which ``remove`` takes away, also those that a tmpfs covers, and the image's labels show beside the container's own.
 
     :raises SpecRefused: as ``oci.build_runtime_spec``.
     """
@@ -60,7 +66,8 @@ def container_config(
         raise SpecRefused("Docker knows no user namespace of a single container", hint="Use containerd")
     hostname = container_hostname(spec, id)
     environment = process_environment(spec, image=image, account=account, hostname=hostname)
-    mounts = _mounts(spec, account, host, etc)
+    volumes = volume_targets(image.volumes, spec.mounts) if spec.read_only_root else ()
+    mounts = _mounts(spec, account, host, etc, volumes=[one for one in volumes if one not in filled_volumes])
     return {
         "Image": spec.image,
         # Entrypoint is set, so the image's ENTRYPOINT and CMD are both left aside.
@@ -81,6 +88,8 @@ def container_config(
             "Tmpfs": _tmpfs(mounts),
             "Binds": _etc_binds(mounts, etc),
             "Mounts": [_bind(mount) for mount in spec.mounts if mount.kind == "bind"],
+            # Docker mounts a copy of an image's VOLUME, which can't be asked for as a read-only one.
+            "ReadonlyPaths": [*READONLY_PATHS, *(one for one in volumes if one in filled_volumes)],
         },
     }
 
@@ -111,7 +120,6 @@ def _host_config(
         "RestartPolicy": {"Name": "no"},
         "OomScoreAdj": OOM_SCORE_ADJ,
         "MaskedPaths": [*MASKED_PATHS, *host.masked_paths],
-        "ReadonlyPaths": list(READONLY_PATHS),
         "Ulimits": [
             {"Name": "nofile", "Soft": min(NOFILE_SOFT, host.open_files), "Hard": host.open_files},
             {"Name": "core", "Soft": 0, "Hard": 0},
@@ -143,7 +151,9 @@ def docker_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
     return limits
 
 
-def _mounts(spec: ContainerSpec, account: Account, host: HostFacts, etc: EtcFiles) -> list[dict[str, Any]]:
+def _mounts(
+    spec: ContainerSpec, account: Account, host: HostFacts, etc: EtcFiles, *, volumes: Iterable[str]
+) -> list[dict[str, Any]]:
     """The mounts as the runtime-spec has them: checked, and the source of the tmpfs options below."""
     for mount in spec.mounts:
         if mount.kind == "bind":
@@ -155,6 +165,7 @@ def _mounts(spec: ContainerSpec, account: Account, host: HostFacts, etc: EtcFile
         shm_size=spec.shm_size,
         etc=etc,
         recursive_read_only=False,
+        volumes=volumes,
     )
 
 

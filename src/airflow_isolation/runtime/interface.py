@@ -70,7 +70,7 @@ class RuntimeInfo:
 class Image:
     """An image in the daemon's store. ``digest`` identifies its content; ``size`` in bytes, 0 if not known.
 
-    ``user`` is as in a Dockerfile's USER; empty means root.
+    ``user`` is as in a Dockerfile's USER; empty means root. ``volumes`` are the paths of its VOLUMEs.
     """
 
     reference: str
@@ -80,6 +80,7 @@ class Image:
     architecture: str = ""
     user: str = ""
     labels: Mapping[str, str] = field(default_factory=no_strings)
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -292,14 +292,15 @@ KEYS: Final[tuple[Key, ...]] = (
         author=True,
         default="1Gi",
         example="4Gi",
-        description="Size of /tmp, a tmpfs. What lies in it counts as memory of the container.",
+        description="Size of /tmp, a tmpfs, and of the one on each VOLUME of the image that is empty in it. What lies in them counts "
+        "as memory of the container.",
     ),
     Key(
         name="read_only_root",
         parse=formats.parse_bool,
         default="True",
         example="False",
-        description="The image's file system is read-only; /tmp can be written to.",
+        description="The image's file system is read-only; /tmp can be written to, and VOLUMEs of the image that are empty in it.",
     ),
     Key(
         name="capabilities",

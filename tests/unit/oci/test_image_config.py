@@ -121,3 +121,18 @@ def test_nothing_but_image_invalid_is_ever_raised(document: dict[str, Any]) -> N
 def test_no_bytes_break_the_reader(content: bytes) -> None:
     with pytest.raises(ImageInvalid):
         ImageConfig.parse(content)
+
+
+def test_volumes_are_clean_paths_below_the_root() -> None:
+    document = {
+        "architecture": "amd64",
+        "config": {"Volumes": {"/b/": {}, "a/../c": {}, "/": {}, "..": {}, "//d": None}},
+    }
+    assert ImageConfig.parse(json.dumps(document).encode()).volumes == ("/b", "/c", "/d")
+
+
+@pytest.mark.parametrize("volumes", [["/data"], "x", {"/a\0b": {}}, {f"/{number}": {} for number in range(101)}])
+def test_volumes_that_are_none_are_refused(volumes: object) -> None:
+    document = {"architecture": "amd64", "config": {"Volumes": volumes}}
+    with pytest.raises(ImageInvalid, match=r"Volumes|volumes"):
+        ImageConfig.parse(json.dumps(document).encode())

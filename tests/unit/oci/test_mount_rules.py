@@ -11,7 +11,13 @@ from airflow_isolation.container_spec import Mount, UserNamespace
 from airflow_isolation.errors import SpecRefused
 from airflow_isolation.oci.account import Account
 from airflow_isolation.oci.etc_files import EtcFiles
-from airflow_isolation.oci.mounts import check_led_target, check_mount_source, check_mount_target, runtime_mounts
+from airflow_isolation.oci.mounts import (
+    check_led_target,
+    check_mount_source,
+    check_mount_target,
+    runtime_mounts,
+    volume_targets,
+)
 
 ACCOUNT = Account(uid=50000, gid=7, additional_gids=(7,))
 ETC = EtcFiles(hostname="/s/hostname", hosts="/s/hosts", resolv_conf="/s/resolv.conf")
@@ -308,3 +314,26 @@ def test_two_mounts_that_links_lead_to_one_place_are_refused() -> None:
         with pytest.raises(SpecRefused, match="meet what is mounted on '/data'"):
             check_led_target("/other", place, before)
     check_led_target("/data/more", "/opt/data/more", before)
+
+
+def test_volumes_of_the_image_are_those_that_nothing_else_brings() -> None:
+    mounts = (Mount(target="/data", source="/srv/data"), Mount(target="/opt/dags", source="/srv/dags"))
+    asked = ("/data", "/data/below", "/opt", "/proc/x", "/run", "/run/x", "/run/airflow-isolation", "/tmp", "/tmp/x")
+    assert volume_targets(asked, mounts) == ("/opt", "/run/x", "/tmp/x")
+
+
+def test_a_volume_of_the_image_is_as_large_as_tmp_and_the_user_s() -> None:
+    account = Account(uid=50000, gid=7, additional_gids=())
+    entries = runtime_mounts(
+        (Mount(target="/opt/dags", source="/srv/dags"),),
+        account=account,
+        tmp_size=123,
+        shm_size=1,
+        etc=ETC,
+        recursive_read_only=True,
+        volumes=("/opt",),
+    )
+    order = [entry["destination"] for entry in entries]
+    assert order.index("/opt") < order.index("/opt/dags")
+    options = entries[order.index("/opt")]["options"]
+    assert set(options) == {"nosuid", "nodev", "rw", "exec", "mode=755", "uid=50000", "gid=7", "size=123"}
