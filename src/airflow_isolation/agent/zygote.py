@@ -158,7 +158,7 @@ class Zygote:
             (pidfd,) = descriptors
             self.forks += 1
             if not entry.bare_fork():
-                become_child(asker, pidfd)
+                become_child(asker, pidfd, (self.listener, *self.askers.values()))
         except (OSError, ValueError, KeyError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
         finally:
@@ -166,10 +166,13 @@ class Zygote:
                 os.close(descriptor)
 
 
-def become_child(worker: socket.socket, pidfd: int) -> NoReturn:
+def become_child(worker: socket.socket, pidfd: int, zygotes_own: tuple[socket.socket, ...]) -> NoReturn:
     """In the fork: it must never return into the zygote's loop."""
     try:
         signal.set_wakeup_fd(-1)
+        # Copies of them would keep those who ask waiting when the zygote dies.
+        for inherited in zygotes_own:
+            inherited.close()
         what, _ = await_go(worker, {"forked": {}}, PATIENCE)
         entry.enter_namespaces(pidfd, entry.NAMESPACES if what["network"] else entry.ALL_BUT_NETWORK)
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves

@@ -26,7 +26,14 @@ from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener
 from airflow_isolation.bridge.held import held
 from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
+from airflow_isolation.errors import (
+    ContainerFailed,
+    ContainerKilled,
+    ContainerRuntimeError,
+    ImageInvalid,
+    IsolationError,
+)
+from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     import socket
@@ -43,6 +50,11 @@ EXIT_REPORT_TIMEOUT = 5.0
 
 #: How much of what a container printed goes into an error, in bytes.
 OUTPUT_TAIL = 4096
+
+_KILLED_HINT = (
+    "Somebody killed it or its shim, or the kernel did for want of memory (code 137): look at the kernel's log,"
+    " and raise the memory limit if there is a low one"
+)
 
 # Of the agent's reason, in characters: it may quote what user code says.
 _WHY_LIMIT = 2000
@@ -227,13 +239,14 @@ def _silent_container(
             f" within {what.start_timeout:g} seconds{output}",
             hint="Raise `start_timeout` if the host is merely slow",
         )
-    try:
-        code = str(pending_exit.result(timeout=5).code)
-    except TimeoutError:
-        code = "unknown"
+    code = _exit_code(pending_exit)
+    sentence = (
+        f"Container {what.id} of image {what.spec.image} ended with {_in_words(code)} before the agent spoke{output}"
+    )
+    if _was_killed(code):
+        return ContainerKilled(sentence, hint=_KILLED_HINT)
     return ContainerFailed(
-        f"Container {what.id} of image {what.spec.image} ended with exit code {code} before the agent spoke{output}",
-        hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another",
+        sentence, hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another"
     )
 
 
@@ -252,7 +265,7 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
         case {"ready": {"memory": int(memory)}}:
             return memory
         case {"unable": {"why": str(why)}}:
-            _exit_code(started)  # then all that it printed is there
+            _exit_code(started.pending_exit)  # then all that it printed is there
             raise ImageInvalid(
                 f"Image {what.spec.image} can't {doing}: {why[:_WHY_LIMIT]}{_printed(runtime, what)}",
                 hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
@@ -261,7 +274,7 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
 
 
 def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool) -> ContainerFailed:
-    code = None if hung else _exit_code(started)
+    code = None if hung else _exit_code(started.pending_exit)
     output = _printed(runtime, what)
     container = f"container {what.id} of image {what.spec.image}"
     if hung:
@@ -269,16 +282,25 @@ def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *
             f"Airflow was not imported in {container} within {what.start_timeout:g} seconds{output}",
             hint="Raise `start_timeout` if the host is merely slow",
         )
-    return ContainerFailed(
-        f"The {container} ended with exit code {'unknown' if code is None else code} while it imported Airflow{output}",
-        hint="Code 137 is a SIGKILL: raise the memory limit if there is one" if code == 137 else "",
-    )
+    sentence = f"The {container} ended with {_in_words(code)} while it imported Airflow{output}"
+    return ContainerKilled(sentence, hint=_KILLED_HINT) if _was_killed(code) else ContainerFailed(sentence)
 
 
-def _exit_code(started: RunningAgent) -> int | None:
+def _exit_code(pending_exit: PendingExit) -> int | None:
     with suppress(TimeoutError, IsolationError):
-        return started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
+        return pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
     return None
+
+
+def _was_killed(code: int | None) -> bool:
+    """By a signal; or its shim was, and nobody knows."""
+    return code is None or code == UNKNOWN_EXIT or 128 < code <= 128 + signal.NSIG
+
+
+def _in_words(code: int | None) -> str:
+    if code is None or code == UNKNOWN_EXIT:
+        return "an exit code that nobody knows"
+    return f"exit code {code}"
 
 
 def _printed(runtime: ContainerRuntime, what: Launch) -> str:

@@ -11,7 +11,6 @@ from airflow_isolation import agent
 from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
-from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def zygote_plan(
             spec.network,
             _agent_digest(),
         ),
-        launch=replace(task, id=new_container_id("zygote"), spec=spec, purpose="zygote", environment=environment),
+        launch=replace(task, id="", spec=spec, purpose="zygote", environment=environment),
         user=task.spec.user or task.image.user,
         idle=settings.zygote.zygote_idle_timeout,
         age=settings.zygote.zygote_max_age,
