@@ -48,7 +48,7 @@ class AgentListener:
     """Waits for the agent of one container, on a socket in the directory that is mounted into it."""
 
     def __init__(self, directory: Path) -> None:
-        """:raises ContainerFailed: there is no such directory, or nothing may be written there."""
+        """:raises OSError: there is no such directory, or nothing may be written there."""
         self._path = directory / agent.SOCKET_NAME
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -57,12 +57,9 @@ class AgentListener:
             # The agent has the image's uid, which is not ours; who it is, is asked of the kernel in ``accept``.
             self._path.chmod(0o666)
             self._socket.listen(1)
-        except OSError as error:
+        except OSError:
             self._socket.close()
-            raise ContainerFailed(
-                f"The worker can't listen on {self._path}: {error}",
-                hint="Choose a [container_runtime] state_dir where the worker may write",
-            ) from error
+            raise
 
     def accept(self, *, pid: int, ended: PendingExit, timeout: float) -> tuple[AgentConnection, Hello]:
         """The connection of process ``pid`` (the container's first, in our pid namespace), after its hello.
@@ -278,7 +275,7 @@ def not_handed_over(error: OSError | ValueError, to: str, *, size: int) -> Conta
             f"The work, {size} bytes with its environment, is too large to be handed to {to}: {error}",
             hint="Airflow's configuration and `environment` together must stay below 200 KB",
         )
-    if isinstance(error, ValueError | BrokenPipeError | ConnectionResetError):
+    if isinstance(error, ValueError | BrokenPipeError | ConnectionResetError) or error.errno == errno.EBADF:
         return ContainerKilled(
             f"The work could not be handed to {to}, which has ended: {error}",
             hint="Somebody killed the container or its shim, or the kernel did for want of memory",

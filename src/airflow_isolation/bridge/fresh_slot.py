@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from airflow_isolation.runtime.host_trouble import writing_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -32,14 +34,17 @@ def await_slot(
     never failed. None when ``unless`` has come true first.
 
     :param slots: how many there are; by default one for each core that this process may use.
-    :raises OSError: the files can't be made.
+    :raises HostTrouble: the files can't be made.
     """
     end = time.monotonic() + seconds
     directory = state_dir / "fresh"
-    directory.mkdir(mode=0o700, exist_ok=True)
+    with writing_in(state_dir):
+        directory.mkdir(mode=0o700, exist_ok=True)
     while True:
         for number in range(slots or len(os.sched_getaffinity(0))):
-            if (held := _taken(directory / str(number))) is not None:
+            with writing_in(state_dir):
+                held = _taken(directory / str(number))
+            if held is not None:
                 return held
         if unless is not None and unless():
             return None

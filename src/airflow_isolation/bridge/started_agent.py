@@ -29,10 +29,13 @@ from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import (
     ContainerFailed,
     ContainerKilled,
+    ContainerNotFound,
     ContainerRuntimeError,
+    HostTrouble,
     ImageInvalid,
     IsolationError,
 )
+from airflow_isolation.runtime.host_trouble import writing_in
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
@@ -117,30 +120,35 @@ def start_agent(
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke; or a mount is
         not idmapped that was to be.
+    :raises HostTrouble: the state directory can't be written; or somebody ended the container before the agent spoke.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
     prepare(state_dir)
-    if directory is None:
-        directory = state_dir / "workloads" / what.id
-        directory.mkdir()
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        undo.enter_context(held(directory))
-    else:
-        directory.mkdir()
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-    # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
-    directory.chmod(0o755)
-    agent.copy_to(directory)
-    listener = AgentListener(directory)
+    with writing_in(state_dir):
+        if directory is None:
+            directory = state_dir / "workloads" / what.id
+            directory.mkdir()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            undo.enter_context(held(directory))
+        else:
+            directory.mkdir()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
+        directory.chmod(0o755)
+        agent.copy_to(directory)
+        listener = AgentListener(directory)
     undo.callback(listener.close)
 
     container = runtime.create(what.id, _with_agent(what, directory))
     # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
     undo.callback(remove_container, runtime, what.id, state_dir)
-    pending_exit = runtime.wait(what.id)
-    undo.callback(pending_exit.close)
-    pid = runtime.start(what.id)
+    try:
+        pending_exit = runtime.wait(what.id)
+        undo.callback(pending_exit.close)
+        pid = runtime.start(what.id)
+    except ContainerNotFound as error:
+        raise ContainerKilled(f"The container was taken away before it started: {error}") from error
     try:
         connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
     except (EndedBeforeHello, TimeoutError) as error:
@@ -155,21 +163,19 @@ def start_agent(
 
 
 def prepare(state_dir: Path) -> None:
-    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there."""
-    try:
+    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there.
+
+    :raises HostTrouble: it can't be made, or is not ours alone.
+    """
+    with writing_in(state_dir):
         for directory in (state_dir, state_dir / "workloads"):
             directory.mkdir(parents=True, mode=0o711, exist_ok=True)
             status = directory.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise ContainerFailed(
+                raise HostTrouble(
                     f"The state directory {directory} is not a directory of uid {os.geteuid()} that only it can write",
                     hint="Remove it, or set [container_runtime] state_dir to one of the worker's user alone",
                 )
-    except OSError as error:
-        raise ContainerFailed(
-            f"The worker can't make its state directory {state_dir}: {error}",
-            hint="Set [container_runtime] state_dir to a place where the worker's user may write",
-        ) from error
 
 
 def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
@@ -178,7 +184,8 @@ def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> Non
         runtime.remove(id)
     except ContainerRuntimeError as error:
         log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
-        abandon(runtime, id, state_dir=state_dir)
+        with suppress(OSError):  # a full disk: without a note it is removed when this worker has ended
+            abandon(runtime, id, state_dir=state_dir)
 
 
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:

@@ -16,7 +16,7 @@ from airflow.sdk.execution_time.coordinator import BaseCoordinator
 from airflow_isolation.bridge.start_mode import decide
 from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.bridge.workload import launch
-from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
+from airflow_isolation.errors import MAY_HEAL, HostTrouble, IsolationError
 from airflow_isolation.integration import end_of_try, workload_environment
 from airflow_isolation.integration.backstages import backstage
 from airflow_isolation.integration.seams import checks, routing, supervision
@@ -81,9 +81,7 @@ class ContainerCoordinator(BaseCoordinator):
         except _NotStarted as failure:
             error = failure.error
             task_log.error("The task could not be started in a container", error=str(error))
-            if isinstance(error, RuntimeUnreachable | ImagePullFailed) and supervision.put_off(
-                client, what, pid=os.getpid()
-            ):
+            if isinstance(error, MAY_HEAL) and supervision.put_off(client, what, pid=os.getpid()):
                 task_log.warning("Infrastructure trouble, not the task's: it will be tried again and no try is used up")
                 supervision.upload_logs(client, task_log, what)
                 return self.ExecutionResult(1, "up_for_reschedule")
@@ -160,6 +158,9 @@ class ContainerCoordinator(BaseCoordinator):
                 stack.callback(behind.release, workload.close)
             except IsolationError as error:
                 raise _NotStarted(error) from error
+            except OSError as error:
+                trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
+                raise _NotStarted(trouble) from error
             task_log.info(
                 "Task runs in a container",
                 container=workload.container.id,

@@ -57,6 +57,7 @@ from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_archive import read_archive
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
+from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.interface import (
     Container,
     ContainerRuntime,
@@ -430,6 +431,8 @@ class DockerRuntime(ContainerRuntime):
         except _sdk().errors.APIError as error:
             reason = str(error.explanation or error)
             sentence = f"could not {doing}: {reason}"
+            if (trouble := told_by_daemon("docker", sentence, reason)) is not None:
+                raise trouble from error
             if error.status_code == 404:
                 raise missing(sentence, hint=hint(reason)) from error
             if error.status_code == 409 and "is already in use by container" in reason:
