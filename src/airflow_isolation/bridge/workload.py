@@ -116,6 +116,7 @@ class Workload:
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
+        self._killed_by_us = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -143,7 +144,8 @@ class Workload:
                 self._meter.look()
             else:
                 # Its container, and the counters with it, stays until the agent hears that we hang up.
-                self.ending = self._meter.ending(self._exit_code)
+                by_others = self._silent_since is not None and not self._killed_by_us
+                self.ending = self._meter.ending(self._exit_code, by_others=by_others)
                 self.connection.cut()
         return self._exit_code
 
@@ -182,6 +184,7 @@ class Workload:
             return
         if number != signal.SIGKILL and self.connection.send_signal(number):
             return
+        self._killed_by_us = True
         try:
             self._runtime.kill(self.container.id, number, everyone=number == signal.SIGKILL)
         except RuntimeUnreachable:

@@ -137,3 +137,43 @@ def test_a_container_that_is_killed_before_its_work(
 
     monkeypatch.setattr(workloads, "_meter", metered)
     fails_and_leaves_nothing(worker)
+
+
+@both
+@victims
+def test_a_container_that_is_killed_while_its_task_runs_is_told_from_one_without_memory(
+    worker: Worker, victim: str
+) -> None:
+    running = worker.run("print('up', flush=True); requests.recv(1)")
+    running.until(lambda: "up" in running.stdout)
+    end(running.workload.container.pid, victim)
+    assert running.finish() != 0
+    ending = running.workload.ending
+    assert ending
+    assert "was ended from outside while the task ran" in ending.from_outside
+    # dockerd may have taken the cgroup away before anybody reads it.
+    gone = worker.form == "docker" and "for its cgroup is gone" in ending.from_outside
+    assert gone or "not by a memory limit" in ending.from_outside
+    worker.end()
+    until(
+        lambda: bool(prune(worker.runtime, state_dir=worker.state_dir)) and not any(left_of_tasks(worker).values()),
+        "the clean-up",
+    )
+
+
+@both
+def test_what_the_worker_kills_itself_was_not_killed_from_outside(worker: Worker) -> None:
+    running = worker.run("print('up', flush=True); requests.recv(1)")
+    running.until(lambda: "up" in running.stdout)
+    running.workload.send_signal(signal.SIGKILL)
+    assert running.finish() == -signal.SIGKILL
+    assert running.workload.ending
+    assert running.workload.ending.from_outside == ""
+
+
+@both
+def test_a_task_that_kills_itself_was_not_killed_from_outside(worker: Worker) -> None:
+    running = worker.run("import os; os.kill(os.getpid(), 9)")
+    assert running.finish() == -signal.SIGKILL
+    assert running.workload.ending
+    assert running.workload.ending.from_outside == ""
