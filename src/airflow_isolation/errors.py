@@ -13,6 +13,10 @@ IsolationError                  what failed, on what, and what to do (``hint``)
     ├── ContainerNotFound
     ├── ContainerExists         the id is taken: another worker starts the same
     └── ContainerFailed         the runtime could not create or start it; carries the runtime's own words
+        └── HostTrouble         not the workload's fault: a full disk, a state directory that can't be written; may heal
+            └── ContainerKilled somebody killed it before its work began
+
+``MAY_HEAL`` are those for which a workload may be started again later, as if it had never been.
 """
 
 from __future__ import annotations
@@ -92,3 +96,14 @@ class ContainerExists(ContainerRuntimeError):
 
 class ContainerFailed(ContainerRuntimeError):
     """The runtime could not create or start the container; the message carries its own words."""
+
+
+class HostTrouble(ContainerFailed):
+    """The host failed, not the workload nor its settings. Trying again later may help."""
+
+
+class ContainerKilled(HostTrouble):
+    """The container was ended from outside before its work began."""
+
+
+MAY_HEAL = (RuntimeUnreachable, ImagePullFailed, HostTrouble)

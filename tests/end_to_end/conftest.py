@@ -185,7 +185,7 @@ def end_zygotes(backend: str, daemon: Daemon, state_dir: Path) -> None:
     """They are nobody's, and live on; every worker has ended and taken its spares with it."""
     with connect(backend, socket_path=str(daemon.socket), namespace="airflow", state_dir=state_dir) as runtime:
         for directory in (state_dir / "zygotes").glob("*"):
-            remove_zygote(runtime, directory)
+            remove_zygote(runtime, directory, state_dir=state_dir)
         runtime.remove_unused_roots()
 
 

@@ -95,3 +95,28 @@ def test_a_task_waits_for_a_daemon_that_is_away_and_uses_up_no_try(
     assert run.states == {"works": "success"}
     assert run.tasks["works"].try_number == 1
     assert run.tasks["works"].said("it will be tried again and no try is used up")
+
+
+def test_a_task_that_is_resumed_while_the_daemon_is_away_keeps_its_event(
+    airflow: Airflow, daemon: Daemon, state_dir: Path
+) -> None:
+    airflow.trigger("resumed", "resumed", name="resumed")
+
+    def state() -> str:
+        return str(airflow.task_instances("resumed", "resumed")[0]["state"])
+
+    wait_until(lambda: state() == "deferred", 120, "the deferral")
+    with away(daemon, state_dir):
+        (airflow.shared / "resumed.go").touch()
+
+        def waits() -> bool:
+            log = airflow.logs("resumed", "resumed", "waits").get(1, [])
+            return any("it waits here" in str(event.get("event", "")) for event in log)
+
+        wait_until(waits, 120, "the wait for the daemon")
+        assert state() == "running"
+    run = airflow.finished("resumed", "resumed")
+    assert run.states == {"waits": "success"}
+    assert run.tasks["waits"].try_number == 1
+    assert run.xcoms == {"waits.return_value": ["kept over the wait", "True"]}
+    assert (airflow.shared / "resumed.submitted").read_text() == "once\n"

@@ -192,7 +192,7 @@ class Zygote:
             namespaces = dict(zip(message["fork"], descriptors, strict=True))
             self.forks += 1
             if not entry.bare_fork():
-                become_child(asker, namespaces)
+                become_child(asker, namespaces, (self.listener, *self.askers.values()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
         finally:
@@ -200,10 +200,13 @@ class Zygote:
                 os.close(descriptor)
 
 
-def become_child(worker: socket.socket, namespaces: dict[str, int]) -> NoReturn:
+def become_child(worker: socket.socket, namespaces: dict[str, int], zygotes_own: tuple[socket.socket, ...]) -> NoReturn:
     """In the fork: it must never return into the zygote's loop."""
     try:
         signal.set_wakeup_fd(-1)
+        # Copies of them would keep those who ask waiting when the zygote dies.
+        for inherited in zygotes_own:
+            inherited.close()
         what, _ = await_go(worker, {"forked": {}}, PATIENCE)
         if not what["network"]:
             del namespaces["net"]

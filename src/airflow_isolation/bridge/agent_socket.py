@@ -5,6 +5,7 @@ The peer is untrusted: packets are capped, and whatever does not parse ends that
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.socket_address import address_of
-from airflow_isolation.errors import ContainerFailed
+from airflow_isolation.errors import ContainerFailed, ContainerKilled, HostTrouble
 
 if TYPE_CHECKING:
     import signal
@@ -48,7 +49,7 @@ class AgentListener:
     """Waits for the agent of one container, on a socket in the directory that is mounted into it."""
 
     def __init__(self, directory: Path) -> None:
-        """:raises ContainerFailed: there is no such directory, or nothing may be written there."""
+        """:raises OSError: there is no such directory, or nothing may be written there."""
         self._path = directory / agent.SOCKET_NAME
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -57,12 +58,9 @@ class AgentListener:
             # The agent has the image's uid, which is not ours; who it is, is asked of the kernel in ``accept``.
             self._path.chmod(0o666)
             self._socket.listen(1)
-        except OSError as error:
+        except OSError:
             self._socket.close()
-            raise ContainerFailed(
-                f"The worker can't listen on {self._path}: {error}",
-                hint="Choose a [container_runtime] state_dir where the worker may write",
-            ) from error
+            raise
 
     def accept(self, *, pid: int, ended: PendingExit, timeout: float) -> tuple[AgentConnection, Hello]:
         """The connection of process ``pid`` (the container's first, in our pid namespace), after its hello.
@@ -131,7 +129,8 @@ class AgentConnection:
     ) -> None:
         """Hand over the work and its four descriptors. The caller still owns, and must close, its own copies.
 
-        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        :raises ContainerFailed: the environment is too large for one packet.
+        :raises ContainerKilled: the agent is gone.
         """
         message = {"start": {"purpose": purpose, "environment": dict(environment), "grace": grace}}
         self._hand_over(message, descriptors)
@@ -139,7 +138,8 @@ class AgentConnection:
     def serve(self, *, environment: Mapping[str, str], scratch: Sequence[str]) -> None:
         """Have the agent import Airflow and wait for files to parse; ``scratch`` it wipes after each.
 
-        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        :raises ContainerFailed: the environment is too large for one packet.
+        :raises ContainerKilled: the agent is gone.
         """
         self._hand_over({"serve": {"environment": dict(environment), "scratch": list(scratch)}}, ())
 
@@ -158,7 +158,8 @@ class AgentConnection:
     ) -> None:
         """Have the agent import Airflow, and fork for everyone who connects to ``listener``.
 
-        :raises ContainerFailed: the environment is too large for one packet, or the agent is gone.
+        :raises ContainerFailed: the environment is too large for one packet.
+        :raises ContainerKilled: the agent is gone.
         """
         what = {"user": user, "environment": dict(environment), "modules": list(modules), **limits}
         self._hand_over({"zygote": what}, (listener,))
@@ -166,23 +167,28 @@ class AgentConnection:
     def adopt(self, *, child: int, grace: float, timeout: float) -> None:
         """Tell process 1 of its new child; when this returns, it watches it.
 
-        :raises ContainerFailed: it is gone, or does not answer within ``timeout`` seconds.
+        :raises ContainerFailed: it does not answer within ``timeout`` seconds.
+        :raises ContainerKilled: it is gone.
         """
         self._hand_over({"adopt": {"child": child, "grace": grace}}, ())
         self._socket.settimeout(timeout)
         try:
             said = self._receive()
+        except ConnectionResetError:
+            said = None
         except OSError as error:
             raise ContainerFailed(f"Process 1 does not answer: {error}") from error
         finally:
             self._socket.settimeout(None)
-        if said is None or "adopted" not in said:
+        if said is None:
+            raise ContainerKilled("Process 1 ended before it could adopt the workload")
+        if "adopted" not in said:
             raise ContainerFailed(f"Process 1 did not adopt the workload: {said!r:.200}")
 
     def await_claim(self, *, seconds: float, listener: socket.socket, child: socket.socket) -> None:
         """Have process 1 wait for the worker that will need it, and end when none comes. It keeps the ``child``'s connection.
 
-        :raises ContainerFailed: it is gone.
+        :raises ContainerKilled: it is gone.
         """
         self._hand_over({"await": {"seconds": seconds}}, (listener, child))
 
@@ -215,10 +221,7 @@ class AgentConnection:
                 self._socket, [packet], [descriptor.fileno() for descriptor in descriptors], socket.MSG_DONTWAIT
             )
         except (OSError, ValueError) as error:  # ValueError: our end has been closed, and has no number any more
-            raise ContainerFailed(
-                f"The work, {len(packet)} bytes with its environment, could not be handed to the agent: {error}",
-                hint="Airflow's configuration and `environment` together must stay below 200 KB",
-            ) from error
+            raise not_handed_over(error, "the agent", size=len(packet)) from error
 
     def news(self) -> dict[str, Any] | None:
         """The next message, when the descriptor is readable; None when the agent is gone, or talks nonsense."""
@@ -262,6 +265,21 @@ class AgentConnection:
         if not isinstance(said, dict):
             raise ContainerFailed(f"The agent sent {type(said).__name__} where a message belongs")
         return said
+
+
+def not_handed_over(error: OSError | ValueError, to: str, *, size: int) -> ContainerFailed:
+    """Why a packet of ``size`` bytes could not be sent."""
+    if isinstance(error, OSError) and error.errno == errno.EMSGSIZE:
+        return ContainerFailed(
+            f"The work, {size} bytes with its environment, is too large to be handed to {to}: {error}",
+            hint="Airflow's configuration and `environment` together must stay below 200 KB",
+        )
+    if isinstance(error, ValueError | BrokenPipeError | ConnectionResetError) or error.errno == errno.EBADF:
+        return ContainerKilled(
+            f"The work could not be handed to {to}, which has ended: {error}",
+            hint="Somebody killed the container or its shim, or the kernel did for want of memory",
+        )
+    return HostTrouble(f"The work could not be handed to {to}: {error}")
 
 
 def end_of(message: Mapping[str, Any]) -> int | None:

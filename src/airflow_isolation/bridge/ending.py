@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,14 @@ class Ending:
         code: the exit code, or minus the number of the signal that ended its main process.
         usage: of everything that was in its container.
         out_of_memory: None when the kernel killed nobody in it for memory, or this host does not tell.
+        from_outside: in words, that somebody outside of the container ended it; empty when nobody did, or it was this worker.
 
     """
 
     code: int
     usage: Usage
     out_of_memory: OutOfMemory | None = None
+    from_outside: str = ""
 
     @property
     def how(self) -> str:
@@ -68,19 +70,38 @@ class Meter:
         self._statistics = self._counters.read() or self._statistics
         self._sample = self._counters.memory_sample() or self._sample
 
-    def ending(self, code: int) -> Ending:
-        """Once the workload has ended with ``code``: the last reading, and what it means."""
+    def ending(self, code: int, *, by_others: bool = False) -> Ending:
+        """Once the workload has ended with ``code``: the last reading, and what it means.
+
+        ``by_others``: process 1 ended without a word, and this worker has not killed it.
+        """
         wall = time.monotonic() - self._began
         self.read()
-        return Ending(
+        out_of_memory = self._out_of_memory(killed=code == -signal.SIGKILL)
+        ending = Ending(
             code=code,
             usage=usage_of(self._statistics, wall=wall) if self._statistics else Usage(wall=wall),
-            out_of_memory=self._out_of_memory(killed=code == -signal.SIGKILL),
+            out_of_memory=out_of_memory,
         )
+        if not by_others or out_of_memory is not None:
+            return ending
+        return replace(ending, from_outside=self._from_outside(ending.how))
 
     def close(self) -> None:
         """May be called twice."""
         self._counters.close()
+
+    def _from_outside(self, how: str) -> str:
+        # Signals from inside that process 1 does not handle, SIGKILL among them, don't reach it (kernel/signal.c).
+        memory = (
+            "and whether the kernel did it for want of memory can't be told any more, for its cgroup is gone"
+            if self._sample is None
+            else "not by a memory limit, for its cgroup counts no such kill"
+        )
+        return (
+            f"The container was ended from outside while the task ran ({how} of its first process), {memory}."
+            " Somebody killed it or its shim, with the daemon's own tools or kill(1): look at the logs of daemon and host"
+        )
 
     def _out_of_memory(self, *, killed: bool) -> OutOfMemory | None:
         if self._sample is None or not self._sample.events.oom_kill:

@@ -26,7 +26,17 @@ from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener
 from airflow_isolation.bridge.held import held
 from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, ImageInvalid, IsolationError
+from airflow_isolation.errors import (
+    ContainerFailed,
+    ContainerKilled,
+    ContainerNotFound,
+    ContainerRuntimeError,
+    HostTrouble,
+    ImageInvalid,
+    IsolationError,
+)
+from airflow_isolation.runtime.host_trouble import writing_in
+from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     import socket
@@ -43,6 +53,11 @@ EXIT_REPORT_TIMEOUT = 5.0
 
 #: How much of what a container printed goes into an error, in bytes.
 OUTPUT_TAIL = 4096
+
+_KILLED_HINT = (
+    "Somebody killed it or its shim, or the kernel did for want of memory (code 137): look at the kernel's log,"
+    " and raise the memory limit if there is a low one"
+)
 
 # Of the agent's reason, in characters: it may quote what user code says.
 _WHY_LIMIT = 2000
@@ -105,30 +120,35 @@ def start_agent(
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke; or a mount is
         not idmapped that was to be.
+    :raises HostTrouble: the state directory can't be written; or somebody ended the container before the agent spoke.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
     prepare(state_dir)
-    if directory is None:
-        directory = state_dir / "workloads" / what.id
-        directory.mkdir()
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        undo.enter_context(held(directory))
-    else:
-        directory.mkdir()
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-    # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
-    directory.chmod(0o755)
-    agent.copy_to(directory)
-    listener = AgentListener(directory)
+    with writing_in(state_dir):
+        if directory is None:
+            directory = state_dir / "workloads" / what.id
+            directory.mkdir()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            undo.enter_context(held(directory))
+        else:
+            directory.mkdir()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
+        directory.chmod(0o755)
+        agent.copy_to(directory)
+        listener = AgentListener(directory)
     undo.callback(listener.close)
 
     container = runtime.create(what.id, _with_agent(what, directory))
     # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
     undo.callback(remove_container, runtime, what.id, state_dir)
-    pending_exit = runtime.wait(what.id)
-    undo.callback(pending_exit.close)
-    pid = runtime.start(what.id)
+    try:
+        pending_exit = runtime.wait(what.id)
+        undo.callback(pending_exit.close)
+        pid = runtime.start(what.id)
+    except ContainerNotFound as error:
+        raise ContainerKilled(f"The container was taken away before it started: {error}") from error
     try:
         connection, hello = listener.accept(pid=pid, ended=pending_exit, timeout=what.start_timeout)
     except (EndedBeforeHello, TimeoutError) as error:
@@ -143,21 +163,19 @@ def start_agent(
 
 
 def prepare(state_dir: Path) -> None:
-    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there."""
-    try:
+    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there.
+
+    :raises HostTrouble: it can't be made, or is not ours alone.
+    """
+    with writing_in(state_dir):
         for directory in (state_dir, state_dir / "workloads"):
             directory.mkdir(parents=True, mode=0o711, exist_ok=True)
             status = directory.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise ContainerFailed(
+                raise HostTrouble(
                     f"The state directory {directory} is not a directory of uid {os.geteuid()} that only it can write",
                     hint="Remove it, or set [container_runtime] state_dir to one of the worker's user alone",
                 )
-    except OSError as error:
-        raise ContainerFailed(
-            f"The worker can't make its state directory {state_dir}: {error}",
-            hint="Set [container_runtime] state_dir to a place where the worker's user may write",
-        ) from error
 
 
 def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
@@ -166,7 +184,8 @@ def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> Non
         runtime.remove(id)
     except ContainerRuntimeError as error:
         log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
-        abandon(runtime, id, state_dir=state_dir)
+        with suppress(OSError):  # a full disk: without a note it is removed when this worker has ended
+            abandon(runtime, id, state_dir=state_dir)
 
 
 def _with_agent(what: Launch, directory: Path) -> ContainerSpec:
@@ -227,13 +246,14 @@ def _silent_container(
             f" within {what.start_timeout:g} seconds{output}",
             hint="Raise `start_timeout` if the host is merely slow",
         )
-    try:
-        code = str(pending_exit.result(timeout=5).code)
-    except TimeoutError:
-        code = "unknown"
+    code = _exit_code(pending_exit)
+    sentence = (
+        f"Container {what.id} of image {what.spec.image} ended with {_in_words(code)} before the agent spoke{output}"
+    )
+    if _was_killed(code):
+        return ContainerKilled(sentence, hint=_KILLED_HINT)
     return ContainerFailed(
-        f"Container {what.id} of image {what.spec.image} ended with exit code {code} before the agent spoke{output}",
-        hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another",
+        sentence, hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another"
     )
 
 
@@ -252,7 +272,7 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
         case {"ready": {"memory": int(memory)}}:
             return memory
         case {"unable": {"why": str(why)}}:
-            _exit_code(started)  # then all that it printed is there
+            _exit_code(started.pending_exit)  # then all that it printed is there
             raise ImageInvalid(
                 f"Image {what.spec.image} can't {doing}: {why[:_WHY_LIMIT]}{_printed(runtime, what)}",
                 hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
@@ -261,7 +281,7 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
 
 
 def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, hung: bool) -> ContainerFailed:
-    code = None if hung else _exit_code(started)
+    code = None if hung else _exit_code(started.pending_exit)
     output = _printed(runtime, what)
     container = f"container {what.id} of image {what.spec.image}"
     if hung:
@@ -269,16 +289,25 @@ def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *
             f"Airflow was not imported in {container} within {what.start_timeout:g} seconds{output}",
             hint="Raise `start_timeout` if the host is merely slow",
         )
-    return ContainerFailed(
-        f"The {container} ended with exit code {'unknown' if code is None else code} while it imported Airflow{output}",
-        hint="Code 137 is a SIGKILL: raise the memory limit if there is one" if code == 137 else "",
-    )
+    sentence = f"The {container} ended with {_in_words(code)} while it imported Airflow{output}"
+    return ContainerKilled(sentence, hint=_KILLED_HINT) if _was_killed(code) else ContainerFailed(sentence)
 
 
-def _exit_code(started: RunningAgent) -> int | None:
+def _exit_code(pending_exit: PendingExit) -> int | None:
     with suppress(TimeoutError, IsolationError):
-        return started.pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
+        return pending_exit.result(timeout=EXIT_REPORT_TIMEOUT).code
     return None
+
+
+def _was_killed(code: int | None) -> bool:
+    """By a signal; or its shim was, and nobody knows."""
+    return code is None or code == UNKNOWN_EXIT or 128 < code <= 128 + signal.NSIG
+
+
+def _in_words(code: int | None) -> str:
+    if code is None or code == UNKNOWN_EXIT:
+        return "an exit code that nobody knows"
+    return f"exit code {code}"
 
 
 def _printed(runtime: ContainerRuntime, what: Launch) -> str:

@@ -12,25 +12,37 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fcntl import ioctl
+from functools import partial
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from airflow_isolation.bridge import zygote
 from airflow_isolation.bridge.ending import Meter
+from airflow_isolation.bridge.fresh_slot import await_slot
 from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
-from airflow_isolation.bridge.zygote import ZygotePlan, ZygoteUnavailable
+from airflow_isolation.bridge.zygote import ZygoteGone, ZygotePlan, ZygoteUnavailable
 from airflow_isolation.cgroups.join import own_cgroup_of
-from airflow_isolation.errors import ContainerFailed, IsolationError, RuntimeUnreachable, SpecRefused
+from airflow_isolation.errors import (
+    ContainerFailed,
+    ContainerKilled,
+    HostTrouble,
+    IsolationError,
+    RuntimeUnreachable,
+    SpecRefused,
+)
+from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -47,6 +59,9 @@ EXIT_REPORT_TIMEOUT = 20.0
 
 #: How long an agent that has said its last word may take to end, in seconds.
 AGENT_END_TIMEOUT = 1.0
+
+#: Of how many zygotes, one after the other, a workload asks to be forked.
+FORK_TRIES = 3
 
 
 StartMode = Literal["fork", "fresh"]
@@ -76,6 +91,7 @@ class Workload:
         resources: ExitStack,
         start_mode: StartMode = "fresh",
         why_fresh: str = "",
+        slot: ExitStack | None = None,
     ) -> None:
         self.container = container
         self.image = image
@@ -88,9 +104,11 @@ class Workload:
         self.ending: Ending | None = None
         self._runtime = runtime
         self._meter = meter
+        self._slot = slot
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
+        self._killed_by_us = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -107,6 +125,9 @@ class Workload:
 
         It is to be asked again when ``connection`` or ``pending_exit`` becomes readable, and now and then.
         """
+        if self._slot is not None and (self._exit_code is not None or self._has_begun()):
+            self._slot.close()
+            self._slot = None
         if self._exit_code is None:
             self._exit_code = self._ask_agent() if self._silent_since is None else None
             if self._exit_code is None:
@@ -115,9 +136,15 @@ class Workload:
                 self._meter.look()
             else:
                 # Its container, and the counters with it, stays until the agent hears that we hang up.
-                self.ending = self._meter.ending(self._exit_code)
+                by_others = self._silent_since is not None and not self._killed_by_us
+                self.ending = self._meter.ending(self._exit_code, by_others=by_others)
                 self.connection.cut()
         return self._exit_code
+
+    def _has_begun(self) -> bool:
+        """Whether it has taken what it is to do: by then it has imported Airflow."""
+        unread = ioctl(self.channels.requests, TIOCOUTQ, bytes(4))
+        return not any(unread)
 
     def _ask_agent(self) -> int | None:
         if not readable(self.connection):
@@ -149,6 +176,7 @@ class Workload:
             return
         if number != signal.SIGKILL and self.connection.send_signal(number):
             return
+        self._killed_by_us = True
         try:
             self._runtime.kill(self.container.id, number, everyone=number == signal.SIGKILL)
         except RuntimeUnreachable:
@@ -179,71 +207,59 @@ def launch(
 ) -> Workload:
     """Start a workload; when this fails nothing of it stays.
 
-    With a ``plan`` it is forked from that zygote, into a spare container where there is one. Where it can't be
-    forked, whatever the reason, it starts fresh. ``relabel`` has a spare's container given the labels of its workload, and gives
+    With a ``plan`` it is forked from that zygote, into a spare container where there is one. Of a zygote, or container,
+    that dies meanwhile it tries another; where it can't be forked for another reason it starts fresh, when one of the
+    host's few slots for that is free. ``relabel`` has a spare's container given the labels of its workload, and gives
     what waits for it; without it that is done here. ``replenish`` is told for what another spare would do.
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke.
+    :raises HostTrouble: the host failed, or somebody killed the container, before the workload began.
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
-    with ExitStack() as undo, ExitStack() as asked:
-        asking: tuple[zygote.Zygote, socket.socket] | None = None
-        why_fresh = ""
-        if plan is not None:
-            try:
-                asking = asked.enter_context(zygote.asking(runtime, plan, state_dir=state_dir))
-                what = _beside(what, asking[0], plan)
-            except ZygoteUnavailable as error:
-                why_fresh = str(error)
-                # What kept the zygote from its user namespace would keep the workload, too.
-                what = replace(what, spec=replace(what.spec, user_namespace=None))
-        spare = claim(runtime, what, state_dir=state_dir, undo=undo) if asking is not None else None
-        started = spare
-        if started is None:
-            try:
-                started = _started(runtime, what, state_dir, undo)
-            except (ContainerFailed, SpecRefused) as error:
-                if asking is None or what.spec.user_namespace is None:
-                    raise
-                # The namespace is its zygote's, and may be gone with it.
-                asking, why_fresh = None, f"no container could be started beside the zygote: {error}"
-                what = replace(what, spec=replace(what.spec, user_namespace=None))
-                started = _started(runtime, what, state_dir, undo)
-        if spare is not None:
-            what = replace(what, id=spare.container.id)
-        meter = Meter(started.container.pid)
-        undo.callback(meter.close)
-        if asking is not None:
-            cgroup = own_cgroup_of(started.container.pid)
-            undo.callback(zygote.end_stragglers, cgroup)
-        ours, theirs = open_channels()
-        undo.callback(ours.close)
+    if plan is None:
+        return _fresh(runtime, what, state_dir=state_dir)
+    directory = zygote.zygote_directory(plan, state_dir=state_dir)
+    slot: ExitStack | None = None
+    why = ""
+    for _ in range(FORK_TRIES):
         try:
-            if asking is not None:
-                why_fresh = _forked(runtime, what, started, asking, theirs.in_order())
-                if why_fresh:
-                    zygote.end_stragglers(cgroup, but=started.container.pid)
-            if asking is None or why_fresh:
-                started.connection.start(
-                    purpose=what.purpose,
-                    environment=what.environment,
-                    grace=what.spec.stop_grace_period,
-                    descriptors=theirs.in_order(),
-                )
-        finally:
-            # A copy that stayed open here would keep end-of-file from ever coming.
-            theirs.close()
-        if spare is not None:
-            if relabel is None:
-                make_ones_own(runtime, what, state_dir=state_dir)
-            else:
-                # Whoever removes the container waits first, or it would be given labels while it goes.
-                undo.callback(relabel(what))
-        if asking is not None and replenish is not None:
-            replenish(what)
-        if why_fresh:
-            log.warning("A workload could not be forked, and started fresh", container=what.id, why=why_fresh)
+            return _forked(runtime, what, plan, state_dir=state_dir, relabel=relabel, replenish=replenish)
+        except (ZygoteGone, ContainerKilled) as error:
+            why = str(error)
+        except ZygoteUnavailable as error:
+            why = str(error)
+            # One that lives and can't fork will not fork after a while either.
+            unless = None if zygote.is_alive(directory) else partial(zygote.is_alive, directory)
+            slot = await_slot(state_dir, seconds=what.start_timeout, unless=unless)
+            if slot is not None:
+                break
+        log.warning("A workload could not be forked, and tries another zygote", container=what.id, why=why)
+        what = replace(what, id=new_container_id(what.purpose))
+    with slot or await_slot(state_dir, seconds=what.start_timeout) or ExitStack() as held:
+        # What kept the zygote from its user namespace would keep the workload, too.
+        what = replace(what, spec=replace(what.spec, user_namespace=None))
+        workload = _fresh(runtime, what, state_dir=state_dir, why=why, slot=held)
+        log.warning("A workload could not be forked, and started fresh", container=what.id, why=why)
+        return workload
+
+
+def _fresh(
+    runtime: ContainerRuntime, what: Launch, *, state_dir: Path, why: str = "", slot: ExitStack | None = None
+) -> Workload:
+    with ExitStack() as undo:
+        started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
+        meter = _meter(started, undo)
+        with _channels(undo) as (ours, theirs):
+            started.connection.start(
+                purpose=what.purpose,
+                environment=what.environment,
+                grace=what.spec.stop_grace_period,
+                descriptors=theirs.in_order(),
+            )
+        if slot is not None:
+            slot = slot.pop_all()
+            undo.callback(slot.close)
         return Workload(
             container=started.container,
             image=what.image,
@@ -253,18 +269,70 @@ def launch(
             runtime=runtime,
             channels=ours,
             meter=meter,
-            start_mode="fork" if asking is not None and not why_fresh else "fresh",
-            why_fresh=why_fresh,
+            why_fresh=why,
+            slot=slot,
             resources=undo.pop_all(),
         )
 
 
-def _started(runtime: ContainerRuntime, what: Launch, state_dir: Path, undo: ExitStack) -> RunningAgent:
-    """As ``start_agent``; when this fails nothing of it stays, and it may be called again."""
-    with ExitStack() as attempt:
-        started = start_agent(runtime, what, state_dir=state_dir, undo=attempt)
-        undo.push(attempt.pop_all())
-    return started
+def _forked(
+    runtime: ContainerRuntime,
+    what: Launch,
+    plan: ZygotePlan,
+    *,
+    state_dir: Path,
+    relabel: Callable[[Launch], Callable[[], object]] | None,
+    replenish: Callable[[Launch], None] | None,
+) -> Workload:
+    """:raises ZygoteUnavailable: nothing of it stays."""
+    with ExitStack() as undo, zygote.asking(runtime, plan, state_dir=state_dir) as asked:
+        what = _beside(what, asked[0], plan)
+        spare = claim(runtime, what, state_dir=state_dir, undo=undo)
+        if spare is not None:
+            what = replace(what, id=spare.container.id)
+        started = spare or _started_beside(runtime, what, asked, state_dir, undo)
+        meter = _meter(started, undo)
+        undo.callback(zygote.end_stragglers, own_cgroup_of(started.container.pid))
+        with _channels(undo) as (ours, theirs):
+            _fork(runtime, what, started, asked, theirs.in_order(), state_dir=state_dir)
+        if spare is not None:
+            if relabel is None:
+                make_ones_own(runtime, what, state_dir=state_dir)
+            else:
+                # Whoever removes the container waits first, or it would be given labels while it goes.
+                undo.callback(relabel(what))
+        if replenish is not None:
+            replenish(what)
+        return Workload(
+            container=started.container,
+            image=what.image,
+            hello=started.hello,
+            connection=started.connection,
+            pending_exit=started.pending_exit,
+            runtime=runtime,
+            channels=ours,
+            meter=meter,
+            start_mode="fork",
+            resources=undo.pop_all(),
+        )
+
+
+def _meter(started: RunningAgent, undo: ExitStack) -> Meter:
+    meter = Meter(started.container.pid)
+    undo.callback(meter.close)
+    return meter
+
+
+@contextmanager
+def _channels(undo: ExitStack) -> Iterator[tuple[Channels, Channels]]:
+    """Our side, which ``undo`` closes, and the workload's, which is handed over in this block."""
+    ours, theirs = open_channels()
+    undo.callback(ours.close)
+    try:
+        yield ours, theirs
+    finally:
+        # A copy that stayed open here would keep end-of-file from ever coming.
+        theirs.close()
 
 
 def _beside(what: Launch, zygote: zygote.Zygote, plan: ZygotePlan) -> Launch:
@@ -275,30 +343,53 @@ def _beside(what: Launch, zygote: zygote.Zygote, plan: ZygotePlan) -> Launch:
     return replace(what, zygote=plan.key, spec=replace(what.spec, user_namespace=namespace))
 
 
-def _forked(
+def _started_beside(
+    runtime: ContainerRuntime,
+    what: Launch,
+    asked: tuple[zygote.Zygote, socket.socket],
+    state_dir: Path,
+    undo: ExitStack,
+) -> RunningAgent:
+    """:raises ZygoteUnavailable: no container could be started in the zygote's user namespace."""
+    try:
+        return start_agent(runtime, what, state_dir=state_dir, undo=undo)
+    except (ContainerFailed, SpecRefused) as error:
+        if what.spec.user_namespace is None or isinstance(error, HostTrouble):
+            raise
+        # The namespace is its zygote's, and may be gone with it.
+        kind = ZygoteGone if zygote.has_hung_up(asked[1]) else ZygoteUnavailable
+        raise kind(f"no container could be started beside the zygote: {error}") from error
+
+
+def _fork(
     runtime: ContainerRuntime,
     what: Launch,
     started: RunningAgent,
-    asking: tuple[zygote.Zygote, socket.socket],
+    asked: tuple[zygote.Zygote, socket.socket],
     channels: Sequence[Channel],
-) -> str:
-    """Have the workload forked into its container; why it could not be, or nothing.
+    *,
+    state_dir: Path,
+) -> None:
+    """Have the workload forked into its container.
 
+    :raises ZygoteUnavailable: it could not be.
     :raises ContainerFailed: the work could not be handed to the child.
     """
-    found, connection = asking
+    found, connection = asked
     try:
         if started.waiting is not None and not zygote.has_hung_up(started.waiting[0]):
             connection, child = started.waiting
         else:
             child = zygote.fork_into(connection, started.container.pid, id=what.id, spec=what.spec)
         started.connection.adopt(child=child, grace=what.spec.stop_grace_period, timeout=zygote.ANSWER_TIMEOUT)
-    except (ZygoteUnavailable, IsolationError) as error:
-        return str(error)
-    except TimeoutError:
-        zygote.replace_hung(runtime, found)
-        return f"the zygote {found.container} did not answer within {zygote.ANSWER_TIMEOUT:g} seconds"
-    # Process 1 watches its child now and would not hear of a fresh start: what fails from here on fails the workload.
+    except HostTrouble:
+        raise
+    except IsolationError as error:
+        raise ZygoteUnavailable(str(error)) from error
+    except TimeoutError as error:
+        zygote.replace_hung(runtime, found, state_dir=state_dir)
+        seconds = f"{zygote.ANSWER_TIMEOUT:g} seconds"
+        raise ZygoteUnavailable(f"the zygote {found.container} did not answer within {seconds}") from error
+    # What fails from here on fails the workload: process 1 watches its child.
     with connection:
         zygote.release(connection, environment=what.environment, purpose=what.purpose, channels=channels)
-    return ""

@@ -24,15 +24,22 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from airflow_isolation.bridge.agent_socket import not_handed_over
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.socket_address import address_of
-from airflow_isolation.bridge.started_agent import await_ready, prepare, start_agent
+from airflow_isolation.bridge.started_agent import await_ready, prepare, remove_container, start_agent
 from airflow_isolation.cgroups.counters import paths_of_process
 from airflow_isolation.cgroups.errors import CgroupError
 from airflow_isolation.cgroups.join import end_everyone_in, join_cgroups_of
 from airflow_isolation.containerd.file_lock import locked
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, IsolationError
+from airflow_isolation.errors import (
+    ContainerKilled,
+    HostTrouble,
+    IsolationError,
+    RuntimeUnreachable,
+)
 from airflow_isolation.oci.host import host_architecture, kernel_version
+from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.oci.seccomp import DEFAULT, load_profile, resolve_profile
 from airflow_isolation.oci.seccomp_filter import compile_filter, filter_flags
 from airflow_isolation.runtime import labels
@@ -57,7 +64,11 @@ RELEASE_PATIENCE = 3 * ANSWER_TIMEOUT
 #: After a zygote could not be started, workloads start fresh for so many seconds before it is tried again.
 RETRY_AFTER = 60.0
 
+#: A zygote that is killed while it starts is started again at once, so many times in all.
+START_TRIES = 3
+
 _SOCKET = "zygote.sock"
+_UNFINISHED = "unfinished.sock"
 _RECORD = "record.json"
 _FAILURE = "failure"
 _LOCK = "lock"
@@ -71,12 +82,16 @@ class ZygoteUnavailable(Exception):
     """Nothing has been forked that runs; the workload can still be started fresh."""
 
 
+class ZygoteGone(ZygoteUnavailable):
+    """It died while it was asked. Who asks again gets another one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygotePlan:
     """What a zygote is made of. Two plans with equal ``key`` may use the same one.
 
     Attributes:
-        launch: its container, and the environment in which it imports Airflow.
+        launch: its container, whose id is made when it is started, and the environment in which it imports Airflow.
         user: whose home directory its HOME is, as in ``ContainerSpec.user``.
         modules: imported beside Airflow's own, where the image has them.
         idle, age: seconds until it ends: since the last fork, since its start.
@@ -113,16 +128,23 @@ def zygote_key(*parts: object) -> str:
 def asking(runtime: ContainerRuntime, plan: ZygotePlan, *, state_dir: Path) -> Iterator[tuple[Zygote, socket.socket]]:
     """A connection to the plan's zygote, which is started when there is none.
 
-    Others wait meanwhile: an import takes seconds, but one for each of them would take longer.
+    Others wait meanwhile, ``start_timeout`` seconds at most: an import takes seconds, but one for each of them would
+    take longer.
 
     :raises ZygoteUnavailable: it can't be started, or couldn't a moment ago.
+    :raises RuntimeUnreachable: the daemon is away.
     """
-    directory = state_dir / "zygotes" / plan.key
+    directory = zygote_directory(plan, state_dir=state_dir)
     connection = _connected(directory)
     if connection is None:
         connection = _started(runtime, plan, state_dir)
     with connection:
         yield _recorded(directory), connection
+
+
+def zygote_directory(plan: ZygotePlan, *, state_dir: Path) -> Path:
+    """Where the plan's zygote is, or will be."""
+    return state_dir / "zygotes" / plan.key
 
 
 def connect_again(key: str, *, state_dir: Path) -> socket.socket:
@@ -159,30 +181,50 @@ def _recorded(directory: Path) -> Zygote:
         record = json.loads((directory / _RECORD).read_bytes())
         return Zygote(container=record["container"], pid=record["pid"], directory=directory)
     except (OSError, ValueError, KeyError) as error:
-        raise ZygoteUnavailable(f"the record of the zygote at {directory} can't be read: {error}") from error
+        raise ZygoteGone(f"the record of the zygote at {directory} can't be read: {error}") from error
 
 
 def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> socket.socket:
-    directory = state_dir / "zygotes" / plan.key
+    directory = zygote_directory(plan, state_dir=state_dir)
+    end = time.monotonic() + plan.launch.start_timeout
+    prepare(state_dir)
     try:
-        prepare(state_dir)
-        with alone_in(directory, end=time.monotonic() + plan.launch.start_timeout):
+        with alone_in(directory, end=end):
             connection = _connected(directory)
             if connection is not None:
                 return connection  # another worker was faster
             _check_no_recent_failure(directory)
-            remove_zygote(runtime, directory)
             try:
-                _start(runtime, plan, state_dir, directory)
+                _start_again_when_killed(runtime, plan, state_dir, end=end)
+            except RuntimeUnreachable:
+                raise
             except (IsolationError, OSError) as error:
-                (directory / _FAILURE).write_text(str(error))
+                # A full disk may have room at any time. Somebody who goes on killing must not have an import from each of us.
+                if isinstance(error, ContainerKilled) or not isinstance(error, HostTrouble):
+                    (directory / _FAILURE).write_text(str(error))
                 raise ZygoteUnavailable(f"no zygote could be started: {error}") from error
             connection = _connected(directory)
     except (OSError, TimeoutError) as error:
         raise ZygoteUnavailable(f"no zygote could be started in {directory}: {error}") from error
     if connection is None:
-        raise ZygoteUnavailable("the zygote ended as soon as it had started")
+        raise ZygoteGone("the zygote ended as soon as it had started")
     return connection
+
+
+def _start_again_when_killed(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, *, end: float) -> None:
+    directory = zygote_directory(plan, state_dir=state_dir)
+    tries = START_TRIES
+    while True:
+        remove_zygote(runtime, directory, state_dir=state_dir)
+        try:
+            _start(runtime, plan, state_dir, directory)
+        except ContainerKilled as error:
+            tries -= 1
+            if not tries or time.monotonic() >= end:
+                raise
+            log.warning("A zygote was killed while it started; starting another", why=str(error))
+        else:
+            return
 
 
 @contextmanager
@@ -251,16 +293,18 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
     began = time.monotonic()
     spec = plan.launch.spec
     spec = replace(spec, labels={**spec.labels, labels.DIRECTORY: str(directory.absolute())})
-    what = replace(plan.launch, spec=spec)
+    # Of a plan there may be several zygotes, one after the other, and the removal of one may be due when the next begins.
+    what = replace(plan.launch, id=new_container_id("zygote"), spec=spec)
     mounted = directory / what.id
+    unfinished = directory / _UNFINISHED
     with ExitStack() as undo, ExitStack() as handles:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=mounted)
         handles.callback(started.pending_exit.close)
         handles.callback(started.connection.close)
         listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        with address_of(directory / _SOCKET) as address:
+        with address_of(unfinished) as address:
             listener.bind(address)
-        undo.callback((directory / _SOCKET).unlink, missing_ok=True)
+        undo.callback(unfinished.unlink, missing_ok=True)
         listener.listen(128)
         started.connection.become_zygote(
             user=plan.user,
@@ -273,6 +317,8 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
         record = {"container": what.id, "pid": started.container.pid}
         (directory / _RECORD).write_text(json.dumps(record))
         await_ready(runtime, what, started, deadline=began + what.start_timeout, doing="be forked from")
+        # Only now: who connected to one that still imports would take it for one that hangs.
+        unfinished.rename(directory / _SOCKET)
         undo.pop_all()
     log.info(
         "Zygote started",
@@ -282,26 +328,29 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
     )
 
 
-def remove_zygote(runtime: ContainerRuntime, directory: Path) -> None:
+def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path) -> None:
     """Take away the zygote of a directory, dead or alive, and what is known of it. Running workloads don't need it.
 
-    :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
+    A container that the runtime does not remove now keeps nobody from starting another: the next prune does it.
     """
-    (directory / _SOCKET).unlink(missing_ok=True)
+    for name in (_SOCKET, _UNFINISHED):
+        (directory / name).unlink(missing_ok=True)
     with suppress(ZygoteUnavailable):
         zygote = _recorded(directory)
-        runtime.remove(zygote.container)
+        remove_container(runtime, zygote.container, state_dir)
         shutil.rmtree(directory / zygote.container, ignore_errors=True)
     (directory / _RECORD).unlink(missing_ok=True)
 
 
-def replace_hung(runtime: ContainerRuntime, zygote: Zygote) -> None:
+def replace_hung(runtime: ContainerRuntime, zygote: Zygote, *, state_dir: Path) -> None:
     """Remove a zygote that does not answer; the next workload starts another. Trouble is logged."""
     try:
         with alone_in(zygote.directory, end=time.monotonic()):
             if _recorded(zygote.directory) == zygote:
-                remove_zygote(runtime, zygote.directory)
-    except (OSError, TimeoutError, ZygoteUnavailable, ContainerRuntimeError) as error:
+                remove_zygote(runtime, zygote.directory, state_dir=state_dir)
+    except TimeoutError:
+        return  # who holds it removes or replaces that zygote
+    except (OSError, ZygoteUnavailable) as error:
         log.warning("A zygote that does not answer could not be removed", container=zygote.container, error=str(error))
 
 
@@ -314,6 +363,7 @@ def fork_into(
     closed before. What it has become is compared with the container's first process: nobody's word is taken for it.
 
     :raises ZygoteUnavailable: in words; nothing runs.
+    :raises ZygoteGone: so, and it, or its child, has died.
     :raises IsolationError: what the container's first process is can't be read, or not be made again.
     :raises TimeoutError: the zygote, or its child, does not answer: it hangs.
     """
@@ -345,6 +395,8 @@ def fork_into(
         return _pid_inside(child)
     except TimeoutError:
         raise
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise ZygoteGone(f"the zygote has ended: {error}") from error
     except OSError as error:
         raise ZygoteUnavailable(f"the zygote could not fork: {error}") from error
 
@@ -420,6 +472,7 @@ def release(
     """Let the child run. Of one that has died the container's process 1 tells, as of any workload's end.
 
     :raises ContainerFailed: the environment is too large for one packet.
+    :raises HostTrouble: the kernel can't send it now.
     """
     packet = json.dumps({"go": {"environment": dict(environment), "purpose": purpose}}).encode()
     try:
@@ -427,20 +480,17 @@ def release(
     except (BrokenPipeError, ConnectionResetError):
         pass
     except OSError as error:
-        raise ContainerFailed(
-            f"The work, {len(packet)} bytes with its environment, could not be handed to a forked process: {error}",
-            hint="Airflow's configuration and `environment` together must stay below 200 KB",
-        ) from error
+        raise not_handed_over(error, "a forked process", size=len(packet)) from error
 
 
 def has_hung_up(connection: socket.socket) -> bool:
-    """Whether the child at the other end is gone."""
+    """Whether the zygote, or the child, at the other end is gone."""
     poll = select.poll()
     poll.register(connection, select.POLLHUP)
     return bool(poll.poll(0))
 
 
-def end_stragglers(cgroup: Path | None, *, but: int = 0) -> None:
+def end_stragglers(cgroup: Path | None) -> None:
     """What a zygote forked and what did not become the workload; it may be outside of the container, whose end is not its own.
 
     Trouble is logged. Without a ``cgroup`` of the container's own nothing is done.
@@ -448,7 +498,7 @@ def end_stragglers(cgroup: Path | None, *, but: int = 0) -> None:
     if cgroup is None:
         return
     try:
-        end_everyone_in(cgroup, but=but)
+        end_everyone_in(cgroup)
     except CgroupError as error:
         log.warning("Not everything that a zygote forked could be ended", error=str(error))
 
@@ -457,7 +507,7 @@ def _answer(connection: socket.socket, expected: str) -> int:
     """The pid, in our pid namespace, of the process that gave the expected answer."""
     packet, ancillary, _, _ = connection.recvmsg(_PACKET_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size))
     if not packet:
-        raise ZygoteUnavailable("the zygote hung up")
+        raise ZygoteGone("the zygote hung up")
     try:
         message = json.loads(packet)
     except (ValueError, RecursionError) as error:

@@ -75,13 +75,13 @@ def own_cgroup_of(pid: int) -> Path | None:
     return None
 
 
-def end_everyone_in(directory: Path, *, but: int = 0, seconds: float = 5.0) -> None:
-    """Kill every process in a cgroup ``but`` one, also those that they fork meanwhile. Gone or empty already is success.
+def end_everyone_in(directory: Path, *, seconds: float = 5.0) -> None:
+    """Kill every process in a cgroup, also those that they fork meanwhile. Gone or empty already is success.
 
     :raises CgroupError: there are still some after so many seconds.
     """
     deadline = time.monotonic() + seconds
-    while found := _processes(directory) - {but}:
+    while found := _processes(directory):
         for pid in found:
             with suppress(ProcessLookupError):
                 held = os.pidfd_open(pid)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import structlog
 from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
+from airflow_isolation.bridge.put_offs import count_put_off
 from airflow_isolation.bridge.start_mode import decide
 from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.bridge.workload import launch
-from airflow_isolation.errors import ImagePullFailed, IsolationError, RuntimeUnreachable
+from airflow_isolation.errors import MAY_HEAL, HostTrouble, IsolationError
 from airflow_isolation.integration import end_of_try, workload_environment
 from airflow_isolation.integration.backstages import backstage
 from airflow_isolation.integration.dag_processing.links import stray_dag_file
@@ -69,29 +71,46 @@ class ContainerCoordinator(BaseCoordinator):
         :raises IsolationError: it could not be started; its log says why.
         """
         task_log = logger or structlog.get_logger(logger_name="task").bind()
-        try:
-            with own_masks(task_log):
-                return self._execute(
-                    what=what,
-                    dag_rel_path=os.fspath(dag_rel_path),
-                    bundle_info=bundle_info,
-                    client=client,
-                    logger=logger,
-                    task_log=task_log,
-                    sentry_integration=sentry_integration,
-                    subprocess_logs_to_stdout=subprocess_logs_to_stdout,
-                )
-        except _NotStarted as failure:
-            error = failure.error
+        told_pid: int | None = None
+        for waited in count():
+            try:
+                with own_masks(task_log):
+                    return self._execute(
+                        what=what,
+                        dag_rel_path=os.fspath(dag_rel_path),
+                        bundle_info=bundle_info,
+                        client=client,
+                        logger=logger,
+                        task_log=task_log,
+                        sentry_integration=sentry_integration,
+                        subprocess_logs_to_stdout=subprocess_logs_to_stdout,
+                        told_pid=told_pid,
+                    )
+            except _NotStarted as failure:
+                error, state_dir = failure.error, failure.state_dir
             task_log.error("The task could not be started in a container", error=str(error))
-            if isinstance(error, RuntimeUnreachable | ImagePullFailed) and supervision.put_off(
-                client, what, pid=os.getpid()
-            ):
-                task_log.warning("Infrastructure trouble, not the task's: it will be tried again and no try is used up")
-                supervision.upload_logs(client, task_log, what)
-                return self.ExecutionResult(1, "up_for_reschedule")
+            if isinstance(error, MAY_HEAL):
+                told_pid = os.getpid()
+                before = count_put_off(state_dir, str(what.id)) if state_dir is not None else None
+                outcome = supervision.put_off(client, what, pid=told_pid, before=before, waited=waited)
+                if outcome is supervision.PutOff.RESCHEDULED:
+                    task_log.warning(
+                        "Infrastructure trouble, not the task's: it will be tried again and no try is used up"
+                    )
+                    supervision.upload_logs(client, task_log, what)
+                    return self.ExecutionResult(1, "up_for_reschedule")
+                if outcome is supervision.PutOff.WAITS_HERE:
+                    delay = supervision.put_off_delay()
+                    task_log.warning(
+                        "Infrastructure trouble, not the task's: it waits here, with the event that resumes it,"
+                        " will be tried again, and no try is used up",
+                        seconds=delay,
+                    )
+                    supervision.wait_alive(client, what, pid=told_pid, seconds=delay)
+                    continue
             supervision.upload_logs(client, task_log, what)
             raise error from None
+        raise AssertionError("unreachable")
 
     def _execute(
         self,
@@ -104,6 +123,7 @@ class ContainerCoordinator(BaseCoordinator):
         task_log: FilteringBoundLogger,
         sentry_integration: str,
         subprocess_logs_to_stdout: bool,
+        told_pid: int | None,
     ) -> BaseCoordinator.ExecutionResult:
         executor_config = routing.executor_config_of(what)
         with ExitStack() as stack:
@@ -112,6 +132,7 @@ class ContainerCoordinator(BaseCoordinator):
             except IsolationError as error:
                 raise _NotStarted(error) from error
             dag_file = Path(bundle_path, dag_rel_path)
+            state_dir: Path | None = None
             try:
                 settings = resolve(
                     "task",
@@ -124,11 +145,12 @@ class ContainerCoordinator(BaseCoordinator):
                     executor_config=executor_config,
                     hook=image_hook(),
                 )
+                state_dir = settings.connection.state_dir
                 behind = backstage(settings.connection)
                 runtime = behind.runtime
-                image = runtime.ensure_image(
-                    settings.image, settings.image_pull_policy, timeout=settings.image_pull_timeout
-                )
+                # A pull that is broken off goes on where it was, when the task is tried again.
+                timeout = min(settings.image_pull_timeout, supervision.seconds_to_start(client))
+                image = runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
                 mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
                 if stray := stray_dag_file(dag_file, bundle_path, mounts, settings.volumes):
                     # No error: an image may have the file in that place, and a task shows nobody what it finds.
@@ -166,7 +188,10 @@ class ContainerCoordinator(BaseCoordinator):
                 )
                 stack.callback(behind.release, workload.close)
             except IsolationError as error:
-                raise _NotStarted(error) from error
+                raise _NotStarted(error, state_dir) from error
+            except OSError as error:
+                trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
+                raise _NotStarted(trouble, state_dir) from error
             task_log.info(
                 "Task runs in a container",
                 container=workload.container.id,
@@ -188,6 +213,7 @@ class ContainerCoordinator(BaseCoordinator):
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
                 permissions=settings.permissions,
                 grace=settings.stop_grace_period,
+                told_pid=told_pid,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()
@@ -199,6 +225,7 @@ class _NotStarted(Exception):
     """No user code ran."""
 
     error: IsolationError
+    state_dir: Path | None = None
 
 
 def _tell_the_end(task_log: FilteringBoundLogger, workload: Workload, state: str, what: Any) -> None:

@@ -25,6 +25,8 @@ def tell(task_log: FilteringBoundLogger, ending: Ending, *, state: str, containe
         # A child's end that the task could bear is worth a warning; when the task then failed, it is the likely cause.
         level = "warning" if not killing.fatal and state in _GONE_WELL else "error"
         getattr(task_log, level)(killing.sentence, container=container)
+    if ending.from_outside:
+        task_log.error(ending.from_outside, container=container)
     task_log.info(f"Task ended with {ending.how}: {ending.usage.sentence}", container=container)
     tags = {"dag_id": what.dag_id, "task_id": what.task_id, "queue": getattr(what, "queue", None) or ""}
     try:

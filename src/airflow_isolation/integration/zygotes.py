@@ -18,7 +18,6 @@ from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
 from airflow_isolation.bridge.zygote_recipe import zygote_environment
 from airflow_isolation.container_spec import ContainerSpec, Resources
 from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
-from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 
@@ -71,7 +70,7 @@ def zygote_plan(
             spec.seccomp,
             _agent_digest(),
         ),
-        launch=replace(task, id=new_container_id("zygote"), spec=spec, purpose="zygote", environment=environment),
+        launch=replace(task, id="", spec=spec, purpose="zygote", environment=environment),
         user=task.spec.user or task.image.user,
         idle=settings.zygote.zygote_idle_timeout,
         age=settings.zygote.zygote_max_age,

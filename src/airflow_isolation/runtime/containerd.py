@@ -69,6 +69,7 @@ from airflow_isolation.oci import (
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
+from airflow_isolation.runtime.host_trouble import writing_in
 from airflow_isolation.runtime.interface import (
     COUNTED,
     Container,
@@ -296,11 +297,12 @@ class ContainerdRuntime(ContainerRuntime):
                     snapshotter=self._snapshotter, key=snapshot_key, parent=layout.top_chain_id
                 )
                 rootfs = client.snapshots.Prepare(prepare).mounts
-            files.mkdir(parents=True)
-            # Whatever the umask: the shim's user and the container's may be others.
-            files.chmod(0o755)
-            write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
-            output = KeptOutput(id, files)
+            with writing_in(self._state_dir):
+                files.mkdir(parents=True)
+                # Whatever the umask: the shim's user and the container's may be others.
+                files.chmod(0o755)
+                write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
+                output = KeptOutput(id, files)
             undo.callback(output.close)
             stdio = str(output.fifo)
             hint = partial(start_hint, image=spec.image, program=spec.argv[0])

@@ -15,6 +15,7 @@ from airflow_isolation.errors import (
     ImageNotFound,
     ImagePullFailed,
 )
+from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.reachability import unreachable
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _ours(
     if isinstance(error, _UNREACHABLE):
         return unreachable("containerd", socket_path, error.detail)
     sentence = f"could not {doing}: {error.detail}"
+    if (trouble := told_by_daemon("containerd", sentence, error.detail)) is not None:
+        return trouble
     advice = error.hint or hint(error.detail)
     if isinstance(error, containerd.NotFound):
         return missing(sentence, hint=advice)

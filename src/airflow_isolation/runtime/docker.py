@@ -59,6 +59,7 @@ from airflow_isolation.runtime.change import check_in_use, check_not_ended, limi
 from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
+from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.interface import (
     Container,
     ContainerRuntime,
@@ -463,6 +464,8 @@ class DockerRuntime(ContainerRuntime):
         except _sdk().errors.APIError as error:
             reason = str(error.explanation or error)
             sentence = f"could not {doing}: {reason}"
+            if (trouble := told_by_daemon("docker", sentence, reason)) is not None:
+                raise trouble from error
             if error.status_code == 404:
                 raise missing(sentence, hint=hint(reason)) from error
             if error.status_code == 409 and "is already in use by container" in reason:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.triggers.file import FileTrigger
 from airflow.sdk import BaseOperator, dag, get_current_context, task
 
 SHARED = Path("/shared")
@@ -93,6 +94,25 @@ def patient() -> None:
     waits()
 
 
+class Job(BaseOperator):
+    """Is submitted, waits in the triggerer for a file of the host, and goes on."""
+
+    def execute(self, context: Any) -> None:
+        name = given_name(context)
+        with (SHARED / f"{name}.submitted").open("a") as submitted:
+            submitted.write("once\n")
+        trigger = FileTrigger(filepath=f"$shared/{name}.go", poke_interval=0.5)
+        self.defer(trigger=trigger, method_name="resume", kwargs={"given": "kept over the wait"})
+
+    def resume(self, context: Any, event: Any, given: str) -> list[str]:
+        return [given, str(event)]
+
+
+@dag(schedule=None)
+def resumed() -> None:
+    Job(task_id="waits")
+
+
 @dag(schedule=None)
 def heeds_nothing() -> None:
     """Ignores every signal that can be ignored."""
@@ -124,4 +144,5 @@ segfault()
 grandchildren()
 killable()
 patient()
+resumed()
 heeds_nothing()

@@ -81,7 +81,7 @@ class Supervised:
             id=TI.id,
             pid=4711,
             stdin=self.ours["requests"],
-            process=WorkloadTracker(self.workload),  # type: ignore[arg-type]
+            process=WorkloadTracker(self.workload, 4711),  # type: ignore[arg-type]
             process_log=self.log.logger,
             client=client,
             workload=self.workload,  # type: ignore[arg-type]

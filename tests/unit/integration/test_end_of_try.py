@@ -97,3 +97,14 @@ def test_trouble_with_metrics_does_not_reach_the_task(backend: FakeBackend, monk
 
     monkeypatch.setattr(backend, "timing", fail)
     assert len(said(killing=None, state="success")) == 1
+
+
+def test_a_container_that_was_killed_from_outside_is_said_to_be(backend: FakeBackend) -> None:
+    captured = CapturingLogger()
+    log = structlog.wrap_logger(captured, processors=[lambda _, __, event: {"event": event["event"]}])
+    ending = Ending(code=-9, usage=Usage(wall=1), from_outside="Somebody did it")
+    end_of_try.tell(log, ending, state="failed", container="task-1", what=WHAT)
+    assert [(call.method_name, call.kwargs["event"]) for call in captured.calls] == [
+        ("error", "Somebody did it"),
+        ("info", "Task ended with signal SIGKILL: wall 1.0 s"),
+    ]

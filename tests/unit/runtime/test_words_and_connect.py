@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from airflow_isolation.errors import SettingError
+from airflow_isolation.containerd.errors import Unknown
+from airflow_isolation.errors import ContainerFailed, ContainerKilled, HostTrouble, ImageInvalid, SettingError
 from airflow_isolation.runtime.connect import connect
+from airflow_isolation.runtime.containerd_errors import translated
+from airflow_isolation.runtime.host_trouble import writing_in
 from airflow_isolation.runtime.reachability import unreachable
 from airflow_isolation.runtime.words import start_hint
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_missing_program_names_image_and_setting() -> None:
@@ -55,3 +55,39 @@ def test_reasons_are_told_apart(tmp_path: Path) -> None:
         assert "nothing listens" in str(unreachable("containerd", str(place), ""))
         listener.listen(1)
         assert "deadline" in str(unreachable("containerd", str(place), "deadline exceeded"))
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("failed to prepare extraction: mkdir /var/lib/containerd/x: no space left on device", HostTrouble),
+        ("write /var/lib/containerd/meta.db: disk quota exceeded", HostTrouble),
+        ("failed to create shim task: ttrpc: closed", ContainerKilled),
+        ("runc did not terminate successfully: signal: killed", ContainerKilled),
+        ("exec: python3: executable file not found in $PATH", ContainerFailed),
+    ],
+)
+def test_the_daemons_own_trouble_is_told_from_the_workloads(words: str, kind: type[ContainerFailed]) -> None:
+    """A full disk of a daemon and a killed runc are not provoked here: these are their words."""
+    with (
+        pytest.raises(ContainerFailed, match="could not create the container c") as failed,
+        translated("/s", "create the container c"),
+    ):
+        raise Unknown(words)
+    assert type(failed.value) is kind
+    assert words in str(failed.value)
+    assert bool(failed.value.hint) is (kind is not ContainerFailed)
+
+
+def test_a_full_disk_makes_no_image_invalid() -> None:
+    with pytest.raises(HostTrouble), translated("/s", "unpack the image i", failed=ImageInvalid):
+        raise Unknown("no space left on device")
+
+
+def test_what_can_not_be_written_in_the_state_directory_names_it(tmp_path: Path) -> None:
+    with pytest.raises(HostTrouble, match=f"can't write in its state directory {tmp_path}"), writing_in(tmp_path):
+        (tmp_path / "missing" / "file").touch()
+    full = Path("/dev/full")
+    with pytest.raises(HostTrouble) as failed, writing_in(tmp_path):
+        full.write_bytes(b"x")
+    assert "Make room" in failed.value.hint

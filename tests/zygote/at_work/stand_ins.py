@@ -43,6 +43,14 @@ import sys
 if sys.argv[1:2] == ["zygote"]:
 """
 
+#: What starts fresh is imported when the test says so.
+ELSEWHERE = """
+else:
+    import os, time
+    while os.environ.get("GATE") and not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.05)
+"""
+
 #: Programs that ``import airflow`` runs in a zygote.
 PROGRAMS = {
     "good": "pass",
@@ -54,6 +62,8 @@ PROGRAMS = {
     "threaded": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "exiting": "import os; os._exit(9)",
     "linked": "pass",
+    "killed": "import os; os.kill(os.getpid(), 9)",
+    "slow": "import time; time.sleep(3)",
     "hostile": "from airflow import hostile; hostile.main()",
 }
 
@@ -91,7 +101,7 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
     program = PROGRAMS.get(kind, "pass")
     files = {
         **{f"{package}/__init__.py": "" for package in packages},
-        "airflow/__init__.py": IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()),
+        "airflow/__init__.py": IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()) + ELSEWHERE,
         "airflow/hostile.py": inspect.getsource(hostile),
         "airflow/sdk/__init__.py": "__all__ = ()\n",
         "airflow/dag_processing/dagbag.py": "",

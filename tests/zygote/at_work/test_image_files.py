@@ -121,7 +121,7 @@ def test_layers_are_mounted_once_found_again_and_go_with_the_last_container(work
         assert prune(another, state_dir=worker.state_dir).directories == ()
         assert len(mounted(worker)) == len(before)
         worker.end()
-        remove_zygote(another, worker.directory(task))
+        remove_zygote(another, worker.directory(task), state_dir=worker.state_dir)
         would = prune(another, state_dir=worker.state_dir, dry_run=True).directories
         assert set(places(worker)) <= set(would)
         assert len(mounted(worker)) == len(before)

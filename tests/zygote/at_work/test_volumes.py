@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.zygote.at_work.conftest import NAMESPACE, Running
+from tests.zygote.at_work.conftest import NAMESPACE, Running, Task
 from tests.zygote.at_work.test_reach import fork_by_hand
 
+from airflow_isolation.bridge import workload as workloads
 from airflow_isolation.bridge.workload import launch
 from airflow_isolation.container_spec import Mount
+from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime.connect import connect
 
 if TYPE_CHECKING:
@@ -135,9 +138,13 @@ def test_a_hostile_zygote_is_nobody_but_the_user_there(worker: Worker, volume: P
             Mount(source=str(read_only), target="/in"),
         ],
     )
-    victim = worker.start(task, "print('up', flush=True); requests.recv(1)")
-    victim.until(lambda: "up" in victim.stdout)
+    assert worker.start(task).finish() == 0
     (volume / "by-50000-0").unlink()  # from the attempt in which it was to be forked
+    assert task.plan
+    beside = workloads._beside(task.launch, worker.zygote(task), task.plan)
+    victims = replace(beside, id=new_container_id("task"), zygote="")
+    victim = worker.start(Task(victims, None), "print('up', flush=True); requests.recv(1)")
+    victim.until(lambda: "up" in victim.stdout)
     done = fork_by_hand(worker, task, victim.workload.container.pid)["done"]
     # docs/start-modes.md says so: what everybody may write, a hostile image may, even where its task may not.
     assert done == ["makes one as 50000:0", "makes /in/everybody writable"]

@@ -7,6 +7,10 @@ from descriptors (stock looks for it only when a channel has news, which can be 
 
 from __future__ import annotations
 
+import base64
+import enum
+import json
+import math
 import selectors
 import signal
 import time
@@ -72,12 +76,13 @@ class WorkloadTracker(ProcessTracker):
     ProcessNotFound = NeverRaised
     TimeoutExpired = _StillRunning
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, pid: int) -> None:
         self._workload = workload
+        self._pid = pid
 
     @property
     def pid(self) -> int:
-        return self._workload.container.pid
+        return self._pid
 
     def send_signal(self, s: signal.Signals) -> None:
         self._workload.send_signal(signal.Signals(s))
@@ -143,21 +148,24 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         permissions: Permissions,
         grace: float,
         ended: Callable[[str], object],
+        told_pid: int | None = None,
     ) -> Self:
         """Tell the server that the task has started and the task what to do.
 
         :param permissions: what the DAG file's tasks may ask Airflow for.
         :param grace: seconds between SIGTERM and SIGKILL, whoever has the task end.
         :param ended: gets the state of the try at its end, while its log can still be written.
+        :param told_pid: with which the server has been told already that the task runs; it takes no other then.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
         """
         channels = workload.channels
+        pid = workload.container.pid if told_pid is None else told_pid
         self = cls(
             id=what.id,
-            pid=workload.container.pid,
+            pid=pid,
             stdin=channels.requests,
-            process=WorkloadTracker(workload),
+            process=WorkloadTracker(workload, pid),
             process_log=logger or structlog.get_logger(logger_name="task").bind(),
             start_time=time.monotonic(),
             client=client,
@@ -368,19 +376,73 @@ def load_certificates() -> None:
         api.Client._get_ssl_context_cached(api.API_SSL_CA_FILE_PATH, api.API_SSL_CERT_PATH)  # noqa: SLF001
 
 
-def put_off(client: Client, what: Any, *, pid: int) -> bool:
+#: Of a token's life, in seconds, what is left for telling the server when a pull was broken off for it.
+_TOKEN_RESERVE = 30.0
+
+#: Between two signs of life of a try that waits, in seconds: the server takes one without for dead after 300.
+_SIGN_OF_LIFE = 10.0
+
+
+class PutOff(enum.Enum):
+    """What happens to a try that the infrastructure kept from starting."""
+
+    RESCHEDULED = enum.auto()
+    WAITS_HERE = enum.auto()
+    USED_UP = enum.auto()
+
+
+def put_off(client: Client, what: Any, *, pid: int, before: int | None, waited: int = 0) -> PutOff:
     """Have the scheduler start this try again later, because the infrastructure failed before any user code ran.
 
-    Like a DAG file that is not there yet, at most ``[workers] missing_dag_retries`` times; no try is used up.
-    False when those are used up; the executor's report then fails the try.
+    Like a DAG file that is not there yet, at most ``[workers] missing_dag_retries`` times; no try is used up. When those are
+    used up, the executor's report fails the try. One that is resumed after a deferral must wait here: rescheduled, it would
+    lose its event, and begin anew.
+
+    :param pid: what the server is told for the task's process, now and when it starts.
+    :param before: how often it was put off before; None when only the server's number of all reschedules is known.
+    :param waited: how often it has waited here before.
     """
     context = client.task_instances.start(what.id, pid, datetime.now(tz=timezone.utc))
-    if (context.task_reschedule_count or 0) >= conf.getint("workers", "missing_dag_retries", fallback=3):
-        return False
+    times = context.task_reschedule_count or 0
+    if before is not None:
+        times = min(times, before)
+    if max(times, waited) >= conf.getint("workers", "missing_dag_retries", fallback=3):
+        return PutOff.USED_UP
+    if context.next_method:
+        return PutOff.WAITS_HERE
     now = datetime.now(tz=timezone.utc)
-    delay = timedelta(seconds=conf.getint("workers", "missing_dag_retry_delay", fallback=60))
+    delay = timedelta(seconds=put_off_delay())
     client.task_instances.reschedule(what.id, comms.RescheduleTask(reschedule_date=now + delay, end_date=now))
-    return True
+    return PutOff.RESCHEDULED
+
+
+def put_off_delay() -> int:
+    """In seconds."""
+    return int(conf.getint("workers", "missing_dag_retry_delay", fallback=60))
+
+
+def wait_alive(client: Client, what: Any, *, pid: int, seconds: float) -> None:
+    """Wait, and tell the server that the task lives, which also renews the token.
+
+    :raises Exception: the server does not want this task to run any more.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _SIGN_OF_LIFE))
+        client.task_instances.heartbeat(what.id, pid)
+
+
+def seconds_to_start(client: Client) -> float:
+    """How long a try may take until the server must be told that it starts: its token is good for no longer.
+
+    The token that comes with the queue is not renewed, and the scheduler gives up on a task that is queued for as long.
+    """
+    try:
+        payload = client.auth.token.split(".")[1]  # type: ignore[union-attr]
+        expires = float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
+    except (AttributeError, IndexError, ValueError, KeyError, TypeError):
+        return math.inf  # another kind of client, such as that of `airflow dags test`
+    return max(1.0, expires - time.time() - _TOKEN_RESERVE)
 
 
 def upload_logs(client: Client, logger: FilteringBoundLogger, what: Any) -> None:

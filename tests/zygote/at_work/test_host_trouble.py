@@ -1,0 +1,179 @@
+"""A state directory without room, and containers that are killed before their work: the host's trouble, and nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.zygote.at_work.conftest import NAMESPACE, left_of_tasks, until
+from tests.zygote.at_work.test_death import is_dead
+
+from airflow_isolation.bridge import workload as workloads
+from airflow_isolation.bridge.prune import prune
+from airflow_isolation.errors import ContainerKilled, HostTrouble
+from airflow_isolation.runtime.connect import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.zygote.at_work.conftest import Worker
+
+pytestmark = pytest.mark.root
+
+both = pytest.mark.parametrize("form", ["namespace", "docker"], indirect=True)
+every_start = pytest.mark.parametrize("cfg", ["start_mode = fresh", ""], ids=["fresh", "forked"])
+
+
+@contextmanager
+def small(worker: Worker) -> Iterator[Worker]:
+    """The same worker, with a state directory on a file system of its own."""
+    place = worker.bundle.parent / "small"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", place], check=True)
+    runtime = connect(
+        worker.backend, socket_path=worker.runtime.info().socket_path, namespace=NAMESPACE, state_dir=place
+    )
+    try:
+        yield replace(worker, runtime=runtime, state_dir=place, started=[])
+    finally:
+        runtime.close()
+        subprocess.run(["umount", place], check=True)
+
+
+@both
+@every_start
+def test_a_full_state_directory_is_named_and_nothing_stays(worker: Worker, cfg: str) -> None:
+    with small(worker) as cramped:
+        with pytest.raises(HostTrouble, match="No space left") as failed:
+            cramped.run(cfg=cfg)
+        assert str(cramped.state_dir) in str(failed.value)
+        assert "Make room" in failed.value.hint
+        left = left_of_tasks(cramped)
+        assert not any(left.values()), left
+
+
+@both
+@every_start
+def test_a_state_directory_that_is_read_only_is_named(worker: Worker, cfg: str) -> None:
+    with small(worker) as cramped:
+        subprocess.run(["mount", "-o", "remount,ro", cramped.state_dir], check=True)
+        with pytest.raises(HostTrouble, match="Read-only file system") as failed:
+            cramped.run(cfg=cfg)
+        assert "state_dir" in failed.value.hint
+
+
+def shim_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+victims = pytest.mark.parametrize("victim", ["process 1", "shim"])
+
+
+def end(pid: int, victim: str) -> None:
+    os.kill(shim_of(pid) if victim == "shim" else pid, signal.SIGKILL)
+    # The daemon ends what has lost its shim.
+    until(lambda: is_dead(pid), "the end of process 1")
+
+
+def fails_and_leaves_nothing(worker: Worker) -> None:
+    """Without its shim a container can't be removed at once: the note of it has the next prune do it."""
+    with pytest.raises(ContainerKilled):
+        worker.run(cfg="start_mode = fresh")
+
+    def nothing_is_left() -> bool:
+        prune(worker.runtime, state_dir=worker.state_dir)
+        return not any(left_of_tasks(worker).values())
+
+    until(nothing_is_left, "the clean-up")
+
+
+@victims
+def test_a_container_that_is_killed_before_it_starts(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    """On containerd alone: dockerd has no process before it starts one."""
+    start = worker.runtime.start
+
+    def started(id: str) -> int:
+        end(worker.runtime.get(id).pid, victim)
+        return start(id)
+
+    monkeypatch.setattr(worker.runtime, "start", started)
+    fails_and_leaves_nothing(worker)
+
+
+@both
+@victims
+def test_a_container_that_is_killed_before_it_speaks(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    start = worker.runtime.start
+
+    def started(id: str) -> int:
+        pid = start(id)
+        end(pid, victim)
+        return pid
+
+    monkeypatch.setattr(worker.runtime, "start", started)
+    fails_and_leaves_nothing(worker)
+
+
+@both
+@victims
+def test_a_container_that_is_killed_before_its_work(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    meter = workloads._meter
+
+    def metered(agent: Any, undo: Any) -> Any:
+        end(agent.container.pid, victim)
+        return meter(agent, undo)
+
+    monkeypatch.setattr(workloads, "_meter", metered)
+    fails_and_leaves_nothing(worker)
+
+
+@both
+@victims
+def test_a_container_that_is_killed_while_its_task_runs_is_told_from_one_without_memory(
+    worker: Worker, victim: str
+) -> None:
+    running = worker.run("print('up', flush=True); requests.recv(1)")
+    running.until(lambda: "up" in running.stdout)
+    end(running.workload.container.pid, victim)
+    assert running.finish() != 0
+    ending = running.workload.ending
+    assert ending
+    assert "was ended from outside while the task ran" in ending.from_outside
+    # dockerd may have taken the cgroup away before anybody reads it.
+    gone = worker.form == "docker" and "for its cgroup is gone" in ending.from_outside
+    assert gone or "not by a memory limit" in ending.from_outside
+    worker.end()
+    until(
+        lambda: bool(prune(worker.runtime, state_dir=worker.state_dir)) and not any(left_of_tasks(worker).values()),
+        "the clean-up",
+    )
+
+
+@both
+def test_what_the_worker_kills_itself_was_not_killed_from_outside(worker: Worker) -> None:
+    running = worker.run("print('up', flush=True); requests.recv(1)")
+    running.until(lambda: "up" in running.stdout)
+    running.workload.send_signal(signal.SIGKILL)
+    assert running.finish() == -signal.SIGKILL
+    assert running.workload.ending
+    assert running.workload.ending.from_outside == ""
+
+
+@both
+def test_a_task_that_kills_itself_was_not_killed_from_outside(worker: Worker) -> None:
+    running = worker.run("import os; os.kill(os.getpid(), 9)")
+    assert running.finish() == -signal.SIGKILL
+    assert running.workload.ending
+    assert running.workload.ending.from_outside == ""
