@@ -30,7 +30,7 @@ from airflow_isolation.cgroups import (
 from airflow_isolation.container_spec import ContainerSpec, DeviceRates, Resources
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.runtime.containerd import ContainerdRuntime
-from airflow_isolation.runtime.interface import ContainerState
+from airflow_isolation.runtime.interface import ContainerState, Stray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,10 +264,11 @@ def test_prune_removes_the_directory_of_a_container_that_an_operator_took_away(
         runtime.create("left-alone", spec)
         daemon.run("ctr", "tasks", "rm", "--force", "taken-away")
         daemon.run("ctr", "containers", "rm", "taken-away")
-        assert prune(runtime, state_dir=state_dir).cgroups == ()  # its worker lives
+        assert prune(runtime, state_dir=state_dir).strays == ()  # its worker lives
         of_a_worker._placements._forget("taken-away")  # as the worker's death does
-    assert prune(runtime, state_dir=state_dir, dry_run=True).cgroups == ("taken-away",)
-    assert prune(runtime, state_dir=state_dir).cgroups == ("taken-away",)
+    left = (Stray(kind="cgroup", id="taken-away"),)
+    assert prune(runtime, state_dir=state_dir, dry_run=True).strays == left
+    assert prune(runtime, state_dir=state_dir).strays == left
     assert list_workloads(tree) == ((TASK, "left-alone"),)
     runtime.remove("left-alone")
 
