@@ -59,6 +59,7 @@ from airflow_isolation.oci import (
     check_identifier,
     check_mount_source_on_disk,
     container_hostname,
+    is_container_id,
     linux_limits,
     load_profile,
     needs_account_files,
@@ -398,8 +399,13 @@ class ContainerdRuntime(ContainerRuntime):
     def seen_on_host(self) -> frozenset[str]:
         if os.geteuid() != 0:
             return frozenset()
+        from airflow_isolation.runtime.shims import shims
+
         parents = self._placements.parents(self._cgroup_parent())
-        return frozenset(id for parent in parents for id in self._placements.ids(parent))
+        cgroups = (id for parent in parents for id in self._placements.ids(parent))
+        # A shim may be all that is left: containerd forgets one that it was starting when it was killed.
+        own = (shim.id for shim in shims() if is_container_id(shim.id) and self._is_own_shim(shim))
+        return frozenset((*cgroups, *own))
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
         return self._roots.remove_unused(self._first_uids, dry_run=dry_run)

@@ -297,8 +297,8 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def seen_on_host(self) -> frozenset[str]:
-        """The ids of containers that have a cgroup on this host, without a question to the daemon: a few directories are
-        listed. Empty where cgroups don't bear our ids.
+        """The ids of containers that have a cgroup or a shim on this host, without a question to the daemon: a few
+        directories are listed. Empty where those don't bear our ids.
         """
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:  # noqa: ARG002
