@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import wait_until
 
 from airflow_isolation.runtime.shims import Shim, shims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ARGUMENTS = ("-namespace", "ns-of-the-test", "-id", "task-a", "-address", "/run/of-the-test.sock")
 
@@ -25,6 +26,8 @@ def process(program: Path, name: str, *arguments: str) -> Iterator[int]:
         [name, *arguments], executable=program, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as started:
         try:
+            # exec tells its caller a moment before the new command line can be read.
+            wait_until(lambda: bool(Path(f"/proc/{started.pid}/cmdline").read_bytes()), 10, "its command line")
             yield started.pid
         finally:
             started.kill()
