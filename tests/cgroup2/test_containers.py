@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.cgroup2.inside import MIB, tree_of, until
+from tests.cgroup2.inside import MIB, ended, inside, tree_of, until
 from tests.conftest import running
 
 from airflow_isolation.bridge.ending import Meter
@@ -21,6 +21,7 @@ from airflow_isolation.cgroups import (
     Tree,
     attribute,
     list_workloads,
+    make_workload,
     open_cgroup,
     read_statistics,
     read_victims,
@@ -29,8 +30,9 @@ from airflow_isolation.cgroups import (
 )
 from airflow_isolation.container_spec import ContainerSpec, DeviceRates, Resources
 from airflow_isolation.errors import ContainerFailed, SpecRefused
+from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime.containerd import ContainerdRuntime
-from airflow_isolation.runtime.interface import ContainerState
+from airflow_isolation.runtime.interface import ContainerState, Stray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,12 +266,30 @@ def test_prune_removes_the_directory_of_a_container_that_an_operator_took_away(
         runtime.create("left-alone", spec)
         daemon.run("ctr", "tasks", "rm", "--force", "taken-away")
         daemon.run("ctr", "containers", "rm", "taken-away")
-        assert prune(runtime, state_dir=state_dir).cgroups == ()  # its worker lives
+        assert prune(runtime, state_dir=state_dir).strays == ()  # its worker lives
         of_a_worker._placements._forget("taken-away")  # as the worker's death does
-    assert prune(runtime, state_dir=state_dir, dry_run=True).cgroups == ("taken-away",)
-    assert prune(runtime, state_dir=state_dir).cgroups == ("taken-away",)
+    left = (Stray(kind="cgroup", id="taken-away"),)
+    assert prune(runtime, state_dir=state_dir, dry_run=True).strays == left
+    assert prune(runtime, state_dir=state_dir).strays == left
     assert list_workloads(tree) == ((TASK, "left-alone"),)
     runtime.remove("left-alone")
+
+
+def test_who_waits_in_a_directory_without_a_container_is_ended_and_a_living_makers_is_not(
+    runtime: ContainerdRuntime, tree: Tree
+) -> None:
+    """As a runtime's process does whose daemon was killed."""
+    left, living = (make_workload(tree, TASK, new_container_id("task")) for _ in range(2))
+    waiting, working = (inside(workload.cgroup.path, signal.pause) for workload in (left, living))
+    left.close()  # as its maker's death does
+    found = (Stray(kind="cgroup", id=left.id),)
+    assert runtime.seen_on_host() == {left.id, living.id}
+    assert runtime.remove_strays(dry_run=True) == found
+    assert runtime.remove_strays() == found
+    assert ended(waiting) == -signal.SIGKILL
+    assert list_workloads(tree) == ((TASK, living.id),)
+    living.remove()
+    assert ended(working) == -signal.SIGKILL
 
 
 def test_a_create_that_fails_leaves_no_directory(runtime: ContainerdRuntime, tree: Tree, spec: ContainerSpec) -> None:

@@ -211,8 +211,8 @@ def state_dir() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="ai-state-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
-    # What is kept on purpose: answers about images that hold for ever, and the locks of pulls.
-    kept = {directory / name for name in ("accounts", "pulls")}
+    # What is kept on purpose: answers about images that hold for ever, the locks of pulls, and where containers were.
+    kept = {directory / name for name in ("accounts", "pulls", "cgroup-parents")}
     left = [
         path
         for path in directory.rglob("*")

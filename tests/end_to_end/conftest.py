@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KINDS = ("main", "extra", "closed-home", "no-python", "no-airflow", "other-minor")
 EVERY_KIND = (*KINDS, "older-extra")
-#: What a daemon that was away did not remove, a worker tries again within 30 seconds (backstage.LOOK_EVERY).
+#: What a daemon that was away did not remove, a worker tries again when it looks next (backstage.LOOK_EVERY).
 SETTLE_SECONDS = 60
 #: How tasks are started: ``fork`` is what an administrator gets who sets nothing. ``hack/test`` runs all in both.
 START_MODE = os.environ.get("AIRFLOW_ISOLATION_START_MODE", "fork")

@@ -40,8 +40,8 @@ MOST_WAITING = 16
 #: Seconds for what has been begun when the process ends.
 CLOSE_SECONDS = 15.0
 
-#: How often it is looked for spares and zygotes that have ended because no task came, in seconds.
-LOOK_EVERY = 30.0
+#: How often it is looked for what has ended because no task came, and what others left when they were killed, in seconds.
+LOOK_EVERY = 10.0
 
 #: How long the task that has just begun has the processor for itself, in seconds: many are over then.
 SPARE_DELAY = 0.3
@@ -67,7 +67,8 @@ class Backstage:
         self._spares: dict[Path, float] = {}
         self._closed = False
         self._ending = threading.Event()
-        self._looking: threading.Thread | None = None
+        self._looking = threading.Thread(target=self._look, name="backstage-look", daemon=True)
+        self._looking.start()
 
     def release(self, release: Callable[[], None]) -> None:
         """Have something that has ended released, by and by; at once when too many wait already."""
@@ -112,9 +113,6 @@ class Backstage:
             if self._closed or kind in self._pending:
                 return
             self._pending.add(kind)
-            if self._looking is None:
-                self._looking = threading.Thread(target=self._look, name="backstage-look", daemon=True)
-                self._looking.start()
         self._crew.do(lambda: self._replenished(kind, like, wanted))
 
     def _look(self) -> None:
@@ -158,8 +156,7 @@ class Backstage:
                 return
             self._closed = True
         self._ending.set()
-        if self._looking is not None:
-            self._looking.join(CLOSE_SECONDS)
+        self._looking.join(CLOSE_SECONDS)
         if not all([self._crew.close(CLOSE_SECONDS), self._labellers.close(LABEL_SECONDS)]):
             log.warning("Not everything could be removed in time; it will be pruned", seconds=CLOSE_SECONDS)
         self._expire(time.monotonic())

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from airflow_isolation.bridge.abandoned import notes
-from airflow_isolation.bridge.spare import claim_to_remove, prune_spares
+from airflow_isolation.bridge.left_over import looks_left_over
+from airflow_isolation.bridge.spare import NEWBORN, claim_to_remove, prune_spares
 from airflow_isolation.bridge.zygote import alone_in, failed_lately, is_alive, zygote_of
 from airflow_isolation.errors import ContainerRuntimeError
 from airflow_isolation.runtime import labels
@@ -28,13 +29,12 @@ from airflow_isolation.runtime.interface import ContainerState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from airflow_isolation.runtime.interface import Container, ContainerRuntime
+    from airflow_isolation.runtime.interface import Container, ContainerRuntime, Stray
 
 log = structlog.get_logger(logger_name="airflow_isolation.prune")
 
-
-#: A worker makes its directory first and holds it a moment later, in seconds.
-_NEWBORN = 60.0
+#: How often the directories of a host are looked at for left-overs, in seconds.
+LOOK_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,19 @@ class Pruned:
 
     containers: tuple[Container, ...]
     directories: tuple[Path, ...]
-    cgroups: tuple[str, ...] = ()
+    strays: tuple[Stray, ...] = ()
 
 
-def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) -> Pruned:
-    """Remove the left-overs of this host's dead workers. What can't be removed is logged, and left for the next time."""
+def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False, running_too: bool = True) -> Pruned:
+    """Remove the left-overs of this host's dead workers. What can't be removed is logged, and left for the next time.
+
+    Unless ``running_too``, a container that still runs is left to its agent, which ends it after the grace period.
+    """
     containers = []
     abandoned = notes(runtime, state_dir)
     for container in runtime.list():
+        if not running_too and container.state is ContainerState.RUNNING and _has_owner(container, abandoned):
+            continue
         with _left_over(container, abandoned) as left_over:
             # A spare may have another owner by now; whoever claims it has it for himself.
             if not left_over:
@@ -71,8 +76,12 @@ def prune(runtime: ContainerRuntime, *, state_dir: Path, dry_run: bool = False) 
             *_of_no_zygote(state_dir / "zygotes", dry_run=dry_run),
             *_unused_roots(runtime, dry_run=dry_run),
         ),
-        _abandoned_cgroups(runtime, {container.id for container in containers}, dry_run=dry_run),
+        _strays(runtime, {container.id for container in containers}, dry_run=dry_run),
     )
+
+
+def _has_owner(container: Container, abandoned: Mapping[str, Path]) -> bool:
+    return container.id not in abandoned and container.labels.get(labels.PURPOSE) != "zygote"
 
 
 @contextmanager
@@ -119,33 +128,52 @@ def _removed(runtime: ContainerRuntime, container: Container) -> bool:
 
 
 def prune_when_due(runtime: ContainerRuntime, *, state_dir: Path, every: float = 600.0) -> None:
-    """Prune if nobody on this host has for ``every`` seconds, or if a container was abandoned. Trouble is logged: it is nobody's task's fault."""
-    stamp = state_dir / "pruned"
-    try:
-        due = time.time() - stamp.stat().st_mtime >= every
-    except FileNotFoundError:
-        due = True
+    """Prune if nobody on this host has for ``every`` seconds, or a container was abandoned; also if something looks as if
+    it were left over, for which nobody looks more often than each ``LOOK_SECONDS``. Trouble is logged: it is nobody's task's
+    fault.
+    """
+    pruned, looked = state_dir / "pruned", state_dir / "looked"
+    due = _age(pruned) >= every
     if not due and not notes(runtime, state_dir):
-        return
+        if _age(looked) < LOOK_SECONDS:
+            return
+        _touch(looked)
+        if not looks_left_over(runtime, state_dir):
+            return
     try:
-        with stamp.open("ab") as lock:
+        with pruned.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.utime(stamp)
-            prune(runtime, state_dir=state_dir)
+            if due:
+                os.utime(pruned)
+            prune(runtime, state_dir=state_dir, running_too=due)
     except BlockingIOError:
         return  # another worker is at it
     except (OSError, ContainerRuntimeError) as error:
         log.warning("Looking for left-overs of dead workers failed", error=str(error))
 
 
-def _abandoned_cgroups(runtime: ContainerRuntime, removed: set[str], *, dry_run: bool) -> tuple[str, ...]:
-    """Of containers that somebody else took away, such as an operator with the daemon's own tools."""
+def _age(stamp: Path) -> float:
     try:
-        found = runtime.remove_abandoned_cgroups(dry_run=dry_run)
+        return time.time() - stamp.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _touch(stamp: Path) -> None:
+    with suppress(OSError):
+        stamp.touch()
+        os.utime(stamp)
+
+
+def _strays(runtime: ContainerRuntime, removed: set[str], *, dry_run: bool) -> tuple[Stray, ...]:
+    try:
+        found = runtime.remove_strays(dry_run=dry_run)
     except ContainerRuntimeError as error:
-        log.warning("Left-over cgroups could not be removed", error=str(error))
+        log.warning("What is left of containers could not be removed", error=str(error))
         return ()
-    return tuple(id for id in found if id not in removed)
+    if found and not dry_run:
+        log.info("Removed what was left of containers", left=[f"{stray.kind} {stray.id}" for stray in found])
+    return tuple(stray for stray in found if stray.id not in removed)
 
 
 def _unused_roots(runtime: ContainerRuntime, *, dry_run: bool) -> tuple[Path, ...]:
@@ -161,7 +189,7 @@ def _of_no_zygote(zygotes: Path, *, dry_run: bool) -> Iterator[Path]:
     """Directories in which nobody listens. The container, if there is still one, is known by its labels."""
     for directory in sorted(zygotes.glob("*")):
         try:
-            if time.time() - directory.stat().st_mtime < _NEWBORN or failed_lately(directory):
+            if time.time() - directory.stat().st_mtime < NEWBORN or failed_lately(directory):
                 continue
             with alone_in(directory, end=time.monotonic()):
                 if is_alive(directory):
@@ -182,7 +210,7 @@ def _abandoned(workloads: Path, *, dry_run: bool) -> Iterator[Path]:
         except FileNotFoundError:
             continue
         try:
-            if time.time() - os.fstat(descriptor).st_mtime < _NEWBORN:
+            if time.time() - os.fstat(descriptor).st_mtime < NEWBORN:
                 continue
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not dry_run:

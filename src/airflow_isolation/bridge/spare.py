@@ -50,6 +50,9 @@ SPARE_SECONDS = 60.0
 #: How long a claimant may take to make a spare its own, in seconds.
 CLAIM_SECONDS = 30.0
 
+#: A worker makes a directory first and holds it a moment later, in seconds.
+NEWBORN = 10.0
+
 _TIMEOUT = 5.0
 
 
@@ -120,6 +123,10 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
             # Before they are mounted: what is replaced meanwhile makes a spare of no use, never one that shows the old.
             sources = identify_sources(spec.mounts)
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+            (directory / id).mkdir()
+            undo.callback(shutil.rmtree, directory / id, ignore_errors=True)
+            # Until the spare is known: as long as we live, nobody takes what is there of it for a left-over.
+            handles.enter_context(held(directory / id))
             listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             with address_of(record.with_suffix(".sock")) as address:
                 listener.bind(address)
@@ -176,7 +183,7 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
         elif path.suffix == ".claimed" and age > CLAIM_SECONDS and not is_held(path.with_suffix("")):
             runtime.remove(path.stem)
             _forget(path)
-        elif path.suffix in {"", ".sock"} and age > 2 * SPARE_SECONDS and _is_nobodys(path):
+        elif path.suffix in {"", ".sock", ".new"} and age > NEWBORN and _is_nobodys(path):
             _forget(path)
     for directory in (state_dir / "spares").glob(f"{_prefix(runtime)}*"):
         # Empty, and nobody is about to make one in it.
@@ -246,6 +253,7 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
 def _forget(claimed: Path) -> None:
     shutil.rmtree(claimed.with_suffix(""), ignore_errors=True)
     claimed.with_suffix(".sock").unlink(missing_ok=True)
+    claimed.with_suffix(".new").unlink(missing_ok=True)
     claimed.with_suffix(".claimed").unlink(missing_ok=True)
 
 

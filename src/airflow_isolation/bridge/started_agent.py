@@ -116,7 +116,7 @@ def start_agent(
 ) -> RunningAgent:
     """Start a container up to its agent's hello; ``undo`` gets what takes all of it away again.
 
-    ``directory`` is mounted into it: made here, and in ``<state_dir>/workloads`` unless it is given.
+    ``directory`` is mounted into it: in ``<state_dir>/workloads`` unless it is given, and made here unless it is there.
 
     :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke; or a mount is
         not idmapped that was to be.
@@ -132,7 +132,7 @@ def start_agent(
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
             undo.enter_context(held(directory))
         else:
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
         # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
         directory.chmod(0o755)

@@ -274,6 +274,17 @@ def zygote_of(directory: Path) -> str:
         return ""
 
 
+def seems_dead(directory: Path) -> bool:
+    """Whether nobody starts a zygote there, and the process of the last one is gone. No zygote is asked."""
+    try:
+        with alone_in(directory, end=time.monotonic()):
+            return not Path(f"/proc/{_recorded(directory).pid}").exists()
+    except ZygoteUnavailable:
+        return True
+    except OSError:  # TimeoutError is one
+        return False
+
+
 def failed_lately(directory: Path) -> bool:
     """Whether a zygote could not be started there, and it is not to be tried again yet."""
     try:

@@ -12,6 +12,7 @@
 Never imports airflow.
 """
 
+from airflow_isolation.cgroups.by_name import SameName, names_below
 from airflow_isolation.cgroups.counters import (
     UNIFIED,
     CgroupMounts,
@@ -67,6 +68,7 @@ from airflow_isolation.cgroups.tree import (
     make_workload,
     remove_abandoned,
     remove_workload,
+    take_over,
 )
 from airflow_isolation.cgroups.usage import Usage, usage_of
 
@@ -106,6 +108,7 @@ __all__ = [
     "PidsStat",
     "Pressure",
     "PressureStat",
+    "SameName",
     "Stall",
     "Statistics",
     "Tree",
@@ -130,6 +133,7 @@ __all__ = [
     "limits_of_slice",
     "list_workloads",
     "make_workload",
+    "names_below",
     "open_cgroup",
     "paths_of_process",
     "read_limits",
@@ -141,6 +145,7 @@ __all__ = [
     "slice_below",
     "slice_name",
     "slice_path",
+    "take_over",
     "take_sample",
     "throttle_from",
     "usage_of",

@@ -204,6 +204,20 @@ def list_workloads(tree: Tree) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def take_over(tree: Tree, purpose: str, id: str) -> Workload | None:
+    """The directory of a workload whose maker is dead, locked by us from now on; None when he lives, or it is gone."""
+    with suppress(CgroupGone), ExitStack() as undo:
+        cgroup = undo.enter_context(open_cgroup(tree.mount, tree.workload(purpose, id)))
+        if not _lock(cgroup):
+            return None
+        with open_cgroup(tree.mount, tree.workload(purpose, id)) as now:
+            if not os.path.sameopenfile(now.fileno(), cgroup.fileno()):
+                return None
+        undo.pop_all()
+        return Workload(tree, purpose, id, cgroup)
+    return None
+
+
 def remove_abandoned(tree: Tree, seconds: float = 10.0, *, dry_run: bool = False) -> tuple[str, ...]:
     """Remove directories that dead workers left and nobody is in, and give their ids; with ``dry_run`` that alone.
 

@@ -44,7 +44,7 @@ from airflow_isolation.containerd.unix_socket import await_socket
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -124,6 +124,8 @@ class Client(Services):
         twice, and any that can't have reached the daemon.
     wait_for_daemon:
         seconds to wait here for a daemon that is just starting. Zero fails at once.
+    lease_labels:
+        for every lease that is made here, such as whose it is.
 
     :raises SocketMissing: nothing at ``address``, or nobody listens there.
     :raises NotASocket: something else is there.
@@ -139,9 +141,11 @@ class Client(Services):
         timeout: float = 30.0,
         retry_for: float = 20.0,
         wait_for_daemon: float = 0.0,
+        lease_labels: Mapping[str, str] | None = None,
     ) -> None:
         self.address = Path(address).absolute()
         self.namespace = namespace
+        self._lease_labels = dict(lease_labels or {})
         await_socket(self.address, wait_for_daemon)
         self._calls = Calls(address=self.address, timeout=timeout, retry_for=retry_for)
         self._plain = grpc.insecure_channel(f"unix:{self.address}", options=CHANNEL_OPTIONS)
@@ -162,7 +166,8 @@ class Client(Services):
         """
         until = (datetime.now(timezone.utc) + expires).isoformat(timespec="seconds")
         request = leases_pb2.CreateRequest(
-            id=id or f"airflow-isolation-{secrets.token_hex(8)}", labels={"containerd.io/gc.expire": until}
+            id=id or f"airflow-isolation-{secrets.token_hex(8)}",
+            labels={**self._lease_labels, "containerd.io/gc.expire": until},
         )
         lease = self.leases.Create(request).lease
         try:

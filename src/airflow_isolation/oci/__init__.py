@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow_isolation.oci.account import Account, needs_account_files, resolve_account
 from airflow_isolation.oci.etc_files import EtcFiles, write_etc_files
 from airflow_isolation.oci.host import HostFacts, read_host
-from airflow_isolation.oci.identifier import check_identifier, new_container_id
+from airflow_isolation.oci.identifier import check_identifier, is_container_id, new_container_id
 from airflow_isolation.oci.image_config import ImageConfig
 from airflow_isolation.oci.mount_source import check_mount_source_on_disk
 from airflow_isolation.oci.mounts import (
@@ -41,6 +41,7 @@ __all__ = [
     "check_mount_target",
     "container_hostname",
     "docker_profile",
+    "is_container_id",
     "linux_limits",
     "linux_resources",
     "load_profile",

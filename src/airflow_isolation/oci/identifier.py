@@ -16,6 +16,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 _TIME_DIGITS = 10
 _RANDOM_DIGITS = 16
+_OURS = re.compile(f"[a-z]+-[{_DIGITS}]{{{_TIME_DIGITS + _RANDOM_DIGITS}}}")
 
 
 def check_identifier(identifier: str) -> str:
@@ -40,6 +41,15 @@ def new_container_id(purpose: str) -> str:
     return check_identifier(
         f"{purpose}-{_base32(milliseconds, _TIME_DIGITS)}{_base32(secrets.randbits(80), _RANDOM_DIGITS)}"
     )
+
+
+def is_container_id(text: str) -> bool:
+    """Whether it looks as what ``new_container_id`` makes.
+
+    >>> is_container_id("task-01jd4w6z8k9q2v5x7b3n1m0c8r"), is_container_id("task-1"), is_container_id("kubepods")
+    (True, False, False)
+    """
+    return _OURS.fullmatch(text) is not None
 
 
 def _base32(number: int, length: int) -> str:

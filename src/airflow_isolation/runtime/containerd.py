@@ -30,6 +30,7 @@ from airflow_isolation.containerd import errors as containerd
 from airflow_isolation.containerd import images
 from airflow_isolation.containerd.api import (
     containers_pb2,
+    leases_pb2,
     runc_options_pb2,
     snapshots_pb2,
     task_types_pb2,
@@ -58,6 +59,7 @@ from airflow_isolation.oci import (
     check_identifier,
     check_mount_source_on_disk,
     container_hostname,
+    is_container_id,
     linux_limits,
     load_profile,
     needs_account_files,
@@ -83,8 +85,10 @@ from airflow_isolation.runtime.interface import (
     PullPolicy,
     RuntimeInfo,
     Stats,
+    Stray,
 )
 from airflow_isolation.runtime.kept_output import KeptOutput, output_file, release
+from airflow_isolation.runtime.labels import OWNER, Owner
 from airflow_isolation.runtime.namespaced_root import NamespacedRoots
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
 from airflow_isolation.runtime.reachability import peer_pid
@@ -105,6 +109,7 @@ if TYPE_CHECKING:
     from airflow_isolation.oci import Account, HostFacts
     from airflow_isolation.runtime.counted import CgroupFiles
     from airflow_isolation.runtime.placement import Placements
+    from airflow_isolation.runtime.shims import Shim
 
 logger = logging.getLogger(__name__)
 
@@ -299,6 +304,7 @@ class ContainerdRuntime(ContainerRuntime):
                 rootfs = client.snapshots.Prepare(prepare).mounts
             with writing_in(self._state_dir):
                 files.mkdir(parents=True)
+                self._placements.remember(self._cgroup_parent(spec.cgroup_parent))
                 # Whatever the umask: the shim's user and the container's may be others.
                 files.chmod(0o755)
                 write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
@@ -373,8 +379,35 @@ class ContainerdRuntime(ContainerRuntime):
                 return
             self._dismantle(record, _REMOVE_SECONDS)
 
-    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
-        return self._placements.remove_abandoned(self._cgroup_parent(), _UNDO_SECONDS, dry_run=dry_run)
+    def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
+        parents = self._placements.parents(self._cgroup_parent())
+        with self._translated("remove what is left of containers"):
+            abandoned = [id for one in parents for id in self._placements.remove_abandoned(one, dry_run=dry_run)]
+            found = [Stray(kind="cgroup", id=id) for id in abandoned]
+            found += self._expired_leases(dry_run=dry_run)
+            if self._sees_the_host():
+                from airflow_isolation.runtime import strays
+
+                found += strays.remove_strays(
+                    self._placements,
+                    parents,
+                    files=self._state_dir / "containers",
+                    is_ours=self._is_own_shim,
+                    recorded=self._recorded,
+                    dry_run=dry_run,
+                )
+        return tuple(dict.fromkeys(found))
+
+    def seen_on_host(self) -> frozenset[str]:
+        if os.geteuid() != 0:
+            return frozenset()
+        from airflow_isolation.runtime.shims import shims
+
+        parents = self._placements.parents(self._cgroup_parent())
+        cgroups = (id for parent in parents for id in self._placements.ids(parent))
+        # A shim may be all that is left: containerd forgets one that it was starting when it was killed.
+        own = (shim.id for shim in shims() if is_container_id(shim.id) and self._is_own_shim(shim))
+        return frozenset((*cgroups, *own))
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
         return self._roots.remove_unused(self._first_uids, dry_run=dry_run)
@@ -468,7 +501,12 @@ class ContainerdRuntime(ContainerRuntime):
     def _connected(self) -> Client:
         with self._connecting:
             if self._client is None:
-                self._client = Client(self._socket_path, namespace=self._namespace, timeout=self._timeout)
+                self._client = Client(
+                    self._socket_path,
+                    namespace=self._namespace,
+                    timeout=self._timeout,
+                    lease_labels={OWNER: str(Owner.this_process())},
+                )
             return self._client
 
     def _translated(
@@ -488,6 +526,27 @@ class ContainerdRuntime(ContainerRuntime):
         mappings = (document.get("linux", {}).get("uidMappings") for document in documents)
         return frozenset(int(mapping[0]["hostID"]) for mapping in mappings if mapping)
 
+    def _sees_the_host(self) -> bool:
+        """Whether the daemon's shims are among the processes here, and may be ended."""
+        return os.geteuid() == 0 and peer_pid(self._socket_path) > 0
+
+    def _is_own_shim(self, shim: Shim) -> bool:
+        return shim.is_of(self._socket_path, self._namespace)
+
+    def _recorded(self) -> frozenset[str]:
+        return frozenset(record.id for record in _records(self._connected(), containers_pb2.ListContainersRequest()))
+
+    def _expired_leases(self, *, dry_run: bool) -> Iterator[Stray]:
+        """Of dead workers that were pulling or unpacking: they would end by themselves, but only in an hour or so."""
+        client = self._connected()
+        for lease in client.leases.List(leases_pb2.ListRequest(filters=[f"labels.{_quoted(OWNER)}"])).leases:
+            owner = Owner.parse(lease.labels[OWNER])
+            if owner is not None and owner.is_gone():
+                if not dry_run:
+                    with suppress(containerd.NotFound):
+                        client.leases.Delete(leases_pb2.DeleteRequest(id=lease.id))
+                yield Stray(kind="lease", id=lease.id)
+
     def _pid(self, id: str) -> int:
         try:
             return self.get(id).pid
@@ -500,7 +559,7 @@ class ContainerdRuntime(ContainerRuntime):
     def _placements(self) -> Placements:
         from airflow_isolation.runtime.placement import Placements
 
-        return Placements(self._cgroup_mount_path)
+        return Placements(self._cgroup_mount_path, self._state_dir)
 
     @cached_property
     def _cgroup_files(self) -> CgroupFiles:
@@ -616,7 +675,8 @@ class ContainerdRuntime(ContainerRuntime):
         :raises DeadlineExceeded: not within ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        self._end_task(record.id, deadline)
+        if not self._end_task(record.id, deadline) and self._sees_the_host():
+            self._end_forgotten_shim(record.id, deadline)
         client = self._connected()
         _unless_gone(
             client.snapshots.Remove,
@@ -628,8 +688,18 @@ class ContainerdRuntime(ContainerRuntime):
         shutil.rmtree(self._files(record.id), ignore_errors=True)
         _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
 
-    def _end_task(self, id: str, deadline: float) -> None:
-        """Kill and delete the task, whatever it is doing, and whatever happens to shim and daemon meanwhile."""
+    def _end_forgotten_shim(self, id: str, deadline: float) -> None:
+        """A daemon that is killed while it starts one does not know it afterwards, and what that has called goes on."""
+        from airflow_isolation.runtime.shims import shims
+
+        for shim in shims():
+            if shim.id == id and self._is_own_shim(shim) and not shim.end(_left(deadline)):
+                raise containerd.DeadlineExceeded(f"the shim of the container {id} does not end")
+
+    def _end_task(self, id: str, deadline: float) -> bool:
+        """Kill and delete the task, whatever it is doing, and whatever happens to shim and daemon meanwhile. False: the
+        daemon knew of none.
+        """
         tasks = self._connected().tasks
         while True:
             try:
@@ -641,12 +711,12 @@ class ContainerdRuntime(ContainerRuntime):
                         tasks.Kill(kill, timeout=_left(deadline))
                     tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
                 tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
-                return
+                return True
             except containerd.NotFound:
                 # containerd 2.1 leaves the shim of a task that it refused, when the runtime lacks a feature.
                 with suppress(containerd.NotFound):
                     tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
-                return
+                return True
             except containerd.DeadlineExceeded:
                 raise
             except containerd.ContainerdError as error:

@@ -71,6 +71,7 @@ from airflow_isolation.runtime.interface import (
     PullPolicy,
     RuntimeInfo,
     Stats,
+    Stray,
 )
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
 from airflow_isolation.runtime.placement import (
@@ -151,7 +152,7 @@ class DockerRuntime(ContainerRuntime):
         self._state_dir = state_dir
         self._relabelled = Relabelled(state_dir / "labels")
         self._timeout = timeout
-        self._placements = Placements(cgroup_mount_path)
+        self._placements = Placements(cgroup_mount_path, state_dir)
         # Where dockerd's two cgroup drivers put a container, unless it was told otherwise.
         self._cgroup_files = CgroupFiles("/docker/{}", "/system.slice/docker-{}.scope")
         self._connecting = threading.Lock()
@@ -379,8 +380,16 @@ class DockerRuntime(ContainerRuntime):
         if container["Config"]["Image"] != container["Image"]:
             self._remove_nameless_image(container["Image"])
 
-    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
-        return self._placements.remove_abandoned(self._namespace, _UNDO_SECONDS, dry_run=dry_run)
+    def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
+        parents = self._placements.parents(self._namespace)
+        return tuple(
+            Stray(kind="cgroup", id=id)
+            for parent in parents
+            for id in self._placements.remove_abandoned(parent, dry_run=dry_run)
+        )
+
+    def seen_on_host(self) -> frozenset[str]:
+        return frozenset()
 
     def get(self, id: str) -> Container:
         check_identifier(id)

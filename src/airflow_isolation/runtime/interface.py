@@ -141,6 +141,15 @@ class Stats:
     io_pressure: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """What is on this host of a container that its daemon has no record of; ``kind`` such as cgroup, or shim."""
+
+    kind: str
+    id: str
+    detail: str = ""
+
+
 class PendingExit(ABC):
     """The answer to ``wait``: a descriptor that becomes readable when the container has ended.
 
@@ -278,13 +287,18 @@ class ContainerRuntime(ABC):
         """End the container at once and release all that ``create`` acquired. Gone already is success; may be called twice."""
 
     @abstractmethod
-    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
-        """Remove cgroups of ours that dead workers left and nobody is in, and give their ids; with ``dry_run`` that alone.
+    def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
+        """End and remove what is on this host of containers of ours that the daemon has no record of: cgroups in every
+        hierarchy, shims, files; and what dead workers hold in the daemon. With ``dry_run`` tell of it alone.
 
-        Each is locked by the process that made it for as long as that lives. Those of ``cgroup_parent``s other than the
-        namespace's own are not looked for. Nothing where the runtime makes them alone.
+        A container's record is made before anything else of it and deleted last: what has none is nobody's, also while
+        a living worker makes and removes containers. What another daemon's shim stands for is not ours.
+        """
 
-        :raises ContainerRuntimeError: with the kernel's reason.
+    @abstractmethod
+    def seen_on_host(self) -> frozenset[str]:
+        """The ids of containers that have a cgroup or a shim on this host, without a question to the daemon: a few
+        directories are listed. Empty where those don't bear our ids.
         """
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:  # noqa: ARG002

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from airflow_isolation.cgroups import (
     LEAF,
@@ -26,6 +27,7 @@ from airflow_isolation.cgroups import (
     Hierarchy,
     Limits,
     NotUnified,
+    SameName,
     Tree,
     ValueRefused,
     Workload,
@@ -40,7 +42,9 @@ from airflow_isolation.cgroups import (
     limit_slice,
     limits_of,
     limits_of_slice,
+    list_workloads,
     make_workload,
+    names_below,
     open_cgroup,
     read_limits,
     read_statistics,
@@ -49,9 +53,11 @@ from airflow_isolation.cgroups import (
     slice_below,
     slice_name,
     slice_path,
+    take_over,
 )
 from airflow_isolation.container_spec import Resources
 from airflow_isolation.errors import ContainerFailed, ContainerNotFound, ContainerRuntimeError, SpecRefused
+from airflow_isolation.oci import is_container_id
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.counted import stats_of
 
@@ -64,6 +70,7 @@ if TYPE_CHECKING:
 #: The level of a purpose, by the label of its containers.
 LEVELS = {"task": TASKS, "spare": TASKS, "parse": PARSING}
 NO_RESOURCES = Resources()
+_ABANDONED_SECONDS = 20.0
 _EVERYWHERE = frozenset({"cpus", "memory", "pids", "cpuset", "memory_swap", "oom_group"})
 #: cpu.shares; to v2 runtimes translate it, each release in its own way.
 _ON_V1 = _EVERYWHERE | {"cpu_weight"}
@@ -101,10 +108,15 @@ class Placement:
 
 
 class Placements:
-    """The places of one daemon's containers in the cgroups mounted at ``mount_path``. Usable from several threads."""
+    """The places of one daemon's containers in the cgroups mounted at ``mount_path``. Usable from several threads.
 
-    def __init__(self, mount_path: str) -> None:
+    ``state_dir``: in ``cgroup-parents`` below it is remembered where containers have been.
+    """
+
+    def __init__(self, mount_path: str, state_dir: Path) -> None:
         self._mount_path = Path(mount_path)
+        self._parents = state_dir / "cgroup-parents"
+        self._remembered: set[str] = set()
         # Locked for as long as this process lives, or until they are removed.
         self._workloads: dict[str, Workload] = {}
 
@@ -223,13 +235,15 @@ class Placements:
         return self._directory(id, cgroups_path) is not None
 
     def remove(self, id: str, cgroups_path: str, seconds: float) -> None:
-        """Remove the directory around a container's cgroup, by whomever it was made. Gone already is success.
+        """Remove the directory around a container's cgroup, by whomever it was made, or what the runtime left of its own.
+        Gone already is success.
 
         :raises ContainerRuntimeError: processes in it don't end within ``seconds``.
         """
         found = self._directory(id, cgroups_path)
         if found is None:
-            return  # the runtime's own, which it removes itself
+            self._remove_the_runtimes(id, cgroups_path, seconds)
+            return
         tree, level = found
         try:
             remove_workload(tree, level, id, seconds)
@@ -239,25 +253,69 @@ class Placements:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
         self._forget(id)
 
-    def remove_abandoned(self, parent: str, seconds: float, *, dry_run: bool) -> tuple[str, ...]:
+    def _remove_the_runtimes(self, id: str, cgroups_path: str, seconds: float) -> None:
+        """It does that itself, unless it was killed while it made them."""
+        parent, _, name = cgroups_path.strip("/").rpartition("/")
+        if name != id or not parent or os.geteuid() != 0:
+            return
+        with SameName(parent, id) as left:
+            try:
+                left.remove(seconds)
+            except CgroupError as error:
+                raise ContainerRuntimeError(error.message, hint=error.hint) from error
+
+    def parents(self, default: str) -> frozenset[str]:
+        """Where containers of ours have been on this host since it was started, and the ``default``."""
+        with suppress(OSError):
+            return frozenset({default, *(unquote(path.name) for path in self._parents.iterdir())})
+        return frozenset({default})
+
+    def remember(self, parent: str) -> None:
+        """That containers of ours are below it: for whoever looks for what is left of them, in whichever process.
+
+        :raises ContainerFailed: the state directory can't be written.
+        """
+        if parent in self._remembered:
+            return
+        try:
+            self._parents.mkdir(parents=True, exist_ok=True)
+            (self._parents / quote(parent, safe="")).touch()
+        except OSError as error:
+            raise ContainerFailed(f"{self._parents} can't be written: {error.strerror}") from error
+        self._remembered.add(parent)
+
+    def ids(self, parent: str) -> frozenset[str]:
+        """The ids of ours that have a cgroup below it."""
+        tree = self._tree_or_none(parent)
+        names = names_below(parent) if tree is None else frozenset(id for _, id in list_workloads(tree))
+        return frozenset(name for name in names if is_container_id(name))
+
+    def remove_abandoned(self, parent: str, *, dry_run: bool) -> tuple[str, ...]:
         """As ``cgroups.remove_abandoned``. Nothing where there is no tree of ours.
 
         :raises ContainerRuntimeError: with the kernel's reason.
         """
-        try:
-            tree = self._tree(parent)
-        except CgroupError:
+        tree = self._tree_or_none(parent)
+        if tree is None:
             return ()
         try:
-            return remove_abandoned(tree, seconds, dry_run=dry_run)
+            return remove_abandoned(tree, _ABANDONED_SECONDS, dry_run=dry_run)
         except CgroupError as error:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
 
+    def open_all(self, id: str, parent: str) -> tuple[SameName | Workload, ...]:
+        """What there is now of a container's cgroups, open; the caller closes each. What a living worker holds is left out."""
+        tree = self._tree_or_none(parent)
+        if tree is None:
+            found = SameName(parent, id)
+            return (found,) if found else ()
+        held = (take_over(tree, level, id) for level in (TASKS, PARSING, OTHERS))
+        return tuple(workload for workload in held if workload is not None)
+
     def stats(self, ids: frozenset[str], parent: str) -> Mapping[str, Stats]:
         """Counters of those that have a directory of ours and somebody in it, read from the kernel."""
-        try:
-            tree = self._tree(parent)
-        except CgroupError:
+        tree = self._tree_or_none(parent)
+        if tree is None:
             return {}
         found = {}
         for level in (TASKS, PARSING, OTHERS):
@@ -293,6 +351,12 @@ class Placements:
     @cached_property
     def _hierarchy(self) -> Hierarchy:
         return find_hierarchy(self._mount_path)
+
+    def _tree_or_none(self, parent: str) -> Tree | None:
+        try:
+            return self._tree(parent)
+        except CgroupError:
+            return None
 
     def _tree(self, parent: str) -> Tree:
         """:raises CgroupError: limits can't be written by us here."""

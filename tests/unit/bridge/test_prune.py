@@ -21,7 +21,7 @@ from airflow_isolation.bridge.prune import prune, prune_when_due
 from airflow_isolation.bridge.zygote import alone_in
 from airflow_isolation.errors import ContainerRuntimeError, RuntimeUnreachable
 from airflow_isolation.runtime import labels
-from airflow_isolation.runtime.interface import Container, ContainerState
+from airflow_isolation.runtime.interface import Container, ContainerState, Stray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,10 @@ class FakeRuntime:
         self.stubborn = stubborn
         self.cgroups = cgroups
         self.roots = roots
+        self.asked = 0
 
     def list(self) -> tuple[Container, ...]:
+        self.asked += 1
         return tuple(self.containers.values())
 
     def remove(self, id: str) -> None:
@@ -50,11 +52,14 @@ class FakeRuntime:
             raise RuntimeUnreachable("no answer")
         self.containers.pop(id, None)
 
-    def remove_abandoned_cgroups(self, *, dry_run: bool = False) -> tuple[str, ...]:
+    def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
         if self.stubborn == "cgroups":
             raise ContainerRuntimeError("its processes don't end")
         found, self.cgroups = self.cgroups, self.cgroups if dry_run else ()
-        return found
+        return tuple(Stray(kind="cgroup", id=id) for id in found)
+
+    def seen_on_host(self) -> frozenset[str]:
+        return frozenset(self.cgroups)
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
         if self.stubborn == "roots":
@@ -95,9 +100,10 @@ def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
 
 def test_a_cgroup_without_a_container_goes_too(tmp_path: Path) -> None:
     runtime: Any = FakeRuntime(container("dead", str(DEAD)), cgroups=("dead", "task-a"))
-    assert prune(runtime, state_dir=tmp_path, dry_run=True).cgroups == ("task-a",)
+    left = (Stray(kind="cgroup", id="task-a"),)
+    assert prune(runtime, state_dir=tmp_path, dry_run=True).strays == left
     assert runtime.cgroups == ("dead", "task-a")
-    assert prune(runtime, state_dir=tmp_path).cgroups == ("task-a",)
+    assert prune(runtime, state_dir=tmp_path).strays == left
     assert runtime.cgroups == ()
 
 
@@ -154,6 +160,41 @@ def test_pruning_is_not_due_again_so_soon(tmp_path: Path) -> None:
     assert "dead" in runtime.containers
     prune_when_due(runtime, state_dir=tmp_path, every=0)
     assert not runtime.containers
+
+
+def test_pruning_is_due_when_something_looks_left_over(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime()
+    prune_when_due(runtime, state_dir=tmp_path)
+    runtime.cgroups = ("task-a",)
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert runtime.cgroups == ()
+    runtime.cgroups = ("task-b",)
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert runtime.cgroups == ("task-b",), "somebody has looked a moment ago"
+    os.utime(tmp_path / "looked", (0, 0))
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert runtime.cgroups == ()
+
+
+def test_who_sees_nothing_suspicious_does_not_ask_the_daemon(tmp_path: Path) -> None:
+    runtime: Any = FakeRuntime()
+    prune_when_due(runtime, state_dir=tmp_path)
+    asked = runtime.asked
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert runtime.asked == asked
+
+
+def test_what_a_dead_worker_left_running_has_its_grace_period(tmp_path: Path) -> None:
+    """Unless it has been there for as long as it takes until pruning is due anyway."""
+    running = replace(container("running", str(DEAD)), state=ContainerState.RUNNING)
+    made = replace(container("made", str(DEAD)), state=ContainerState.CREATED)
+    runtime: Any = FakeRuntime()
+    prune_when_due(runtime, state_dir=tmp_path)
+    runtime.containers = {one.id: one for one in (running, made, container("ended", str(DEAD)))}
+    runtime.cgroups = ("running",)
+    prune_when_due(runtime, state_dir=tmp_path)
+    assert list(runtime.containers) == ["running"]
+    assert pruned(runtime, tmp_path) == ["running"]
 
 
 def workload_directory(state_dir: Path, id: str, *, age: float) -> Path:

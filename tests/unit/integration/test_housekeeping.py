@@ -34,7 +34,7 @@ def test_the_next_look_comes_whatever_the_last_one_met(
             raise trouble
         looked_again.set()
 
-    monkeypatch.setattr(housekeeping, "INTERVAL", 0.01)
+    monkeypatch.setattr(housekeeping, "LOOK_EVERY", 0.01)
     monkeypatch.setattr(housekeeping, "connect", lambda _: nullcontext())
     monkeypatch.setattr(housekeeping, "prune_when_due", failing_prune)
     keeper = Housekeeping(cast("ConnectionSettings", SimpleNamespace(state_dir=tmp_path)))

@@ -25,7 +25,7 @@ ALL = frozenset({"cpu", "memory", "pids", "io"})
 def placements(monkeypatch: pytest.MonkeyPatch, hierarchy: Hierarchy) -> Placements:
     monkeypatch.setattr(placement, "find_hierarchy", lambda _: hierarchy)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    return Placements(str(hierarchy.mount))
+    return Placements(str(hierarchy.mount), hierarchy.mount / "state")
 
 
 @pytest.mark.parametrize("kind", ["legacy", "hybrid", "none"])

@@ -57,8 +57,12 @@ def _names(answers: Iterable[Pruned]) -> list[str]:
     """Each once, although both daemons' workloads have their directories in one place."""
     containers = (f"container {container.id}" for answer in answers for container in answer.containers)
     directories = (f"directory {directory}" for answer in answers for directory in answer.directories)
-    cgroups = (f"cgroup {id}" for answer in answers for id in answer.cgroups)
-    return list(dict.fromkeys((*containers, *directories, *cgroups)))
+    strays = (
+        f"{stray.kind} {stray.id}{f' ({stray.detail})' if stray.detail else ''}"
+        for answer in answers
+        for stray in answer.strays
+    )
+    return list(dict.fromkeys((*containers, *directories, *strays)))
 
 
 def _print(what: str, names: Iterable[str]) -> None:

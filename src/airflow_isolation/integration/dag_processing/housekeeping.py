@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
-#: Seconds between two looks.
-INTERVAL = 60.0
+#: Seconds between two looks at directories, and between two questions to the daemon.
+LOOK_EVERY = 15.0
+PRUNE_EVERY = 60.0
 
 
 class Housekeeping:
@@ -40,13 +41,13 @@ class Housekeeping:
         while not self._stop.is_set():
             try:
                 if self._prune(every):
-                    every = INTERVAL
+                    every = PRUNE_EVERY
             except (IsolationError, OSError) as error:
                 log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
             except Exception:
                 # A record of somebody else's that nothing can make sense of: the next look must still come.
                 log.exception("Looking for left-overs of earlier DAG processors failed")
-            self._stop.wait(INTERVAL)
+            self._stop.wait(LOOK_EVERY)
 
     def _prune(self, every: float) -> bool:
         """Whether there was a place to look at."""
