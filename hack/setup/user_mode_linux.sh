@@ -7,6 +7,19 @@ user_mode_linux_directory() {
     unpacked user-mode-linux bookworm:user-mode-linux
 }
 
+# whole_xstate_directory: prints the directory with whole_xstate.so, which User-mode Linux needs where a processor has
+# more registers than it knows; see the source.
+whole_xstate_directory() {
+    local source=$checkout/hack/v2.d/whole_xstate.c
+    need_package gcc libc6-dev
+    cached "whole-xstate-$(key "$(<"$source")")" compile_library "$source" whole_xstate.so
+}
+
+compile_library() {
+    local source=$1 name=$2 directory=$3
+    gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o "$directory/$name" "$source" -ldl
+}
+
 # systemd_directory: prints the directory into which systemd and the libraries that it is linked to are unpacked.
 systemd_directory() {
     local packages=(
