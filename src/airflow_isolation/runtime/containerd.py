@@ -714,9 +714,17 @@ class ContainerdRuntime(ContainerRuntime):
                 return True
             except containerd.NotFound:
                 # containerd 2.1 leaves the shim of a task that it refused, when the runtime lacks a feature.
-                with suppress(containerd.NotFound):
+                try:
                     tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
-                return True
+                except containerd.NotFound:
+                    return False
+                except containerd.DeadlineExceeded:
+                    raise
+                except containerd.ContainerdError as error:
+                    # Of a shim that was killed containerd knows the connection for a moment more.
+                    reason = error
+                else:
+                    return True
             except containerd.DeadlineExceeded:
                 raise
             except containerd.ContainerdError as error:

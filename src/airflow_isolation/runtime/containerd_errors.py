@@ -63,7 +63,8 @@ def _ours(
     if isinstance(error, _UNREACHABLE):
         return unreachable("containerd", socket_path, error.detail)
     sentence = f"could not {doing}: {error.detail}"
-    if (trouble := told_by_daemon("containerd", sentence, error.detail)) is not None:
+    # A wait or a removal is asked again: what they are told of a shim that died is no trouble of a workload's start.
+    if failed is ContainerFailed and (trouble := told_by_daemon("containerd", sentence, error.detail)) is not None:
         return trouble
     advice = error.hint or hint(error.detail)
     if isinstance(error, containerd.NotFound):
