@@ -14,6 +14,7 @@ from airflow_isolation.errors import (
     ImageInvalid,
     ImageNotFound,
     ImagePullFailed,
+    RuntimeUnreachable,
 )
 from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.reachability import unreachable
@@ -64,7 +65,8 @@ def _ours(
         return unreachable("containerd", socket_path, error.detail)
     sentence = f"could not {doing}: {error.detail}"
     # A wait or a removal is asked again: what they are told of a shim that died is no trouble of a workload's start.
-    if failed is ContainerFailed and (trouble := told_by_daemon("containerd", sentence, error.detail)) is not None:
+    trouble = told_by_daemon("containerd", sentence, error.detail, starting=failed is ContainerFailed)
+    if trouble is not None and failed is not RuntimeUnreachable:
         return trouble
     advice = error.hint or hint(error.detail)
     if isinstance(error, containerd.NotFound):

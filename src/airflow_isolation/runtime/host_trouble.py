@@ -42,11 +42,14 @@ def writing_in(state_dir: Path) -> Iterator[None]:
         raise HostTrouble(f"The worker can't write in its state directory {state_dir}: {error}", hint=hint) from error
 
 
-def told_by_daemon(daemon: str, sentence: str, reason: str) -> ContainerFailed | None:
-    """The trouble that a daemon's words tell of, or None for other words. ``sentence`` says what failed, with them."""
+def told_by_daemon(daemon: str, sentence: str, reason: str, *, starting: bool = True) -> ContainerFailed | None:
+    """The trouble that a daemon's words tell of, or None for other words. ``sentence`` says what failed, with them.
+
+    Of one that was killed it is told only while a container is made or started: ``starting``.
+    """
     if any(words in reason for words in _FULL_WORDS):
         return HostTrouble(sentence, hint=f"Make room on the file system of {daemon}'s data and on that of its state")
-    if any(words in reason for words in _KILLED_WORDS):
+    if starting and any(words in reason for words in _KILLED_WORDS):
         return ContainerKilled(
             sentence, hint="Somebody killed the container's shim or runc, or the kernel did for want of memory"
         )
