@@ -11,11 +11,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_isolation.containerd import mapped_layers as module
+from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.containerd.mapped_layers import MappingError, mapped_layers, unmap_unless, why_not_mapped
 from airflow_isolation.containerd.mount_points import dress, make_mount_points
 
@@ -234,3 +235,22 @@ def test_mount_points_have_the_ids_of_the_namespace(tmp_path: Path, layers: list
     # Whom the namespace does not have is nobody there, and on the host nobody of another image's.
     assert look("beyond") == (SIZE, FIRST + 5, 0o2770)
     assert look("beyond/file")[:2] == (FIRST, FIRST)
+
+
+def test_a_clean_up_that_takes_the_empty_place_away_meanwhile_harms_nobody(
+    place: Path, layers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[Path] = []
+
+    def after_a_clean_up(*arguments: Any, **named: Any) -> Any:
+        if not gone:
+            place.rmdir()
+            gone.append(place)
+        return locked(*arguments, **named)
+
+    # The moment between making the directory and opening the lock can't be met from outside.
+    monkeypatch.setattr(module, "locked", after_a_clean_up)
+    with shown(place, layers) as directories:
+        assert Path(directories[0], "private").exists()
+    assert gone
+    clean(place)

@@ -20,8 +20,9 @@ The order of the steps, and why:
 - Descriptors are closed first: a working directory could lead through /proc/self/fd to the zygote's (CVE-2024-21626).
 - What asks for privilege comes before it is dropped: limits, the kernel's choice when memory is short, the bounding
   set, groups and ids.
-- Profiles come last. AppArmor's comes before no_new_privs, which would forbid the change. seccomp's comes after
+- Profiles come after that. AppArmor's comes before no_new_privs, which would forbid the change. seccomp's comes after
   no_new_privs; without it the kernel asks for CAP_SYS_ADMIN instead, which is then dropped behind the filter.
+- What reads files of the container comes after all privilege is gone: an author may have written them.
 
 Sources: credentials(7), capabilities(7), prctl(2), seccomp(2), setns(2), session-keyring(7), Documentation/
 admin-guide/LSM/apparmor; runc's init does the same in nearly this order, but has an exec at the end that does the rest.
@@ -230,8 +231,6 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
         step(f"entering the working directory {directory}", os.chdir, directory)
     os.umask(process["umask"])
 
-    step("setting the environment", set_environment, environment)
-    step("seeding", reseed)
     # A change of ids took it away.
     step("becoming dumpable again", prctl, PR_SET_DUMPABLE, 1)
     if process["apparmor"]:
@@ -250,6 +249,10 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
         step("keeping the capabilities that loading a filter asks for", set_capabilities, more)
         step("loading the seccomp filter", load_filter, program, process["seccomp_flags"])
         step("setting capabilities", set_capabilities, capabilities)
+
+    # The C library reads the time zone's file, which may lie in a volume of the author's.
+    step("setting the environment", set_environment, environment)
+    step("seeding", reseed)
 
 
 def step(words: str, action: Callable[..., Result], *arguments: object) -> Result:

@@ -14,7 +14,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,6 @@ def mapped_layers(
     """
     directory, shown = _places(place, layers, first)
     while True:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _held(directory, end, shared=True):
             if _are_there(shown, layers, first=first, size=size, pid=pid):
                 yield shown
@@ -107,12 +107,25 @@ def _places(place: Path, layers: Sequence[str], first: int) -> tuple[Path, tuple
 
 @contextmanager
 def _held(directory: Path, end: float, *, shared: bool) -> Iterator[None]:
-    while True:
-        with locked(directory.with_suffix(_SUFFIX), end=end, shared=shared) as descriptor:
-            # Who waited may have waited for a clean-up, and have the lock of what is gone.
-            if os.fstat(descriptor).st_nlink:
-                yield
-                return
+    with ExitStack() as held:
+        while not _lock(directory.with_suffix(_SUFFIX), end, shared, held):
+            if time.monotonic() >= end:
+                raise TimeoutError(f"{directory} is removed again and again")
+        yield
+
+
+def _lock(path: Path, end: float, shared: bool, held: ExitStack) -> bool:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as taken:
+        try:
+            descriptor = taken.enter_context(locked(path, end=end, shared=shared))
+        except FileNotFoundError:
+            return False  # a clean-up has taken the empty directory away
+        # Who waited may have waited for a clean-up, and have the lock of what is gone.
+        if not os.fstat(descriptor).st_nlink:
+            return False
+        held.push(taken.pop_all())
+        return True
 
 
 def _are_there(shown: Sequence[str], layers: Sequence[str], *, first: int, size: int, pid: int) -> bool:

@@ -43,6 +43,9 @@ _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID",
 #: The zygote forks three processes for each workload, of which two end at once.
 _PIDS: Final = 1024
 
+#: The least that an author's start_timeout gives a zygote, in seconds: the default of it.
+_PATIENCE: Final = 60.0
+
 
 def zygote_plan(
     settings: EffectiveSettings, task: Launch, decision: StartDecision, *, environment: Mapping[str, str]
@@ -70,7 +73,14 @@ def zygote_plan(
             spec.seccomp,
             _agent_digest(),
         ),
-        launch=replace(task, id="", spec=spec, purpose="zygote", environment=environment),
+        launch=replace(
+            task,
+            id="",
+            spec=spec,
+            purpose="zygote",
+            environment=environment,
+            start_timeout=_start_timeout(settings),
+        ),
         user=task.spec.user or task.image.user,
         idle=settings.zygote.zygote_idle_timeout,
         age=settings.zygote.zygote_max_age,
@@ -103,6 +113,12 @@ def _zygote_spec(
         pid_namespace="host",
         user_namespace=decision.user_namespace,
     )
+
+
+def _start_timeout(settings: EffectiveSettings) -> float:
+    """An author who has no patience must not be the one for whom a zygote fails that others share."""
+    wanted = settings.start_timeout
+    return max(wanted, _PATIENCE) if settings.origins["start_timeout"].author else wanted
 
 
 def _network(task: ContainerSpec, decision: StartDecision) -> str:

@@ -224,3 +224,31 @@ def test_an_unknown_machine_can_t_be_entered(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(entry, "SYSTEM_CALLS", {})
     with pytest.raises(OSError, match="not known"):
         entry.system_call("capset")
+
+
+@pytest.mark.parametrize("no_new_privileges", [True, False])
+def test_no_file_of_the_container_is_read_before_all_privilege_is_gone(
+    monkeypatch: pytest.MonkeyPatch, no_new_privileges: bool
+) -> None:
+    done: list[str] = []
+    # Nothing is done: only the order matters.
+    monkeypatch.setattr(entry, "step", lambda words, *_: done.append(words))
+    monkeypatch.setattr(entry, "prctl", lambda *_: 0)
+    process = {
+        "uid": 50000,
+        "gid": 0,
+        "groups": [0],
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), 0),
+        "no_new_privileges": no_new_privileges,
+        "rlimits": {},
+        "umask": os.umask(0o22),
+        "oom_score_adj": 0,
+        "apparmor": "docker-default",
+        "working_directory": "/",
+        "seccomp": "",
+        "seccomp_flags": 0,
+    }
+    os.umask(int(str(process["umask"])))
+    entry.take_on(process, {}, keep=0)
+    last = max(done.index("setting capabilities"), done.index("loading the seccomp filter"))
+    assert done[last + 1 :] == ["setting the environment", "seeding"]

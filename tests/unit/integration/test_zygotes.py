@@ -216,3 +216,13 @@ def test_a_zygote_has_nothing_of_a_user(directories: Path) -> None:
     assert spec.resources == Resources(memory=512 * 1024 * 1024, pids=1024)
     assert made.launch.environment == {"AIRFLOW__CORE__X": "1"}
     assert made.memory == 256 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("cfg", "authors", "seconds"),
+    [("start_timeout = 6", None, 6), ("", {"start_timeout": "1"}, 60), ("", {"start_timeout": "2m"}, 120)],
+)
+def test_an_author_without_patience_lets_no_zygote_of_others_fail(
+    cfg: str, authors: dict[str, str] | None, seconds: float
+) -> None:
+    assert plan(cfg, authors=authors).launch.start_timeout == seconds
