@@ -46,7 +46,7 @@ def test_parse_shows_what_a_file_gives_and_where_its_settings_come_from(airflow:
     assert done.returncode == 0, done.stderr
     document = parsed(done)
     (dag,) = document["dags"]
-    assert (dag["dag_id"], dag["tasks"]) == ("sales", ["load", "fail"])
+    assert (dag["dag_id"], dag["tasks"]) == ("sales", ["load", "fail", "dies_late"])
     assert document["import_errors"] == {}
     origins = {row["key"]: row["origin"] for row in document["settings"]}
     assert "sales.yaml" in origins["environment.team"]

@@ -216,7 +216,7 @@ def state_dir() -> Iterator[Path]:
     left = [
         path
         for path in directory.rglob("*")
-        if path not in {*kept, directory / "containers"} and path.parent not in kept
+        if path not in {*kept, directory / "containers"} and path.parent not in {*kept, directory / "containers"}
     ]
     shutil.rmtree(directory)
     assert left == []

@@ -76,7 +76,7 @@ def test_what_needs_no_root_works_and_what_does_is_named(
     else:
         assert said["worker"][0] == "SpecRefused"
         assert "root" in said["worker"][1]
-    left = {path.name for path in place.rglob("*")}
+    left = {path.name for path in place.rglob("*") if path.parent.name != "containers"}
     # Where containers have been is remembered, for whoever looks for what is left of them.
     assert left <= {"containers", "cgroup-parents", NAMESPACE}
     shutil.rmtree(place)

@@ -22,6 +22,7 @@ from airflow_isolation.containerd.client import Client
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.files import files_of_daemon
 from airflow_isolation.runtime.interface import Container, ContainerState, Stray
 
 if TYPE_CHECKING:
@@ -116,13 +117,35 @@ def test_a_container_of_another_namespace_is_not_ours_although_it_is_in_the_same
         # Not its containers: those are in the first one.
         Path(host.state_dir, "elsewhere/cgroup-parents").mkdir()
         Path(host.state_dir, f"elsewhere/cgroup-parents/{NAMESPACE}").touch()
-        os.utime(host.state_dir / "containers" / own, (0, 0))
+        os.utime(files_of(host, own), (0, 0))
         assert other.seen_on_host() == {own}
         assert other.remove_strays() == ()
     for path in sorted(host.state_dir.joinpath("elsewhere").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     host.state_dir.joinpath("elsewhere").rmdir()
     assert host.runtime.get(own).state is ContainerState.RUNNING
+
+
+def files_of(host: Host, id: str) -> Path:
+    return files_of_daemon(host.state_dir, "containerd", str(host.daemon.socket), NAMESPACE) / id
+
+
+@on_containerd
+def test_the_files_of_other_daemons_containers_are_theirs(host: Host) -> None:
+    """All of a host may have one state directory."""
+    others = [
+        files_of_daemon(host.state_dir, *daemon) / new_container_id("task")
+        for daemon in (
+            ("docker", "/run/docker.sock", NAMESPACE),
+            ("containerd", str(host.daemon.socket), f"{NAMESPACE}-other"),
+        )
+    ]
+    for files in others:
+        files.mkdir(parents=True)
+        os.utime(files, (0, 0))
+    assert host.runtime.remove_strays() == ()
+    for files in others:
+        files.rmdir()
 
 
 def forget(host: Host, id: str) -> Container:
@@ -137,15 +160,13 @@ def forget(host: Host, id: str) -> Container:
 def test_a_shim_without_a_record_goes_with_its_container(host: Host) -> None:
     id = host.start()
     container = forget(host, id)
-    os.utime(host.state_dir / "containers" / id, (0, 0))
+    os.utime(files_of(host, id), (0, 0))
     assert {stray.kind for stray in host.runtime.remove_strays(dry_run=True)} == {"shim", "cgroup"}
     assert Path(f"/proc/{container.pid}").exists()
     assert {stray.kind for stray in host.runtime.remove_strays()} == {"shim", "cgroup"}
     assert not Path(f"/proc/{container.pid}").exists()
     # With them went what made its directory somebody's.
-    assert host.runtime.remove_strays() == (
-        Stray(kind="directory", id=id, detail=str(host.state_dir / "containers" / id)),
-    )
+    assert host.runtime.remove_strays() == (Stray(kind="directory", id=id, detail=str(files_of(host, id))),)
 
 
 @pytest.fixture
@@ -193,7 +214,7 @@ def test_nothing_stays_of_what_was_made_when_the_daemon_was_killed(
         forget(host, id)
         assert host.runtime.seen_on_host() == {id}
         host.runtime.remove_strays()
-        files = host.state_dir / "containers" / id
+        files = files_of(host, id)
         os.utime(files, (0, 0))
         assert host.runtime.remove_strays() == (Stray(kind="directory", id=id, detail=str(files)),)
     wait_until(lambda: not Path(f"/proc/{waiting}").exists(), SECONDS, "the end of the runtime's process")

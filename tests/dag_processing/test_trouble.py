@@ -250,8 +250,7 @@ def test_nothing_is_unscheduled_while_the_disk_is_full(options: dict[str, str], 
         processor.wait_for_dag(known, timeout=120)
         parsed = processor.times_parsed(f"{known}.py")
         # What the first parse has there goes after its result has come; the next would find room in its place.
-        made = (place / "small-disk" / name for name in ("workloads", "containers"))
-        places = [directory for directory in made if directory.exists()]
+        places = [*(place / "small-disk").glob("workloads"), *(place / "small-disk").glob("containers/*")]
         processor.wait(lambda: not any(any(directory.iterdir()) for directory in places), "the first parse's removal")
         filler = place / "small-disk" / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:

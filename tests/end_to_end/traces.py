@@ -27,7 +27,7 @@ def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, lis
         "shims": _shims(directory),
         "state directory": sorted(
             f"{parent.name}/{entry.name}"
-            for parent in (state_dir / "workloads", state_dir / "containers")
+            for parent in (state_dir / "workloads", *(state_dir / "containers").glob("*"))
             if parent.is_dir()
             for entry in parent.iterdir()
         ),

@@ -6,6 +6,7 @@ Its root file system is the host's own /usr, bound read-only, with an /etc of ou
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -119,5 +120,18 @@ def rootfs() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def runc(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runc:
+def on_path() -> Iterator[None]:
+    """runc, which a host has only with a daemon of its own: that of the private containerd."""
+    script = '. "$1"/hack/setup/all.sh; containerd_directory 2.1'
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        ["bash", "-ec", script, "-", root], stdout=subprocess.PIPE, text=True, check=True, timeout=300
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{done.stdout.strip()}/usr/sbin", prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
+def runc(on_path: None, rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runc:
     return Runc(tmp_path_factory.mktemp("runc"), rootfs)

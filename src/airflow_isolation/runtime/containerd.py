@@ -71,6 +71,7 @@ from airflow_isolation.oci import (
 from airflow_isolation.runtime.change import check_in_use, check_not_ended, limits_refused
 from airflow_isolation.runtime.containerd_errors import translated
 from airflow_isolation.runtime.containerd_stats import task_stats
+from airflow_isolation.runtime.files import files_of_daemon
 from airflow_isolation.runtime.host_trouble import writing_in
 from airflow_isolation.runtime.interface import (
     COUNTED,
@@ -174,6 +175,7 @@ class ContainerdRuntime(ContainerRuntime):
         self._socket_path = socket_path
         self._namespace = namespace
         self._state_dir = state_dir
+        self._all_files = files_of_daemon(state_dir, "containerd", socket_path, namespace)
         self._snapshotter = snapshotter
         self._runtime_binary = runtime_binary
         self._hosts_dir = hosts_dir
@@ -391,7 +393,7 @@ class ContainerdRuntime(ContainerRuntime):
                 found += strays.remove_strays(
                     self._placements,
                     parents,
-                    files=self._state_dir / "containers",
+                    files=self._all_files,
                     is_ours=self._is_own_shim,
                     recorded=self._recorded,
                     dry_run=dry_run,
@@ -654,7 +656,7 @@ class ContainerdRuntime(ContainerRuntime):
         return (cgroup_parent or self._namespace).strip("/")
 
     def _files(self, id: str) -> Path:
-        return self._state_dir / "containers" / id
+        return self._all_files / id
 
     def _undo(self, record: containers_pb2.Container) -> None:
         """Undo a create that failed: only when the record under this id is the one that it made."""

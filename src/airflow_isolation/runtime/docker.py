@@ -59,6 +59,7 @@ from airflow_isolation.runtime.change import check_in_use, check_not_ended, limi
 from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
+from airflow_isolation.runtime.files import files_of_daemon
 from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.interface import (
     Container,
@@ -150,6 +151,7 @@ class DockerRuntime(ContainerRuntime):
         self._socket_path = socket_path
         self._namespace = namespace
         self._state_dir = state_dir
+        self._all_files = files_of_daemon(state_dir, "docker", socket_path, namespace)
         self._relabelled = Relabelled(state_dir / "labels")
         self._timeout = timeout
         self._placements = Placements(cgroup_mount_path, state_dir)
@@ -538,7 +540,7 @@ class DockerRuntime(ContainerRuntime):
         return placement, words
 
     def _files(self, id: str) -> Path:
-        return self._state_dir / "containers" / id
+        return self._all_files / id
 
     def _label_filters(self, wanted: Mapping[str, str]) -> Sequence[str]:
         return [f"{name}={value}" for name, value in {**wanted, labels.NAMESPACE: self._namespace}.items()]

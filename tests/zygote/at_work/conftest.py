@@ -389,7 +389,7 @@ def left_of_tasks(worker: Worker) -> dict[str, list[str]]:
 
     return {
         "containers": [container.id for container in worker.runtime.list() if container.id not in zygotes],
-        "directories": [*found("workloads/*"), *found("containers/*"), *found("spares/*/*")],
+        "directories": [*found("workloads/*"), *found("containers/*/*"), *found("spares/*/*")],
         "cgroups": [
             str(path)
             for pattern in (f"*/{NAMESPACE}/task-*", f"{NAMESPACE}/**/task-*")
