@@ -79,6 +79,7 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 
 # linux/capability.h
 CAPABILITY_VERSION_3 = 0x20080522
+DROPPABLE = {"DAC_READ_SEARCH": 2}
 CAP_SETPCAP = 8
 CAP_SYS_ADMIN = 21
 
@@ -171,12 +172,15 @@ def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: 
         raise EntryFailed(f"the description of the process can't be read: {error!r}") from error
 
 
-def take_user(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """Become a user, and keep all capabilities through the next execve(2): they are made ambient. To be called once.
+def take_user(uid: int, gid: int, groups: Sequence[int], *, drop: Collection[str] = ()) -> None:
+    """Become a user, and keep all capabilities but ``drop`` through the next execve(2): made ambient. To be called once.
 
     :raises EntryFailed: a step failed. This process may be neither the one nor the other then, and must end.
     """
     held = step("reading the own capabilities", own_capabilities)
+    for name in drop:
+        held &= ~(1 << DROPPABLE[name])
+        step(f"dropping {name}", prctl, PR_CAPBSET_DROP, DROPPABLE[name])
     step("keeping capabilities", prctl, PR_SET_KEEPCAPS, 1)
     step("setting groups", os.setgroups, groups)
     step("setting the gid", os.setresgid, gid, gid, gid)

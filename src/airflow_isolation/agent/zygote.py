@@ -6,7 +6,7 @@ that is the workload's and the two have a user namespace), no volume of a user a
 Before it imports anything of the image it becomes the workloads' user, with the capabilities that entering a container
 takes and no other, and nobody may trace it. After its hello the conversation with the worker that started it is
 
-1. worker -> agent   {"zygote": {"user": "airflow", "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
+1. worker -> agent   {"zygote": {"user": "airflow", "drop": [], "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
                      "forks": 5000, "memory": 500000000}} and a listening socket (idle and age in seconds, memory in bytes)
 2. agent -> worker   {"ready": {"memory": 130000000}}, or {"unable": {"why": …}} and a traceback on stderr, and it ends
 
@@ -63,7 +63,7 @@ MOST_NAMESPACES = 8
 #: How long a child waits for its worker's first answer, in seconds.
 PATIENCE = 30.0
 
-#: Connections that have not asked yet; who comes after them waits in the socket's queue.
+#: Connections that have not asked yet; who comes after them takes the place of the one that has been silent for longest.
 MOST_ASKERS = 64
 
 
@@ -78,7 +78,7 @@ def become_zygote(worker: socket.socket, what: dict[str, Any], listening: int) -
     for descriptor in (worker.fileno(), listening):
         os.set_inheritable(descriptor, True)
     arguments = ["zygote", str(worker.fileno()), str(listening), json.dumps(limits)]
-    entry.take_user(account.uid, account.gid, account.groups)
+    entry.take_user(account.uid, account.gid, account.groups, drop=what["drop"])
     os.execve(sys.executable, [sys.executable, agent.__file__, *arguments], environment)
 
 
@@ -142,7 +142,8 @@ class Zygote:
         self.listener = listener
         self.wakeups = wakeups
         self.limits = limits
-        self.askers: dict[int, socket.socket] = {}
+        #: Who has connected and not asked yet, the oldest first; and since when.
+        self.askers: dict[int, tuple[socket.socket, float]] = {}
         self.forks = 0
         self.born = time.monotonic()
         self.last_asked = self.born
@@ -159,9 +160,9 @@ class Zygote:
                 elif descriptor == self.listener.fileno():
                     self.welcome(poll)
                 else:
-                    poll.unregister(descriptor)
-                    with self.askers.pop(descriptor) as asker:
+                    with self.taken(poll, descriptor) as asker:
                         self.answer(asker)
+            self.forget_silent(poll)
 
     def is_over(self) -> bool:
         now = time.monotonic()
@@ -173,26 +174,38 @@ class Zygote:
         ) and not self.askers
 
     def welcome(self, poll: select.poll) -> None:
-        if len(self.askers) >= MOST_ASKERS:
-            return
         try:
             asker, _ = self.listener.accept()
         except OSError:
             return  # it is gone already
-        self.askers[asker.fileno()] = asker
+        if len(self.askers) >= MOST_ASKERS:
+            self.taken(poll, next(iter(self.askers))).close()
+        self.askers[asker.fileno()] = (asker, time.monotonic())
         poll.register(asker, select.POLLIN)
+
+    def forget_silent(self, poll: select.poll) -> None:
+        """Who connects and says nothing must not keep the zygote alive."""
+        end = time.monotonic() - PATIENCE
+        for descriptor in [descriptor for descriptor, (_, since) in self.askers.items() if since < end]:
+            self.taken(poll, descriptor).close()
+
+    def taken(self, poll: select.poll, descriptor: int) -> socket.socket:
+        """An asker, who is not listened to any more."""
+        poll.unregister(descriptor)
+        return self.askers.pop(descriptor)[0]
 
     def answer(self, asker: socket.socket) -> None:
         """Take the one message of an asker, and fork. Whatever is wrong with it, it is told, and the zygote goes on."""
-        message, descriptors = agent.receive_work(asker, MOST_NAMESPACES)
+        descriptors: list[int] = []
         try:
+            message, descriptors = agent.receive_work(asker, MOST_NAMESPACES)
             if message is None:
                 return  # who only looks whether there is a zygote does not keep it alive
             self.last_asked = time.monotonic()
             namespaces = dict(zip(message["fork"], descriptors, strict=True))
             self.forks += 1
             if not entry.bare_fork():
-                become_child(asker, namespaces, (self.listener, *self.askers.values()))
+                become_child(asker, namespaces, (self.listener, *(one for one, _ in self.askers.values())))
         except (OSError, ValueError, KeyError, TypeError) as error:
             agent.say(asker, {"failed": f"the zygote could not fork: {error!r:.500}"})
         finally:

@@ -22,7 +22,7 @@ from airflow_isolation.errors import ContainerFailed, ContainerKilled, HostTroub
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from airflow_isolation.bridge.pipe import Channel
@@ -151,6 +151,7 @@ class AgentConnection:
         self,
         *,
         user: str,
+        drop: Collection[str],
         environment: Mapping[str, str],
         modules: Sequence[str],
         limits: Mapping[str, float],
@@ -161,7 +162,13 @@ class AgentConnection:
         :raises ContainerFailed: the environment is too large for one packet.
         :raises ContainerKilled: the agent is gone.
         """
-        what = {"user": user, "environment": dict(environment), "modules": list(modules), **limits}
+        what = {
+            "user": user,
+            "drop": sorted(drop),
+            "environment": dict(environment),
+            "modules": list(modules),
+            **limits,
+        }
         self._hand_over({"zygote": what}, (listener,))
 
     def adopt(self, *, child: int, grace: float, timeout: float) -> None:

@@ -93,6 +93,7 @@ class ZygotePlan:
     Attributes:
         launch: its container, whose id is made when it is started, and the environment in which it imports Airflow.
         user: whose home directory its HOME is, as in ``ContainerSpec.user``.
+        drop: capabilities of its container that it gives up when it becomes ``user``.
         modules: imported beside Airflow's own, where the image has them.
         idle, age: seconds until it ends: since the last fork, since its start.
         forks: after so many it ends.
@@ -103,6 +104,7 @@ class ZygotePlan:
     key: str
     launch: Launch
     user: str
+    drop: frozenset[str] = frozenset()
     modules: tuple[str, ...] = ()
     idle: float = 300.0
     age: float = 3600.0
@@ -319,6 +321,7 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
         listener.listen(128)
         started.connection.become_zygote(
             user=plan.user,
+            drop=plan.drop,
             environment=what.environment,
             modules=plan.modules,
             limits={"idle": plan.idle, "age": plan.age, "forks": plan.forks, "memory": plan.memory},

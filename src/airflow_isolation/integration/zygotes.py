@@ -40,6 +40,10 @@ MOST_FILES: Final = 10_000
 #: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
 
+#: Airflow may lie in a home that is closed to root, who looks for it. Worth something only to files whose owners the
+#: namespace has; dropped with root.
+_UNTIL_IT_IS_THE_USER: Final = frozenset({"DAC_READ_SEARCH"})
+
 #: The zygote forks three processes for each workload, of which two end at once.
 _PIDS: Final = 1024
 
@@ -82,6 +86,7 @@ def zygote_plan(
             start_timeout=_start_timeout(settings),
         ),
         user=task.spec.user or task.image.user,
+        drop=spec.capabilities - _CAPABILITIES - task.spec.capabilities,
         idle=settings.zygote.zygote_idle_timeout,
         age=settings.zygote.zygote_max_age,
         forks=settings.zygote.zygote_max_forks,
@@ -105,7 +110,9 @@ def _zygote_spec(
         working_dir="/",
         resources=Resources(memory=settings.zygote.zygote_memory, pids=_PIDS),
         network=_network(task, decision),
-        capabilities=_CAPABILITIES | task.capabilities,
+        capabilities=_CAPABILITIES
+        | task.capabilities
+        | (frozenset() if decision.user_namespace is None else _UNTIL_IT_IS_THE_USER),
         seccomp=task.seccomp,
         forks_into=task.capabilities,
         timezone=task.timezone,

@@ -29,6 +29,7 @@ from airflow_isolation.containerd.mount_points import (
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError
 from airflow_isolation.oci.idmapped import why_no_overlay
 from airflow_isolation.oci.mounts import check_led_target
+from airflow_isolation.runtime.host_trouble import writing_in
 from airflow_isolation.runtime.interface import ImageInNamespace
 from airflow_isolation.runtime.reachability import peer_pid
 
@@ -50,6 +51,7 @@ class NamespacedRoots:
     """Of one daemon: ``<state_dir>/roots`` has the layers that are mounted, ``<state_dir>/accounts`` what was found out."""
 
     def __init__(self, state_dir: Path, *, socket_path: str, snapshotter: str) -> None:
+        self._state_dir = state_dir
         self._place = state_dir.absolute() / "roots"
         self._answers = state_dir / "accounts"
         self._socket_path = socket_path
@@ -61,6 +63,7 @@ class NamespacedRoots:
         """What an image is to that account in a namespace of so many ids. Looked at once, and kept.
 
         :raises ContainerdError: the daemon does not do it.
+        :raises HostTrouble: the answer can't be kept.
         """
         highest = max(account.uid, *account.additional_gids)
         if highest >= ids:
@@ -70,7 +73,8 @@ class NamespacedRoots:
             return ImageInNamespace(**json.loads(kept.read_bytes()))
         except (OSError, ValueError, TypeError):
             found = self._found(client, layout, account, ids)
-        _write(kept, json.dumps(asdict(found)))
+        with writing_in(self._state_dir):
+            _write(kept, json.dumps(asdict(found)))
         return found
 
     @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,6 +291,27 @@ def test_an_image_that_hangs_while_it_is_imported(worker: Worker) -> None:
 def test_an_image_that_prints_ten_megabytes(worker: Worker) -> None:
     running = worker.run("print('there')", "loud")
     assert (running.start_mode, running.finish(), running.stdout) == ("fork", 0, "there\n")
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_waiting(worker: Worker) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    with ExitStack() as silent:
+        for _ in range(70):
+            connection = zygotes._connected(worker.directory(task))
+            assert connection is not None
+            silent.enter_context(connection)
+        running = worker.run("print('there')")
+        assert (running.start_mode, running.finish(), running.stdout) == ("fork", 0, "there\n")
+    # Nor does who speaks nonsense end it for others.
+    connection = zygotes._connected(worker.directory(task))
+    assert connection is not None
+    with connection:
+        connection.send(b"nonsense")
+        assert b"could not fork" in connection.recv(65536)
+    assert worker.run().finish() == 0
+    assert worker.zygote(task) == before
 
 
 def test_two_hundred_forks_leave_nothing_in_the_zygote(worker: Worker) -> None:

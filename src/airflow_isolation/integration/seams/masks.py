@@ -41,6 +41,7 @@ class Masks:
         self._before = before
         self._full = full
         self._is_full = False
+        self._has_told = False
         self._characters = 0
         self._words: list[str] = []
 
@@ -67,8 +68,10 @@ class Masks:
         if word.lower() in secrets_masker.SECRETS_TO_SKIP_MASKING:
             return
         if len(self._words) >= WORDS_LIMIT or self._characters + len(word) > CHARACTERS_LIMIT:
-            if not self._is_full:
-                self._is_full = True
+            # A word that is too long leaves room for others.
+            self._is_full = len(self._words) >= WORDS_LIMIT
+            if not self._has_told:
+                self._has_told = True
                 self._full()
             return
         self._characters += len(word)
