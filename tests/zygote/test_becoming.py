@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +19,6 @@ from airflow_isolation.bridge.process_one import read_process
 from airflow_isolation.container_spec import UserNamespace
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.zygote.conftest import Host
 
 OBSERVE = f"{PLACE}/observe.py"
@@ -252,3 +255,39 @@ def test_nothing_runs_in_a_process_that_could_not_become_the_containers(
     assert b"EntryFailed" in errors
     assert words in errors.decode()
     assert not (running.exchange / "ran").exists()
+
+
+def test_no_process_enters_a_pid_namespace_beside_its_own() -> None:
+    """So a zygote can't have one of its own: runc makes those of all containers beside each other."""
+    siblings = [subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"]) for _ in range(2)]
+    try:
+        first, second = (pid_namespace_of_child(one.pid) for one in siblings)
+        with first.open() as own, second.open() as other:
+            program = "import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True); "
+            program += "print(*((libc.setns(int(one), 0), ctypes.get_errno()) for one in sys.argv[1:]))"
+            command = [
+                "nsenter",
+                f"--pid={first}",
+                sys.executable,
+                "-c",
+                program,
+                str(own.fileno()),
+                str(other.fileno()),
+            ]
+            done = subprocess.run(
+                command, pass_fds=(own.fileno(), other.fileno()), capture_output=True, text=True, check=True, timeout=60
+            )
+        assert done.stdout == f"(0, 0) (-1, {errno.EINVAL})\n"
+    finally:
+        for one in siblings:
+            one.kill()
+            one.wait()
+
+
+def pid_namespace_of_child(pid: int) -> Path:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 30
+    while not children.read_text().split():
+        assert time.monotonic() < deadline, "there is no child"
+        time.sleep(0.01)
+    return Path(f"/proc/{children.read_text().split()[0]}/ns/pid")
