@@ -115,7 +115,8 @@ def test_a_flood_of_output_is_bounded_on_disk_and_its_end_is_kept(host: Host) ->
 def bytes_of_output(host: Host, id: str) -> int:
     """What a container's output takes on the disk, in the daemon's files or in ours."""
     if host.backend != "docker":
-        return sum(path.stat().st_size for path in (host.state_dir / "containers" / id).iterdir())
+        (files,) = (host.state_dir / "containers").glob(f"*/{id}")
+        return sum(path.stat().st_size for path in files.iterdir())
     whole = host.daemon.run("docker", "inspect", "--format", "{{.Id}}", id).stdout.strip()
     logs = (host.daemon.directory / "root" / "containers" / whole / "local-logs").iterdir()
     return sum(path.stat().st_size for path in logs)
