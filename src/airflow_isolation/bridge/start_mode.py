@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import ContainerRuntime, ImageInNamespace
     from airflow_isolation.settings.effective import EffectiveSettings
 
-#: setns(2) takes a pidfd since then.
+#: Each mount of /proc has its own hidepid since then; before, a zygote's would have changed the host's.
 _KERNEL = (5, 8)
 
 _MOST_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
