@@ -28,7 +28,7 @@ from airflow_isolation.bridge.zygote import remove_zygote
 from airflow_isolation.runtime.connect import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from tests.conftest import Daemon, ImageArchive, ImageName
 
@@ -46,6 +46,9 @@ def get_docker_runtime_image(image):
     return "{extra}" if image == "wanted/by-the-hook:1" else image
 """
 
+#: Of each log that a test shows when it fails, in characters.
+_SHOWN = 5_000
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "dag(dag_id): the DAG whose finished run the fixture `run` gives")
@@ -62,6 +65,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what its tasks, and the components beside them, have said."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for name, said in _said_in(item.funcargs):
+            report.sections.append((name, said[-_SHOWN:]))
+    return report
+
+
+def _said_in(fixtures: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    run, airflow = fixtures.get("run"), fixtures.get("airflow")
+    if isinstance(run, Run):
+        for name, task in run.tasks.items():
+            yield f"log of {run.dag_id} {name}, {task.state} at try {task.try_number}", task.text
+    if isinstance(airflow, Airflow):
+        for output in sorted(airflow.home.glob("*.out")):
+            yield f"output of the {output.stem}", output.read_text(errors="replace")
 
 
 def _backend_of(item: pytest.Item) -> str | None:
