@@ -86,7 +86,8 @@ def _said_in(fixtures: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield f"log of {run.dag_id} {name}, {task.state} at try {task.try_number}", task.text
     if isinstance(airflow, Airflow):
         for output in sorted(airflow.home.glob("*.out")):
-            yield f"output of the {output.stem}", output.read_text(errors="replace")
+            lines = output.read_text(errors="replace").splitlines(keepends=True)
+            yield f"output of the {output.stem}", "".join(line for line in lines if "[info " not in line)
 
 
 def _backend_of(item: pytest.Item) -> str | None:

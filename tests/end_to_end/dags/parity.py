@@ -121,7 +121,9 @@ class Deferring(BaseOperator):
     """Waits in the triggerer, then goes on where it left."""
 
     def execute(self, context: Any) -> None:
-        trigger = TimeDeltaTrigger(timedelta(seconds=1))
+        # Longer than a busy scheduler takes to hear from its executor that this part has ended: one that hears it when
+        # the trigger has fired, and the next part is not queued yet, takes the task for killed from outside.
+        trigger = TimeDeltaTrigger(timedelta(seconds=30))
         self.defer(trigger=trigger, method_name="resume", kwargs={"given": "kept over the wait"})
 
     def resume(self, context: Any, event: Any, given: str) -> list[str]:
