@@ -21,9 +21,10 @@ FLOORS = (
     ("runtime",),
     ("settings",),
     ("bridge",),
+    ("node",),
     ("integration",),
 )
-FREE_OF_AIRFLOW = ("agent", "errors", "container_spec", "containerd", "oci", "cgroups", "runtime", "bridge")
+FREE_OF_AIRFLOW = ("agent", "errors", "container_spec", "containerd", "oci", "cgroups", "runtime", "bridge", "node")
 #: Written inside the container, by Airflow's own entry points: the other half of the seam.
 IN_THE_CONTAINER = (PACKAGE / "agent" / "agent.py", PACKAGE / "agent" / "preload.py")
 

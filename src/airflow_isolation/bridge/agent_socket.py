@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from airflow_isolation.bridge.pipe import Channel
+    from airflow_isolation.bridge.pipe import Open
     from airflow_isolation.runtime.interface import PendingExit
 
 PACKET_LIMIT = 64 * 1024
@@ -124,9 +124,7 @@ class AgentConnection:
                 return Hello(version, python, airflow, sdk if isinstance(sdk, str) else None)
         raise ContainerFailed(f"The agent's hello is not one: {said!r:.200}")
 
-    def start(
-        self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[Channel]
-    ) -> None:
+    def start(self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[Open]) -> None:
         """Hand over the work and its four descriptors. The caller still owns, and must close, its own copies.
 
         :raises ContainerFailed: the environment is too large for one packet.
@@ -143,7 +141,7 @@ class AgentConnection:
         """
         self._hand_over({"serve": {"environment": dict(environment), "scratch": list(scratch)}}, ())
 
-    def parse(self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[Channel]) -> None:
+    def parse(self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[Open]) -> None:
         """As ``start``, to an agent that serves. Never blocks."""
         self._hand_over({"parse": {"environment": dict(environment), "modules": list(modules)}}, descriptors)
 
@@ -221,7 +219,7 @@ class AgentConnection:
         connection.set_inheritable(False)
         return connection
 
-    def _hand_over(self, message: dict[str, Any], descriptors: Sequence[Channel]) -> None:
+    def _hand_over(self, message: dict[str, Any], descriptors: Sequence[Open]) -> None:
         packet = json.dumps(message).encode()
         try:
             socket.send_fds(

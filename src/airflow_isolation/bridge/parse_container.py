@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from airflow_isolation.bridge.pipe import Channel
+    from airflow_isolation.bridge.pipe import Open
     from airflow_isolation.cgroups import Counters
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import ContainerRuntime
@@ -128,7 +128,7 @@ class ParseContainer:
         return self._poll.fileno()
 
     def parse(
-        self, *, environment: Mapping[str, str], descriptors: Sequence[Channel], modules: Sequence[str] = ()
+        self, *, environment: Mapping[str, str], descriptors: Sequence[Open], modules: Sequence[str] = ()
     ) -> None:
         """Begin a parse: requests, stdout, stderr, logs. Never blocks. The caller closes its copies, also after an error.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,6 +56,12 @@ class PipeEnd:
 
 
 Channel: TypeAlias = "socket.socket | PipeEnd"
+
+
+class Open(Protocol):
+    """Anything that has a descriptor, which can be handed over."""
+
+    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

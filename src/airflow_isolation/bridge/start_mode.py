@@ -54,18 +54,39 @@ class StartDecision:
 
 
 def decide(
-    settings: EffectiveSettings, spec: ContainerSpec, *, runtime: ContainerRuntime, image_digest: str
+    settings: EffectiveSettings,
+    spec: ContainerSpec,
+    *,
+    runtime: ContainerRuntime,
+    image_digest: str,
+    why_no_privilege: str = "",
 ) -> StartDecision:
     """Uids are given to an image that has none yet, and ``runtime`` looks at one that it has not looked at.
 
-    :raises SpecRefused: ``start_mode`` is fork, and this workload can't be forked.
+    ``why_no_privilege``: why whoever asks gets workloads in a user namespace alone, however they are started.
+
+    :raises SpecRefused: ``start_mode`` is fork, and this workload can't be forked; or it must be in a user namespace and can't.
     :raises ContainerRuntimeError: as ``ContainerRuntime.in_user_namespace``.
     """
 
     def look() -> ImageInNamespace:
         return runtime.in_user_namespace(spec, digest=image_digest, ids=UIDS_OF_AN_IMAGE)
 
+    if why_no_privilege:
+        return _confined(settings, spec, _Image(image_digest, look), why_no_privilege)
     return _allowed(settings, _decided(settings, spec, _Image(image_digest, look)))
+
+
+def _confined(settings: EffectiveSettings, spec: ContainerSpec, image: _Image, why: str) -> StartDecision:
+    """Whatever ``start_mode`` says: without a user namespace the workload's user would be somebody on the host."""
+    decision = _decided(replace(settings, start_mode="auto"), spec, image)
+    if decision.user_namespace is None:
+        raise SpecRefused(
+            f"{why}, and this one can't be in a user namespace: {decision.why}", hint="docs/node.md says what it needs"
+        )
+    if settings.start_mode == "fresh":
+        return replace(decision, mode="fresh", why="start_mode says so")
+    return decision
 
 
 def foresee(settings: EffectiveSettings, spec: ContainerSpec) -> StartDecision:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from fcntl import ioctl
 from functools import partial
 from termios import TIOCOUTQ
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
 
@@ -42,14 +42,14 @@ from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
     from airflow_isolation.bridge.agent_socket import AgentConnection, Hello
     from airflow_isolation.bridge.ending import Ending
-    from airflow_isolation.bridge.pipe import Channel, Channels
+    from airflow_isolation.bridge.pipe import Channels, Open
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Image, PendingExit
 
 log = structlog.get_logger(logger_name="airflow_isolation.workload")
@@ -65,6 +65,44 @@ FORK_TRIES = 3
 
 
 StartMode = Literal["fork", "fresh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A workload that has its work and runs.
+
+    Attributes:
+        resources: releases all of it, but the supervisor's side of its channels.
+        slot: one of the host's few for a fresh start, until it has begun.
+        start_mode: how it was started.
+        why_fresh: why it could not be forked, although it was to be.
+
+    """
+
+    container: Container
+    image: Image
+    hello: Hello
+    connection: AgentConnection
+    pending_exit: PendingExit
+    meter: Meter
+    resources: ExitStack
+    start_mode: StartMode = "fresh"
+    why_fresh: str = ""
+    slot: ExitStack | None = None
+
+
+class Meters(Protocol):
+    """As ``Meter``, which reads the counters of a container on this host."""
+
+    def look(self) -> None: ...
+    def read(self) -> None: ...
+    def ending(self, code: int, *, by_others: bool = False) -> Ending: ...
+
+
+class Kills(Protocol):
+    """What ``Workload`` asks a runtime for."""
+
+    def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None: ...
 
 
 class Workload:
@@ -85,9 +123,9 @@ class Workload:
         hello: Hello,
         connection: AgentConnection,
         pending_exit: PendingExit,
-        runtime: ContainerRuntime,
+        runtime: Kills,
         channels: Channels,
-        meter: Meter,
+        meter: Meters,
         resources: ExitStack,
         start_mode: StartMode = "fresh",
         why_fresh: str = "",
@@ -217,14 +255,65 @@ def launch(
     :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
+    ours, theirs = open_channels()
+    try:
+        begun = begin(
+            runtime,
+            what,
+            theirs.in_order(),
+            state_dir=state_dir,
+            plan=plan,
+            relabel=relabel,
+            replenish=replenish,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        # A copy that stayed open here would keep end-of-file from ever coming.
+        theirs.close()
+    begun.resources.callback(ours.close)
+    return Workload(
+        container=begun.container,
+        image=begun.image,
+        hello=begun.hello,
+        connection=begun.connection,
+        pending_exit=begun.pending_exit,
+        runtime=runtime,
+        channels=ours,
+        meter=begun.meter,
+        start_mode=begun.start_mode,
+        why_fresh=begun.why_fresh,
+        slot=begun.slot,
+        resources=begun.resources,
+    )
+
+
+def begin(
+    runtime: ContainerRuntime,
+    what: Launch,
+    channels: Sequence[Open],
+    *,
+    state_dir: Path,
+    plan: ZygotePlan | None = None,
+    relabel: Callable[[Launch], Callable[[], object]] | None = None,
+    replenish: Callable[[Launch], None] | None = None,
+    confined: bool = False,
+) -> Begun:
+    """As ``launch``, for a supervisor that is elsewhere: ``channels`` are the workload's side, which the caller closes.
+
+    ``confined``: one that can't be forked starts in a user namespace as well.
+
+    :raises IsolationError: as ``launch``.
+    """
     if plan is None:
-        return _fresh(runtime, what, state_dir=state_dir)
+        return _fresh(runtime, what, channels, state_dir=state_dir)
     directory = zygote.zygote_directory(plan, state_dir=state_dir)
     slot: ExitStack | None = None
     why = ""
     for _ in range(FORK_TRIES):
         try:
-            return _forked(runtime, what, plan, state_dir=state_dir, relabel=relabel, replenish=replenish)
+            return _forked(runtime, what, plan, channels, state_dir=state_dir, relabel=relabel, replenish=replenish)
         except (ZygoteGone, ContainerKilled) as error:
             why = str(error)
         except ZygoteUnavailable as error:
@@ -237,37 +326,41 @@ def launch(
         log.warning("A workload could not be forked, and tries another zygote", container=what.id, why=why)
         what = replace(what, id=new_container_id(what.purpose))
     with slot or await_slot(state_dir, seconds=what.start_timeout) or ExitStack() as held:
-        # What kept the zygote from its user namespace would keep the workload, too.
-        what = replace(what, spec=replace(what.spec, user_namespace=None))
-        workload = _fresh(runtime, what, state_dir=state_dir, why=why, slot=held)
+        if not confined:
+            # What kept the zygote from its user namespace would keep the workload, too.
+            what = replace(what, spec=replace(what.spec, user_namespace=None))
+        begun = _fresh(runtime, what, channels, state_dir=state_dir, why=why, slot=held)
         log.warning("A workload could not be forked, and started fresh", container=what.id, why=why)
-        return workload
+        return begun
 
 
 def _fresh(
-    runtime: ContainerRuntime, what: Launch, *, state_dir: Path, why: str = "", slot: ExitStack | None = None
-) -> Workload:
+    runtime: ContainerRuntime,
+    what: Launch,
+    channels: Sequence[Open],
+    *,
+    state_dir: Path,
+    why: str = "",
+    slot: ExitStack | None = None,
+) -> Begun:
     with ExitStack() as undo:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
         meter = _meter(started, undo)
-        with _channels(undo) as (ours, theirs):
-            started.connection.start(
-                purpose=what.purpose,
-                environment=what.environment,
-                grace=what.spec.stop_grace_period,
-                descriptors=theirs.in_order(),
-            )
+        started.connection.start(
+            purpose=what.purpose,
+            environment=what.environment,
+            grace=what.spec.stop_grace_period,
+            descriptors=channels,
+        )
         if slot is not None:
             slot = slot.pop_all()
             undo.callback(slot.close)
-        return Workload(
+        return Begun(
             container=started.container,
             image=what.image,
             hello=started.hello,
             connection=started.connection,
             pending_exit=started.pending_exit,
-            runtime=runtime,
-            channels=ours,
             meter=meter,
             why_fresh=why,
             slot=slot,
@@ -279,11 +372,12 @@ def _forked(
     runtime: ContainerRuntime,
     what: Launch,
     plan: ZygotePlan,
+    channels: Sequence[Open],
     *,
     state_dir: Path,
     relabel: Callable[[Launch], Callable[[], object]] | None,
     replenish: Callable[[Launch], None] | None,
-) -> Workload:
+) -> Begun:
     """:raises ZygoteUnavailable: nothing of it stays."""
     with ExitStack() as undo, zygote.asking(runtime, plan, state_dir=state_dir) as asked:
         what = _beside(what, asked[0], plan)
@@ -293,8 +387,7 @@ def _forked(
         started = spare or _started_beside(runtime, what, asked, state_dir, undo)
         meter = _meter(started, undo)
         undo.callback(zygote.end_stragglers, own_cgroup_of(started.container.pid))
-        with _channels(undo) as (ours, theirs):
-            _fork(runtime, what, started, asked, theirs.in_order(), state_dir=state_dir)
+        _fork(runtime, what, started, asked, channels, state_dir=state_dir)
         if spare is not None:
             if relabel is None:
                 make_ones_own(runtime, what, state_dir=state_dir)
@@ -303,14 +396,12 @@ def _forked(
                 undo.callback(relabel(what))
         if replenish is not None:
             replenish(what)
-        return Workload(
+        return Begun(
             container=started.container,
             image=what.image,
             hello=started.hello,
             connection=started.connection,
             pending_exit=started.pending_exit,
-            runtime=runtime,
-            channels=ours,
             meter=meter,
             start_mode="fork",
             resources=undo.pop_all(),
@@ -321,18 +412,6 @@ def _meter(started: RunningAgent, undo: ExitStack) -> Meter:
     meter = Meter(started.container.pid)
     undo.callback(meter.close)
     return meter
-
-
-@contextmanager
-def _channels(undo: ExitStack) -> Iterator[tuple[Channels, Channels]]:
-    """Our side, which ``undo`` closes, and the workload's, which is handed over in this block."""
-    ours, theirs = open_channels()
-    undo.callback(ours.close)
-    try:
-        yield ours, theirs
-    finally:
-        # A copy that stayed open here would keep end-of-file from ever coming.
-        theirs.close()
 
 
 def _beside(what: Launch, zygote: zygote.Zygote, plan: ZygotePlan) -> Launch:
@@ -366,7 +445,7 @@ def _fork(
     what: Launch,
     started: RunningAgent,
     asked: tuple[zygote.Zygote, socket.socket],
-    channels: Sequence[Channel],
+    channels: Sequence[Open],
     *,
     state_dir: Path,
 ) -> None:

@@ -47,7 +47,7 @@ from airflow_isolation.runtime import labels
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from airflow_isolation.bridge.pipe import Channel
+    from airflow_isolation.bridge.pipe import Open
     from airflow_isolation.bridge.process_one import ProcessOne
     from airflow_isolation.bridge.started_agent import Launch
     from airflow_isolation.container_spec import ContainerSpec
@@ -481,7 +481,7 @@ def _check_namespace(model: int, pid: int, kind: str) -> None:
 
 
 def release(
-    connection: socket.socket, *, environment: Mapping[str, str], purpose: str, channels: Sequence[Channel]
+    connection: socket.socket, *, environment: Mapping[str, str], purpose: str, channels: Sequence[Open]
 ) -> None:
     """Let the child run. Of one that has died the container's process 1 tells, as of any workload's end.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.zygote import compile_default_filter
 from airflow_isolation.errors import IsolationError
+from airflow_isolation.integration.local_settings import local_settings_digest
 from airflow_isolation.integration.seams import supervision
-from airflow_isolation.integration.zygotes import local_settings_digest
 
 if TYPE_CHECKING:
     from airflow_isolation.settings.effective import Backend

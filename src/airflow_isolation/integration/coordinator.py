@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from contextlib import ExitStack
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,31 +14,21 @@ from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
 from airflow_isolation.bridge.put_offs import count_put_off
-from airflow_isolation.bridge.start_mode import decide
-from airflow_isolation.bridge.started_agent import Launch
-from airflow_isolation.bridge.workload import launch
 from airflow_isolation.errors import MAY_HEAL, HostTrouble, IsolationError
-from airflow_isolation.integration import end_of_try, workload_environment
-from airflow_isolation.integration.backstages import backstage
-from airflow_isolation.integration.dag_processing.links import stray_dag_file
+from airflow_isolation.integration import by_node, by_worker, end_of_try
+from airflow_isolation.integration.asked import Asked
 from airflow_isolation.integration.seams import checks, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
 from airflow_isolation.integration.seams.masks import own_masks
-from airflow_isolation.integration.zygotes import zygote_plan
-from airflow_isolation.oci.identifier import new_container_id
-from airflow_isolation.runtime import labels
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
-from airflow_isolation.settings.hook import image_hook
-from airflow_isolation.settings.resolve import resolve
-from airflow_isolation.settings.spec import container_spec
+from airflow_isolation.settings.resolve import node_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow.sdk.api.client import Client
     from structlog.typing import FilteringBoundLogger
 
     from airflow_isolation.bridge.workload import Workload
+    from airflow_isolation.integration.asked import StartedTask
     from airflow_isolation.settings.effective import Backend
 
 log = structlog.get_logger(logger_name="airflow_isolation.coordinator")
@@ -132,72 +121,25 @@ class ContainerCoordinator(BaseCoordinator):
             except IsolationError as error:
                 raise _NotStarted(error) from error
             dag_file = Path(bundle_path, dag_rel_path)
-            state_dir: Path | None = None
-            try:
-                settings = resolve(
-                    "task",
-                    self._backend,
-                    configuration=airflow_configuration(),
-                    dag_file=dag_file,
-                    bundle_path=bundle_path,
-                    dag_id=what.dag_id,
-                    task_id=what.task_id,
-                    executor_config=executor_config,
-                    hook=image_hook(),
-                )
-                state_dir = settings.connection.state_dir
-                behind = backstage(settings.connection)
-                runtime = behind.runtime
-                # A pull that is broken off goes on where it was, when the task is tried again.
-                timeout = min(settings.image_pull_timeout, supervision.seconds_to_start(client))
-                image = runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
-                mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
-                if stray := stray_dag_file(dag_file, bundle_path, mounts, settings.volumes):
-                    # No error: an image may have the file in that place, and a task shows nobody what it finds.
-                    task_log.warning("The DAG file may not be found in the container", why=str(stray), hint=stray.hint)
-                spec = container_spec(
-                    settings,
-                    argv=(),
-                    mounts=mounts,
-                    labels=_labels(what, bundle_info.name, dag_rel_path),
-                )
-                forwarded = workload_environment.forwarded_environment()
-                decision = decide(settings, spec, runtime=runtime, image_digest=image.digest)
-                task = Launch(
-                    id=new_container_id("task"),
-                    spec=decision.applied_to(spec),
-                    image=image,
-                    purpose="task",
-                    environment={
-                        **forwarded,
-                        **workload_environment.bundle_environment(bundle_info.name, bundle_path),
-                    },
-                    airflow=airflow_version,
-                    python=settings.python,
-                    start_timeout=settings.start_timeout,
-                )
-                plan = zygote_plan(settings, task, decision, environment=forwarded) if decision.mode == "fork" else None
-                spares = settings.zygote.spare_containers
-                workload = launch(
-                    runtime,
-                    task,
-                    state_dir=settings.connection.state_dir,
-                    plan=plan,
-                    relabel=behind.relabel,
-                    replenish=partial(behind.replenish, wanted=spares) if spares else None,
-                )
-                stack.callback(behind.release, workload.close)
-            except IsolationError as error:
-                raise _NotStarted(error, state_dir) from error
-            except OSError as error:
-                trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
-                raise _NotStarted(trouble, state_dir) from error
+            asked = Asked(
+                backend=self._backend,
+                what=what,
+                bundle=bundle_info.name,
+                bundle_path=bundle_path,
+                dag_file=dag_file,
+                dag_rel_path=dag_rel_path,
+                executor_config=executor_config,
+                seconds=supervision.seconds_to_start(client),
+            )
+            task = _start(asked, task_log)
+            workload = task.workload
+            stack.callback(task.release)
             task_log.info(
                 "Task runs in a container",
                 container=workload.container.id,
-                image=settings.image,
-                digest=image.digest,
-                runtime=settings.backend,
+                image=workload.image.reference,
+                digest=workload.image.digest,
+                runtime=self._backend,
                 start_mode=workload.start_mode,
             )
             if workload.why_fresh:
@@ -211,13 +153,31 @@ class ContainerCoordinator(BaseCoordinator):
                 logger=logger,
                 sentry_integration=sentry_integration,
                 subprocess_logs_to_stdout=subprocess_logs_to_stdout,
-                permissions=settings.permissions,
-                grace=settings.stop_grace_period,
+                permissions=task.permissions,
+                grace=task.grace,
                 told_pid=told_pid,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
             exit_code = process.wait()
         return self.ExecutionResult(exit_code, process.final_state)
+
+
+def _start(asked: Asked, task_log: FilteringBoundLogger) -> StartedTask:
+    """:raises _NotStarted: nothing of it stays."""
+    state_dir: Path | None = None
+    try:
+        configuration = airflow_configuration()
+        node = node_settings(configuration)
+        if node.node:
+            return by_node.start(asked, node, task_log)
+        settings = by_worker.settings_of(asked, configuration)
+        state_dir = settings.connection.state_dir
+        return by_worker.start(asked, settings, task_log)
+    except IsolationError as error:
+        raise _NotStarted(error, state_dir) from error
+    except OSError as error:
+        trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
+        raise _NotStarted(trouble, state_dir) from error
 
 
 @dataclasses.dataclass(eq=False)
@@ -231,18 +191,3 @@ class _NotStarted(Exception):
 def _tell_the_end(task_log: FilteringBoundLogger, workload: Workload, state: str, what: Any) -> None:
     if workload.ending is not None:
         end_of_try.tell(task_log, workload.ending, state=state, container=workload.container.id, what=what)
-
-
-def _labels(what: Any, bundle: str, dag_file: str) -> Mapping[str, str]:
-    return {
-        labels.PURPOSE: "task",
-        labels.DAG_ID: what.dag_id,
-        labels.TASK_ID: what.task_id,
-        labels.RUN_ID: what.run_id,
-        labels.MAP_INDEX: str(-1 if what.map_index is None else what.map_index),
-        labels.TRY_NUMBER: str(what.try_number),
-        labels.TI_ID: str(what.id),
-        labels.BUNDLE: bundle,
-        labels.DAG_FILE: dag_file,
-        labels.OWNER: str(labels.Owner.this_process()),
-    }

@@ -135,6 +135,11 @@ def administrators_directories() -> list[Path]:
     return [path.absolute() for path in wanted if path.is_dir()]
 
 
+def shared_mounts() -> tuple[Mount, ...]:
+    """The local settings and the plugins, which are the same for every task of this worker, read-only."""
+    return read_only_mounts(administrators_directories())
+
+
 def airflow_mounts(bundle_path: Path, dag_file: Path) -> tuple[Mount, ...]:
     """The bundle, the local settings and the plugins, each where it is on the worker, read-only."""
     wanted = [bundle_path, *administrators_directories()]

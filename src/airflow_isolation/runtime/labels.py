@@ -21,6 +21,8 @@ TI_ID = PREFIX + "ti_id"
 BUNDLE = PREFIX + "bundle"
 DAG_FILE = PREFIX + "dag_file"
 OWNER = PREFIX + "owner"
+# The uid of the worker for which a node has made the container.
+CLIENT = PREFIX + "client"
 # A zygote has no owner, because all workers share it, but a directory in which it is known.
 DIRECTORY = PREFIX + "directory"
 # Docker has no namespaces: there this label stands for one.
@@ -44,7 +46,12 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> Owner:
-        return cls(socket.gethostname(), os.getpid(), _start_ticks(os.getpid()))
+        return cls.of_process(os.getpid())
+
+    @classmethod
+    def of_process(cls, pid: int) -> Owner:
+        """Of a process in our pid namespace; one that has ended is gone."""
+        return cls(socket.gethostname(), pid, _start_ticks(pid))
 
     @classmethod
     def parse(cls, label: str) -> Owner | None:

@@ -69,12 +69,34 @@ class DagMetadata:
             yield from (task.layer for task in self.tasks.get(key, ()))
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The file beside a DAG file, unread: at most one byte more than ``MAX_BYTES``, and its path."""
+
+    data: bytes
+    source: str
+
+
 def read_dag_metadata(dag_file: Path, bundle_path: Path | None = None) -> DagMetadata | None:
-    """The metadata of a DAG file, or None when there is none. ``dag_file`` may be relative to the bundle.
+    """``find_document`` and ``read_document``, one after the other."""
+    document = find_document(dag_file, bundle_path)
+    return read_document(document) if document is not None else None
+
+
+def read_document(document: Document) -> DagMetadata | None:
+    """What it says; None when it is somebody else's.
+
+    :raises SettingError: it holds a mistake.
+    """
+    return _parse(document.data, document.source)
+
+
+def find_document(dag_file: Path, bundle_path: Path | None = None) -> Document | None:
+    """The YAML file of a DAG file, or None when there is none. ``dag_file`` may be relative to the bundle.
 
     A symbolic link is followed as long as it stays in the bundle.
 
-    :raises SettingError: there are two files, it leads out of the bundle, is not a readable file, or holds a mistake.
+    :raises SettingError: there are two files, it leads out of the bundle, or is not a readable file.
     """
     dag_file = _dag_file_or_archive(bundle_path / dag_file if bundle_path else dag_file)
     stem = dag_file if dag_file.suffix == ".zip" else dag_file.with_suffix("")
@@ -85,8 +107,7 @@ def read_dag_metadata(dag_file: Path, bundle_path: Path | None = None) -> DagMet
         raise SettingError(
             f"{found[1].name} stands beside it, for the same DAG file", source=str(found[0]), hint="Keep one"
         )
-    data = _read(found[0], bundle_path or dag_file.parent)
-    return _parse(data, str(found[0]))
+    return Document(_read(found[0], bundle_path or dag_file.parent), str(found[0]))
 
 
 def executor_config_metadata(executor_config: object) -> DagMetadata | None:

@@ -33,12 +33,13 @@ class Place(Enum):
     """Which sections of airflow.cfg a key may stand in; the value is the lowest of them.
 
     ``EVERYWHERE`` is every section of ``overriding_sections``. ``HOST`` is [container_runtime] alone, for what can't
-    differ between the containers of a host. ``PARSING`` is for the DAG processor as a whole. ``DOCUMENT`` is none: DAG
+    differ between the containers of a host; so is ``NODE``, for the node and its clients. ``PARSING`` is for the DAG processor as a whole. ``DOCUMENT`` is none: DAG
     metadata and executor_config alone.
     """
 
     EVERYWHERE = "[container_runtime] or a section that overrides it"
     HOST = "[container_runtime]"
+    NODE = "[container_runtime] of a host"
     CONTAINERD = "[containerd_runtime]"
     DOCKER = "[docker_runtime]"
     PARSING = "[scheduler_dag_parsing_container_runtime]"
@@ -454,6 +455,33 @@ KEYS: Final[tuple[Key, ...]] = (
         description="Directory for sockets between worker and container, which live as long as a container.",
     ),
     Key(
+        name="node",
+        parse=formats.parse_socket,
+        places=(Place.NODE,),
+        example="/run/airflow-isolation/node.sock",
+        default_words="each worker makes its containers itself",
+        description="The socket of this host's node, the service that makes tasks' containers. A worker that has it needs "
+        "neither root nor the daemon's socket. All other keys are then the node's to say, in its own airflow.cfg.",
+    ),
+    Key(
+        name="node_clients",
+        parse=formats.parse_client,
+        places=(Place.NODE,),
+        is_list=True,
+        example="airflow, 50000, @airflow-workers",
+        default_words="root, and the user of the node",
+        description="Who may have the node start tasks: names or uids of users, and names or gids of groups behind an @.",
+    ),
+    Key(
+        name="node_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.NODE,),
+        default="30",
+        example="2m",
+        description="How long a worker waits for a node that does not answer, in seconds. Then the task is put off, and no "
+        "try is used up.",
+    ),
+    Key(
         name="socket_path",
         parse=formats.parse_socket,
         places=(Place.CONTAINERD,),
@@ -833,7 +861,7 @@ def keys_of(section: str) -> tuple[Key, ...]:
     places = {
         "core": {Place.CORE},
         POLICY_SECTION: {Place.POLICY},
-        COMMON_SECTION: {Place.EVERYWHERE, Place.HOST},
+        COMMON_SECTION: {Place.EVERYWHERE, Place.HOST, Place.NODE},
         "containerd_runtime": {Place.EVERYWHERE, Place.CONTAINERD},
         "docker_runtime": {Place.EVERYWHERE, Place.DOCKER},
         PARSING_SECTION: {Place.EVERYWHERE, Place.PARSING},

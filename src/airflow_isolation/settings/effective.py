@@ -146,6 +146,22 @@ class ParsePoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """The service of a host that makes tasks' containers.
+
+    Attributes:
+        node: its socket; empty when each worker makes its containers itself.
+        node_clients: who may ask it besides root and its own user: users, and groups behind an @, by name or number.
+        node_timeout: seconds that a worker waits for it.
+
+    """
+
+    node: str = ""
+    node_clients: tuple[str, ...] = ()
+    node_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteSettings:
     """What holds for the processes from which tasks are forked. Durations are seconds, sizes bytes; None is not set."""
 

@@ -21,6 +21,7 @@ _IMAGE: Final = re.compile(
     re.ASCII,
 )
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,10}(:[0-9]{1,10})?", re.ASCII)
+_CLIENT: Final = re.compile(r"@?([A-Za-z_][A-Za-z0-9_.-]{0,31}\$?|[0-9]{1,10})", re.ASCII)
 _NETWORK: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _HOSTNAME: Final = re.compile(
     r"(?=.{1,63}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*", re.ASCII
@@ -137,6 +138,13 @@ def parse_user(text: str) -> str:
         raise ValueError(f"{text!r} is not a user; write a name, a uid or uid:gid, such as airflow or 50000:0")
     if text[0].isdigit() and any(int(number) > MAX_UID for number in text.split(":")):
         raise ValueError(f"{text!r} is beyond the largest user id, {MAX_UID}")
+    return text
+
+
+def parse_client(text: str) -> str:
+    """A user, by name or uid, or with an @ in front a group, by name or gid."""
+    if _CLIENT.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is no user or group; write airflow, 50000, @workers or @50000")
     return text
 
 

@@ -21,7 +21,7 @@ from airflow_isolation.container_spec import Resources
 from airflow_isolation.errors import SettingError
 from airflow_isolation.runtime.interface import PullPolicy
 from airflow_isolation.settings.airflow_configuration import IN_FILE
-from airflow_isolation.settings.dag_metadata import executor_config_metadata, read_dag_metadata
+from airflow_isolation.settings.dag_metadata import executor_config_metadata, find_document, read_document
 from airflow_isolation.settings.declarations import (
     BACKENDS,
     COMMON_SECTION,
@@ -34,6 +34,7 @@ from airflow_isolation.settings.declarations import (
 from airflow_isolation.settings.effective import (
     ConnectionSettings,
     EffectiveSettings,
+    NodeSettings,
     Origin,
     ParsePoolSettings,
     Row,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from airflow_isolation.settings.airflow_configuration import Configuration
+    from airflow_isolation.settings.dag_metadata import Document
     from airflow_isolation.settings.effective import Backend, Purpose
     from airflow_isolation.settings.hook import ImageHook
 
@@ -68,9 +70,15 @@ _UNSET: Final = Assignment("", Origin("default"))
 _WORKLOAD_KEYS: Final = tuple(
     key
     for key in KEYS
-    if not {Place.POLICY, Place.CORE, Place.CONTAINERD, Place.DOCKER, Place.HOST, Place.PARSING}.intersection(
-        key.places
-    )
+    if not {
+        Place.POLICY,
+        Place.CORE,
+        Place.CONTAINERD,
+        Place.DOCKER,
+        Place.HOST,
+        Place.NODE,
+        Place.PARSING,
+    }.intersection(key.places)
 )
 _WORKLOAD_DEFAULTS: Final = default_layer(_WORKLOAD_KEYS)
 _HOST_KEYS: Final = {
@@ -93,6 +101,7 @@ def resolve(
     task_id: str = "",
     executor_config: Mapping[str, object] | None = None,
     hook: ImageHook | None = None,
+    document: Document | None = None,
 ) -> EffectiveSettings:
     """What holds for a task, or for the parse of a DAG file.
 
@@ -101,6 +110,7 @@ def resolve(
     :param dag_id: only named in errors; settings don't depend on it.
     :param task_id: chooses the ``tasks`` entries; without meaning for a parse.
     :param hook: ``image_hook()``, or None for no hook.
+    :param document: the DAG metadata, where ``find_document`` has found them on behalf of whoever asks; then no ``dag_file``.
     :raises SettingError: a mistake, with source, line and key.
     :raises PolicyRefused: the policy forbids something.
     """
@@ -113,6 +123,7 @@ def resolve(
         bundle_path=bundle_path,
         task_id=task_id,
         executor_config=executor_config,
+        document=document,
     ):
         effective.update(layer)
     effective["image"] = _final_image(effective.get("image"), purpose, backend, hook, dag_id=dag_id, task_id=task_id)
@@ -138,6 +149,16 @@ def resolve_connection(backend: Backend, *, configuration: Configuration) -> Con
     layer = declared_layer(configuration, COMMON_SECTION)
     layer.update(declared_layer(configuration, f"{backend}_runtime"))
     return _connection(backend, layer)
+
+
+def node_settings(configuration: Configuration) -> NodeSettings:
+    """Where this host's node is, and who may ask it.
+
+    :raises SettingError: a mistake in [container_runtime].
+    """
+    keys = tuple(key for key in keys_of(COMMON_SECTION) if Place.NODE in key.places)
+    layer = {**default_layer(keys), **declared_layer(configuration, COMMON_SECTION)}
+    return NodeSettings(**{key.name: layer[key.name].value for key in keys if key.name in layer})
 
 
 def parse_pool_settings(configuration: Configuration) -> ParsePoolSettings:
@@ -217,8 +238,11 @@ def _author_layers(
     bundle_path: Path | None,
     task_id: str,
     executor_config: Mapping[str, object] | None,
+    document: Document | None,
 ) -> Iterable[Layer]:
-    metadata = read_dag_metadata(dag_file, bundle_path) if dag_file is not None else None
+    if document is None and dag_file is not None:
+        document = find_document(dag_file, bundle_path)
+    metadata = read_document(document) if document is not None else None
     in_task = executor_config_metadata(executor_config)
     for written in (metadata, in_task):
         if written is None:

@@ -10,9 +10,10 @@ from tests.unit.settings.conftest import Ini
 
 from airflow_isolation.bridge.start_mode import StartDecision
 from airflow_isolation.bridge.started_agent import Launch
+from airflow_isolation.bridge.zygote_plan import zygote_plan
 from airflow_isolation.container_spec import Mount, Resources, UserNamespace
-from airflow_isolation.integration import zygotes
-from airflow_isolation.integration.zygotes import zygote_plan
+from airflow_isolation.integration import local_settings
+from airflow_isolation.integration.workload_environment import read_only_mounts
 from airflow_isolation.runtime.interface import Image
 from airflow_isolation.settings.resolve import resolve
 from airflow_isolation.settings.spec import container_spec
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     from airflow_isolation.bridge.zygote import ZygotePlan
 
 NAMESPACE = UserNamespace(first=100_000)
+DIRECTORIES: list[Path] = []
 
 
 @pytest.fixture(autouse=True)
 def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the local settings and plugins are."""
-    monkeypatch.setattr(zygotes, "administrators_directories", lambda: [tmp_path / "config"])
-    zygotes._digest.cache_clear()
+    monkeypatch.setattr(local_settings, "administrators_directories", lambda: [tmp_path / "config"])
+    local_settings._digest.cache_clear()
+    DIRECTORIES[:] = [tmp_path / "config"]
     (tmp_path / "config").mkdir()
     (tmp_path / "config/airflow_local_settings.py").write_text("A = 1")
     return tmp_path / "config"
@@ -46,6 +49,7 @@ def plan(
     environment: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
     authors: Mapping[str, Any] | None = None,
+    client: str = "",
     **changes: Any,
 ) -> ZygotePlan:
     """``env`` is of the administrator's section, ``authors`` of the task's executor_config."""
@@ -67,7 +71,15 @@ def plan(
         python=python,
     )
     decision = StartDecision(mode="fork", why="", user_namespace=namespace)
-    return zygote_plan(settings, launch, decision, environment={"AIRFLOW__CORE__X": "1", **(environment or {})})
+    return zygote_plan(
+        settings,
+        launch,
+        decision,
+        environment={"AIRFLOW__CORE__X": "1", **(environment or {})},
+        mounts=read_only_mounts(DIRECTORIES),
+        settings_digest=local_settings.local_settings_digest(),
+        client=client,
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +130,7 @@ def test_the_host_s_network_makes_another_zygote_in_a_user_namespace(namespace: 
 
 
 def key_of_another_process() -> str:
-    zygotes._digest.cache_clear()
+    local_settings._digest.cache_clear()
     return plan().key
 
 
@@ -160,7 +172,7 @@ def test_links_among_the_local_settings_are_followed_and_circles_end(directories
 def test_of_very_many_local_settings_the_first_are_looked_at(
     directories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zygotes, "MOST_FILES", 3)
+    monkeypatch.setattr(local_settings, "MOST_FILES", 3)
     for name in "bc":
         (directories / f"{name}.py").touch()
     before = key_of_another_process()

@@ -30,8 +30,8 @@ from airflow_isolation.bridge.start_mode import decide
 from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.bridge.workload import Workload, launch
 from airflow_isolation.bridge.zygote import Zygote, ZygotePlan
+from airflow_isolation.bridge.zygote_plan import zygote_plan
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.integration.zygotes import zygote_plan
 from airflow_isolation.oci.identifier import new_container_id
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
@@ -200,7 +200,9 @@ class Worker:
             python=settings.python,
             start_timeout=settings.start_timeout,
         )
-        plan = zygote_plan(settings, wanted, decision, environment=forwarded) if decision.mode == "fork" else None
+        if decision.mode != "fork":
+            return Task(wanted, None)
+        plan = zygote_plan(settings, wanted, decision, environment=forwarded, mounts=(), settings_digest="")
         return Task(wanted, plan)
 
     def start(self, task: Task, program: str = "") -> Running:

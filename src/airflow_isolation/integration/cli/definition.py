@@ -247,6 +247,15 @@ _CONTAINERS = GroupCommand(
             ),
             epilog=_EXIT_CODES,
         ),
+        ActionCommand(
+            name="node",
+            help="Start this host's node, which makes containers for workers without privilege",
+            description="Start this host's node: the one process with privilege, which makes the containers of tasks for\n"
+            "workers that have [container_runtime] node. It runs until SIGTERM or Ctrl-C; tasks run on",
+            func=lazy_load_command(f"{_PACKAGE}.node.serve"),
+            args=_BACKENDS,
+            epilog=_EXIT_CODES,
+        ),
         _IMAGES,
     ),
 )

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import structlog
 
 from airflow_isolation import agent
 from airflow_isolation.bridge.zygote import ZygotePlan, zygote_key
 from airflow_isolation.bridge.zygote_recipe import zygote_environment
 from airflow_isolation.container_spec import ContainerSpec, Resources
-from airflow_isolation.integration.workload_environment import administrators_directories, read_only_mounts
 from airflow_isolation.oci.mount_source import identify_sources
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from airflow_isolation.bridge.start_mode import StartDecision
     from airflow_isolation.bridge.started_agent import Launch
     from airflow_isolation.container_spec import Mount
     from airflow_isolation.settings.effective import EffectiveSettings
-
-log = structlog.get_logger(logger_name="airflow_isolation.zygotes")
-
-#: Endings of the files that decide what airflow_local_settings and plugins are.
-SETTINGS_FILES: Final = (".py", ".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
-
-#: Files and directories that are looked at, which takes some 50 ms.
-MOST_FILES: Final = 10_000
 
 #: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
@@ -52,10 +37,22 @@ _PATIENCE: Final = 60.0
 
 
 def zygote_plan(
-    settings: EffectiveSettings, task: Launch, decision: StartDecision, *, environment: Mapping[str, str]
+    settings: EffectiveSettings,
+    task: Launch,
+    decision: StartDecision,
+    *,
+    environment: Mapping[str, str],
+    mounts: tuple[Mount, ...],
+    settings_digest: str,
+    client: str = "",
 ) -> ZygotePlan:
-    """``environment`` is Airflow's configuration as every task of this worker gets it."""
-    mounts = read_only_mounts(administrators_directories())
+    """What the zygote of a task is made of.
+
+    :param environment: Airflow's configuration as every task of this worker gets it.
+    :param mounts: the directories of the local settings and the plugins.
+    :param settings_digest: what tells one state of these from another.
+    :param client: whose zygote it is, where workers of different users ask for some; they share none.
+    """
     spec = _zygote_spec(task.spec, mounts, settings, decision)
     return ZygotePlan(
         key=zygote_key(
@@ -70,12 +67,13 @@ def zygote_plan(
             sorted(spec.env.items()),
             sorted(environment.items()),
             spec.timezone,
-            local_settings_digest(),
+            settings_digest,
             identify_sources(mounts),
             spec.user_namespace,
             spec.network,
             spec.seccomp,
             _agent_digest(),
+            client,
         ),
         launch=replace(
             task,
@@ -131,48 +129,6 @@ def _start_timeout(settings: EffectiveSettings) -> float:
 def _network(task: ContainerSpec, decision: StartDecision) -> str:
     """From a user namespace nobody may enter the host's network: who forks into it must be there."""
     return "host" if decision.user_namespace is not None and task.network == "host" else "none"
-
-
-def local_settings_digest() -> str:
-    """What tells one state of airflow_local_settings and the plugins from another: both may be imported with Airflow.
-
-    Files below count as well: modules that these import, and what they read. Looked at once in a process, as stock Airflow
-    imports them once: what is changed later holds after a restart.
-    """
-    return _digest(tuple(administrators_directories()))
-
-
-@cache
-def _digest(directories: tuple[Path, ...]) -> str:
-    files = list(islice(_settings_files(directories), MOST_FILES + 1))
-    if len(files) > MOST_FILES:
-        log.warning(
-            "There are more files of local settings and plugins than are looked at: after a change in one of the others, "
-            "zygotes that are there go on with what they have imported",
-            directories=[str(directory) for directory in directories],
-            looked_at=MOST_FILES,
-        )
-    return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, int, int]]:
-    """Links are followed, as Python does it, and no directory is entered twice."""
-    entered: set[tuple[int, int]] = set()
-    for top in directories:
-        for directory, names, files in os.walk(top, followlinks=True):
-            with suppress(OSError):  # gone meanwhile
-                status = Path(directory).stat()
-                if (status.st_dev, status.st_ino) in entered:
-                    names.clear()
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-            yield directory, 0, 0, 0
-            # Also the order in which they are walked through.
-            names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
-            for file in sorted(Path(directory, name) for name in files if name.endswith(SETTINGS_FILES)):
-                with suppress(OSError):  # gone, or a link that leads nowhere
-                    found = file.stat()
-                    yield str(file), found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @cache
