@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.end_to_end.ordinary_user import as_ordinary_user
 from tests.processes import wait_until
 from tests.zygote.at_work import stand_ins
 
+from airflow_isolation.node.trees import Trees
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 
@@ -103,7 +103,9 @@ socket_path = {self.daemon.socket}
 """
 
     def start_node(self, more: str = "") -> None:
-        with (self.place / "node.out").open("ab") as output:
+        output_file = self.place / "node.out"
+        output_file.write_text("")
+        with output_file.open("ab") as output:
             self.node = subprocess.Popen(
                 [sys.executable, str(HERE / "node.py"), self.backend],
                 stdin=subprocess.PIPE,
@@ -129,7 +131,6 @@ socket_path = {self.daemon.socket}
         assert self.node is not None
         self.node.kill()
         self.node.wait()
-        (self.place / "node.out").write_text("")
 
     def end_node(self) -> None:
         if self.node is not None:
@@ -225,7 +226,10 @@ def house(backend: str, daemon: Daemon, archive: Path) -> Iterator[House]:
 
 def _clean(house: House) -> None:
     house.end_workers()
+    killed = house.node_is_gone()
     house.end_node()
+    if killed:
+        Trees(house.state_dir, daemon_pid=lambda: 0).remove_left()
     for container in house.runtime.list():
         house.runtime.remove(container.id)
     house.runtime.remove_unused_roots()
@@ -250,7 +254,17 @@ def host(long_lived: House) -> Iterator[House]:
 
 def in_namespaces(place: Path) -> list[str]:
     """Runs a command as a container would: pid, mount, network and user namespaces, and another root for ``place``."""
-    script = f"mount -t tmpfs tmpfs /srv && mount --bind {shlex.quote(str(place))} /srv && exec \"$@\""
-    return ["unshare", "--mount", "--pid", "--fork", "--net", "--mount-proc", "--propagation=private", "sh", "-ec", script, "sh"]
-
-
+    script = f'mount -t tmpfs tmpfs /srv && mount --bind {shlex.quote(str(place))} /srv && exec "$@"'
+    return [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--net",
+        "--mount-proc",
+        "--propagation=private",
+        "sh",
+        "-ec",
+        script,
+        "sh",
+    ]

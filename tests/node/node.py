@@ -14,6 +14,8 @@ from airflow_isolation.settings.resolve import node_settings, resolve_connection
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from airflow_isolation.settings.effective import Backend
+
 
 class Configured:
     """airflow.cfg as a test has it."""
@@ -32,8 +34,7 @@ class Configured:
 
 
 if __name__ == "__main__":
-    backend = sys.argv[1]
-    assert backend == "containerd" or backend == "docker"
+    backend: Backend = "docker" if sys.argv[1] == "docker" else "containerd"
     configuration = Configured(sys.stdin.read())
     connection = resolve_connection(backend, configuration=configuration)
     run_node(

@@ -88,16 +88,15 @@ def test_a_signal_reaches_the_task(host: House, number: signal.Signals) -> None:
 
 
 def test_memory_that_ran_out_is_told_by_the_node(host: House) -> None:
-    _, ended = host.run(
-        "x = bytearray(200 * 1024 * 1024)", written={"resources": {"memory": "64Mi"}}
-    )
+    _, ended = host.run("x = bytearray(200 * 1024 * 1024)", written={"resources": {"memory": "64Mi"}})
     assert ended["code"] == -signal.SIGKILL
     assert ended["usage"]["oom_kills"] >= 1
 
 
 def test_the_document_beside_the_dag_file_holds(host: House) -> None:
     started, ended = host.run(
-        "import os; print(os.environ['REGION'])", document="container:\n  environment: {REGION: eu}\n  stop_grace_period: 1\n"
+        "import os; print(os.environ['REGION'])",
+        document="container:\n  environment: {REGION: eu}\n  stop_grace_period: 1\n",
     )
     assert ended["stdout"].strip() == "eu"
     assert started["grace"] == 1.0
@@ -110,13 +109,16 @@ def test_a_mistake_in_the_document_is_told_with_its_place(host: House) -> None:
 
 
 def test_spares_serve_workers_of_one_directory(host: House) -> None:
-    def spares() -> set[str]:
-        return {record.stem for record in host.state_dir.glob("spares/*/*.json")}
+    # Of a kind that no other test has: theirs may be made at any time.
+    kind = {"environment": {"KIND": "of this test"}}
+    before = set(host.state_dir.glob("spares/*"))
 
-    before = spares()
-    host.run()
-    wait_until(lambda: bool(spares() - before), SECONDS, "a spare container like this task's")
+    def spares() -> set[str]:
+        return {record.stem for record in host.state_dir.glob("spares/*/*.json") if record.parent not in before}
+
+    host.run(written=kind)
+    wait_until(lambda: bool(spares()), SECONDS, "a spare container like this task's")
     waiting = spares()
-    started, ended = host.run("print('mine')")
+    started, ended = host.run("print('mine')", written=kind)
     assert started["id"] in waiting
     assert ended["stdout"] == "mine\n"

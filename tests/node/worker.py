@@ -16,6 +16,8 @@ import sys
 import time
 from typing import Any
 
+import structlog
+
 from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.node.client import Started, start_by_node
@@ -24,6 +26,10 @@ from airflow_isolation.settings.dag_metadata import Document
 from airflow_isolation.settings.effective import NodeSettings
 
 SECONDS = 120
+
+
+# What is logged must not come between what is said.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def say(**what: Any) -> None:

@@ -48,6 +48,8 @@ MOST_STARTS: Final = 32
 _STARTING_THREADS: Final = 64
 #: Of their own: a pull may take minutes, and a kill must not wait for it.
 _THREADS: Final = 16
+#: The kernel's own bound (net.core.somaxconn): a client that does not wait is turned away by a full queue.
+_BACKLOG: Final = 4096
 #: What has been begun may take so long when the node is told to end, in seconds.
 _END_SECONDS: Final = 30.0
 #: How long a worker that has connected may say nothing, in seconds.
@@ -434,7 +436,7 @@ def listen(path: Path) -> socket.socket:
         with address_of(path) as address:
             listener.bind(address)
         path.chmod(0o666)
-        listener.listen(128)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise HostTrouble(

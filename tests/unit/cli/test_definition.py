@@ -21,8 +21,20 @@ def test_the_group_has_these_commands() -> None:
     (group,) = get_containers_cli_commands()
     assert group.name == "containers"
     assert set(commands(group)) == {
-        *("list", "stats", "inspect", "logs",
-        "node", "kill", "update", "prune", "config", "test", "parse", "reserialize"),
+        *(
+            "list",
+            "stats",
+            "inspect",
+            "logs",
+            "node",
+            "kill",
+            "update",
+            "prune",
+            "config",
+            "test",
+            "parse",
+            "reserialize",
+        ),
         "dag-processor",
         *("images list", "images import", "images remove"),
     }
