@@ -18,7 +18,7 @@ from tests.end_to_end.ordinary_user import as_ordinary_user
 from tests.processes import wait_until
 from tests.zygote.at_work import stand_ins
 
-from airflow_isolation.node.trees import Trees
+from airflow_isolation.node.trees import left_trees
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 
@@ -229,7 +229,7 @@ def _clean(house: House) -> None:
     killed = house.node_is_gone()
     house.end_node()
     if killed:
-        Trees(house.state_dir, daemon_pid=lambda: 0).remove_left()
+        left_trees(house.state_dir, daemon_pid=0)
     for container in house.runtime.list():
         house.runtime.remove(container.id)
     house.runtime.remove_unused_roots()

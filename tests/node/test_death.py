@@ -13,6 +13,7 @@ from tests.processes import wait_until
 
 from airflow_isolation.errors import HostTrouble
 from airflow_isolation.node.run import run_node
+from airflow_isolation.node.trees import left_trees
 from airflow_isolation.runtime import labels
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ WAIT = "import os, time\nwhile not os.path.exists('%s/go'):\n    time.sleep(0.05
 
 def test_tasks_go_on_when_the_node_is_killed_and_started_again(host: House) -> None:
     workers = [host.work(WAIT % host.bundle, timeout=60) for _ in range(3)]
-    ids = {worker.said()["id"] for worker in workers}
+    for worker in workers:
+        worker.said()
     host.kill_node()
     host.start_node()
     (host.bundle / "go").touch()
@@ -46,7 +48,6 @@ def test_tasks_go_on_when_the_node_is_killed_and_started_again(host: House) -> N
         assert (ended["code"], ended["stdout"]) == (0, "done\n")
         # The counters are the container's, and the new node read them.
         assert ended["usage"]["memory_peak"] > 0
-    assert not ids & {one.id for one in host.runtime.list({labels.PURPOSE: "task"})}
     host.wait_until_nothing_is_left()
 
 
@@ -141,8 +142,19 @@ def test_what_a_killed_node_has_mounted_goes_with_the_next(host: House) -> None:
     (tree,) = (host.state_dir / "trees").iterdir()
     assert f" {tree} " in Path("/proc/self/mountinfo").read_text()
     host.kill_node()
+    assert left_trees(host.state_dir, daemon_pid=0, dry_run=True) == (tree,)
     host.start_node()
     assert not list((host.state_dir / "trees").iterdir())
+    host.run("pass")
+    assert left_trees(host.state_dir, daemon_pid=0, dry_run=True) == (), "what a living node has is not left over"
+
+
+def test_without_a_node_a_prune_takes_away_what_it_had_mounted(host: House) -> None:
+    host.run("pass")
+    host.kill_node()
+    (tree,) = left_trees(host.state_dir, daemon_pid=0)
+    assert not tree.exists()
+    assert (host.bundle / "sales.py").exists(), "the worker's directory itself is not touched"
 
 
 def test_a_node_is_root(host: House) -> None:

@@ -199,7 +199,9 @@ class Line(PendingExit):
         if self._socket is None:
             raise self._away("it has ended")
         try:
-            send(self._socket, message, descriptors)
+            # A node that has refused the connection has said so before it hung up.
+            with suppress(HungUp):
+                send(self._socket, message, descriptors)
             while True:
                 self._socket.settimeout(seconds)
                 packet = receive(self._socket)

@@ -58,8 +58,7 @@ def run_node(
         stack.callback(behind.close)
         prepare(connection.state_dir)
         listener = stack.enter_context(_listener(path))
-        trees = Trees(connection.state_dir, daemon_pid=lambda: peer_pid(connection.socket_path))
-        stack.callback(_close, trees)
+        trees = stack.enter_context(Trees(connection.state_dir, daemon_pid=lambda: peer_pid(connection.socket_path)))
         # A task without it says so.
         with suppress(IsolationError):
             compile_default_filter()
@@ -125,10 +124,3 @@ def _tell_systemd(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, suppress(OSError):
         notify.connect("\0" + address[1:] if address.startswith("@") else address)
         notify.sendall(state.encode())
-
-
-def _close(trees: Trees) -> None:
-    try:
-        trees.close()
-    except IsolationError as error:
-        log.warning("Directories of workers could not be taken away; the next node does it", error=str(error))

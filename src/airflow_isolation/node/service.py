@@ -377,7 +377,6 @@ class Node:
     def _look_back(self) -> None:
         """What another node has left. Never raises: what can't be done now is done later."""
         try:
-            self._host.trees.remove_left()
             now = time.monotonic()
             for container in self._host.behind.runtime.list({labels.PURPOSE: "task"}):
                 if labels.CLIENT in container.labels:

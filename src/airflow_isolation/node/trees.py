@@ -15,19 +15,28 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
+from airflow_isolation.bridge.held import held
 from airflow_isolation.errors import HostTrouble, IsolationError, SpecRefused
+from airflow_isolation.runtime.host_trouble import writing_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from typing_extensions import Self
+
+log = structlog.get_logger(logger_name="airflow_isolation.trees")
+
 #: How long a copy that no task has needed stays, in seconds.
 IDLE_SECONDS = 600.0
 
+_TREES = "trees"
 _SECONDS = 30.0
 _PROGRAM = Path(__file__).with_name("clone_trees.py")
 
@@ -42,14 +51,30 @@ class _Tree:
 
 
 class Trees:
-    """Those of one node. ``close`` takes all of them away; so does the next node, when this one is killed."""
+    """Those of one node, as a context: at its end all of them go. Of a node that was killed the next takes them away."""
 
     def __init__(self, state_dir: Path, *, daemon_pid: Callable[[], int]) -> None:
         """``daemon_pid``: in whose mount namespace they are to be seen; 0 for ours."""
-        self._place = state_dir / "trees"
+        self._place = state_dir / _TREES
         self._daemon_pid = daemon_pid
         self._lock = threading.Lock()
         self._trees: dict[str, _Tree] = {}
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        """:raises HostTrouble: the directory can't be made, or what a killed node has left in it can't be taken away."""
+        with writing_in(self._place.parent):
+            self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._held.enter_context(held(self._place))
+        _detach(sorted(self._place.glob("*")), self._daemon_pid())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.release_idle(older_than=0.0)
+        except IsolationError as error:
+            log.warning("Directories of workers could not be taken away; the next node does it", error=str(error))
+        self._held.close()
 
     @contextmanager
     def shown(self, directories: Sequence[int], *, namespace: int) -> Iterator[tuple[Path, ...]]:
@@ -82,8 +107,7 @@ class Trees:
     def _attach(self, tree: _Tree, directory: int, namespace: int) -> None:
         tree.is_there = False
         pid = self._daemon_pid()
-        _run({"do": "detach", "pid": pid, "targets": [str(tree.path)]})
-        self._place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _detach([tree.path], pid)
         asked = {"do": "attach", "namespace": namespace, "directory": directory, "pid": pid, "target": str(tree.path)}
         _run(asked, (namespace, directory))
         if not _is_same(tree.path, directory):
@@ -103,24 +127,31 @@ class Trees:
             names = [name for name, tree in self._trees.items() if not tree.users and tree.used <= end]
             idle = [self._trees.pop(name) for name in names]
             # Under the lock: whoever needs one now makes it anew, after it is gone.
-            if idle:
-                _run({"do": "detach", "pid": self._daemon_pid(), "targets": [str(tree.path) for tree in idle]})
+            _detach([tree.path for tree in idle], self._daemon_pid())
 
-    def remove_left(self) -> None:
-        """Take away what a node that was killed has left; none may serve tasks yet.
 
-        :raises HostTrouble: the kernel refuses.
-        """
-        left = [str(path) for path in self._place.glob("*")]
-        if left:
-            _run({"do": "detach", "pid": self._daemon_pid(), "targets": left})
+def left_trees(state_dir: Path, *, daemon_pid: int, dry_run: bool = False) -> tuple[Path, ...]:
+    """Take away what a node that was killed has left, and tell of it; with ``dry_run`` tell of it alone.
 
-    def close(self) -> None:
-        """May be called twice.
+    While a node lives nothing is left: what is there is its own.
 
-        :raises HostTrouble: the kernel refuses.
-        """
-        self.release_idle(older_than=0.0)
+    :raises HostTrouble: the kernel refuses.
+    """
+    place = state_dir / _TREES
+    with ExitStack() as alone:
+        try:
+            alone.enter_context(held(place, alone=True))
+        except OSError:
+            return ()  # a node has it, or there never was one
+        left = tuple(sorted(place.glob("*")))
+        if not dry_run:
+            _detach(left, daemon_pid)
+        return left
+
+
+def _detach(paths: Sequence[Path], pid: int) -> None:
+    if paths:
+        _run({"do": "detach", "pid": pid, "targets": [str(path) for path in paths]})
 
 
 def _name(directory: int, namespace: int) -> str:

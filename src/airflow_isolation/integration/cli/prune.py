@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.prune import prune
 from airflow_isolation.integration.cli.backends import ask_each, choose
 from airflow_isolation.integration.cli.outcome import FAILED, command, say, write_line
+from airflow_isolation.node.trees import left_trees
+from airflow_isolation.runtime.reachability import peer_pid
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,10 +27,10 @@ def prune_leftovers(arguments: Namespace) -> int:
     choice = choose(arguments)
 
     def look(connection: ConnectionSettings, runtime: ContainerRuntime) -> Pruned:
-        return prune(runtime, state_dir=connection.state_dir, dry_run=True)
+        return _with_trees(prune(runtime, state_dir=connection.state_dir, dry_run=True), connection, dry_run=True)
 
     def remove(connection: ConnectionSettings, runtime: ContainerRuntime) -> Pruned:
-        return prune(runtime, state_dir=connection.state_dir)
+        return _with_trees(prune(runtime, state_dir=connection.state_dir), connection)
 
     seen, code = ask_each(choice, look)
     if not _names(seen):
@@ -51,6 +54,13 @@ def prune_leftovers(arguments: Namespace) -> int:
     for name in left:
         say(f"{name} could not be removed; Airflow's log says why.")
     return FAILED if left else code
+
+
+def _with_trees(pruned: Pruned, connection: ConnectionSettings, *, dry_run: bool = False) -> Pruned:
+    """And what a killed node has left mounted."""
+    pid = peer_pid(connection.socket_path)
+    left = left_trees(connection.state_dir, daemon_pid=pid, dry_run=dry_run)
+    return replace(pruned, directories=(*pruned.directories, *left))
 
 
 def _names(answers: Iterable[Pruned]) -> list[str]:
