@@ -1,4 +1,7 @@
-"""The coordinator that runs a task in a container: Airflow's supervisor here, user code there."""
+"""Runs a task in a container: Airflow's supervisor in this process, user code in the container.
+
+A coordinator is what Airflow asks to run a task.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class ContainerCoordinator(BaseCoordinator):
     """Runs each task in a container of its own, on the backend that ``[core] task_execution_runtime`` names."""
 
     def __init__(self, *, backend: Backend) -> None:
-        """:raises AirflowNotSupported: this Airflow is not the one that we know."""
+        """Check that this Airflow is the one that we know.
+
+        :raises AirflowNotSupported: it is not.
+        """
         checks.check_version(airflow_version)
         checks.check_names(checks.SUPERVISION)
         self._backend = backend
@@ -66,7 +72,7 @@ class ContainerCoordinator(BaseCoordinator):
         subprocess_logs_to_stdout: bool,
         **_: Any,
     ) -> BaseCoordinator.ExecutionResult:
-        """Run one task to its end.
+        """Run one task to its end. Blocks.
 
         :raises IsolationError: it could not be started; its log says why.
         """
@@ -148,12 +154,12 @@ class ContainerCoordinator(BaseCoordinator):
                 state_dir = settings.connection.state_dir
                 behind = backstage(settings.connection)
                 runtime = behind.runtime
-                # A pull that is broken off goes on where it was, when the task is tried again.
+                # When the task is tried again, the pull goes on where it was stopped.
                 timeout = min(settings.image_pull_timeout, supervision.seconds_to_start(client))
                 image = runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
                 mounts = workload_environment.airflow_mounts(bundle_path, dag_file)
                 if stray := stray_dag_file(dag_file, bundle_path, mounts, settings.volumes):
-                    # No error: an image may have the file in that place, and a task shows nobody what it finds.
+                    # No error: the image may have the file at that place, and a task, unlike a parse, shows it to nobody.
                     task_log.warning("The DAG file may not be found in the container", why=str(stray), hint=stray.hint)
                 spec = container_spec(
                     settings,
@@ -222,7 +228,7 @@ class ContainerCoordinator(BaseCoordinator):
 
 @dataclasses.dataclass(eq=False)
 class _NotStarted(Exception):
-    """No user code ran."""
+    """The task was not started: no user code ran."""
 
     error: IsolationError
     state_dir: Path | None = None

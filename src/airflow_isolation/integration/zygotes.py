@@ -1,4 +1,4 @@
-"""The zygote of a task: what it is made of, and who may share it."""
+"""The zygote of a task: which container it has, and which tasks may share it (docs/glossary.md)."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.zygotes")
 
-#: Endings of the files that decide what airflow_local_settings and plugins are.
+#: Endings of the files by which airflow_local_settings and plugins are compared.
 SETTINGS_FILES: Final = (".py", ".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 
-#: Files and directories that are looked at, which takes some 50 ms.
+#: How many files and directories are looked at, which takes some 50 ms.
 MOST_FILES: Final = 10_000
 
-#: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
+#: The capabilities for entering a container and becoming its user. In a user namespace they give no rights on the host.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
 
-#: Airflow may lie in a home that is closed to root, who looks for it. Worth something only to files whose owners the
-#: namespace has; dropped with root.
+#: Root looks for Airflow, which may lie in a home that is closed to root. This capability counts only for files whose owners
+#: are in the namespace. It is dropped together with root.
 _UNTIL_IT_IS_THE_USER: Final = frozenset({"DAC_READ_SEARCH"})
 
-#: The zygote forks three processes for each workload, of which two end at once.
+#: The zygote forks three processes for each workload; two of them end at once.
 _PIDS: Final = 1024
 
-#: The least that an author's start_timeout gives a zygote, in seconds: the default of it.
+#: The shortest start_timeout for a zygote, in seconds, even if an author sets less: the setting's default.
 _PATIENCE: Final = 60.0
 
 
 def zygote_plan(
     settings: EffectiveSettings, task: Launch, decision: StartDecision, *, environment: Mapping[str, str]
 ) -> ZygotePlan:
-    """``environment`` is Airflow's configuration as every task of this worker gets it."""
+    """The plan for a task's zygote. ``environment`` is Airflow's configuration as every task of this worker gets it."""
     mounts = read_only_mounts(administrators_directories())
     spec = _zygote_spec(task.spec, mounts, settings, decision)
     return ZygotePlan(
@@ -97,14 +97,14 @@ def zygote_plan(
 def _zygote_spec(
     task: ContainerSpec, mounts: tuple[Mount, ...], settings: EffectiveSettings, decision: StartDecision
 ) -> ContainerSpec:
-    # Every field is named: what a task may have besides is not its zygote's.
+    # Every field is set here explicitly, so that a zygote gets nothing of a task by accident.
     return ContainerSpec(
         image=task.image,
         argv=(),
         env=zygote_environment(settings, privileged=decision.user_namespace is None),
         labels={labels.PURPOSE: "zygote"},
         mounts=mounts,
-        # The agent begins as root, and takes on the workload's user before it imports anything of the image.
+        # The agent starts as root, and becomes the workload's user before it imports anything of the image.
         user="0:0",
         allow_root=True,
         working_dir="/",
@@ -123,21 +123,21 @@ def _zygote_spec(
 
 
 def _start_timeout(settings: EffectiveSettings) -> float:
-    """An author who has no patience must not be the one for whom a zygote fails that others share."""
+    """The zygote's start_timeout: tasks of several authors share it, so one author's short timeout must not fail it."""
     wanted = settings.start_timeout
     return max(wanted, _PATIENCE) if settings.origins["start_timeout"].author else wanted
 
 
 def _network(task: ContainerSpec, decision: StartDecision) -> str:
-    """From a user namespace nobody may enter the host's network: who forks into it must be there."""
+    """The zygote's network. From a user namespace no process can enter the host's network, so the zygote must be in it."""
     return "host" if decision.user_namespace is not None and task.network == "host" else "none"
 
 
 def local_settings_digest() -> str:
-    """What tells one state of airflow_local_settings and the plugins from another: both may be imported with Airflow.
+    """A digest of airflow_local_settings and the plugins: a zygote may have imported both with Airflow.
 
-    Files below count as well: modules that these import, and what they read. Looked at once in a process, as stock Airflow
-    imports them once: what is changed later holds after a restart.
+    Files below their directories count too, because they may import or read them. The digest is computed once in a process,
+    as stock Airflow imports them once: a later change takes effect after a restart.
     """
     return _digest(tuple(administrators_directories()))
 
@@ -148,7 +148,7 @@ def _digest(directories: tuple[Path, ...]) -> str:
     if len(files) > MOST_FILES:
         log.warning(
             "There are more files of local settings and plugins than are looked at: after a change in one of the others, "
-            "zygotes that are there go on with what they have imported",
+            "running zygotes still have the old version",
             directories=[str(directory) for directory in directories],
             looked_at=MOST_FILES,
         )
@@ -156,7 +156,7 @@ def _digest(directories: tuple[Path, ...]) -> str:
 
 
 def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, int, int]]:
-    """Links are followed, as Python does it, and no directory is entered twice."""
+    """The files below these directories. Links are followed, as Python does, and no directory is entered twice."""
     entered: set[tuple[int, int]] = set()
     for top in directories:
         for directory, names, files in os.walk(top, followlinks=True):
@@ -167,7 +167,7 @@ def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, i
                     continue
                 entered.add((status.st_dev, status.st_ino))
             yield directory, 0, 0, 0
-            # Also the order in which they are walked through.
+            # Sorted, so that directories are always walked in the same order.
             names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
             for file in sorted(Path(directory, name) for name in files if name.endswith(SETTINGS_FILES)):
                 with suppress(OSError):  # gone, or a link that leads nowhere

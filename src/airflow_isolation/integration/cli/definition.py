@@ -1,4 +1,4 @@
-"""The words of ``airflow containers``. Every ``airflow`` call loads this: it imports Airflow's parser and nothing else."""
+"""The arguments of ``airflow containers``. Every ``airflow`` call loads this, so it imports only Airflow's parser."""
 
 from __future__ import annotations
 
@@ -253,5 +253,5 @@ _CONTAINERS = GroupCommand(
 
 
 def get_containers_cli_commands() -> list[GroupCommand]:
-    """What the ``cli`` key of the provider info names."""
+    """The commands. The key ``cli`` of the provider info names this function."""
     return [_CONTAINERS]
