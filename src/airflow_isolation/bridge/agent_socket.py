@@ -287,7 +287,7 @@ def not_handed_over(error: OSError | ValueError, to: str, *, size: int) -> Conta
     if isinstance(error, ValueError | BrokenPipeError | ConnectionResetError) or error.errno == errno.EBADF:
         return ContainerKilled(
             f"The work could not be handed to {to}, which has ended: {error}",
-            hint="Somebody killed the container or its shim, or the kernel did for want of memory",
+            hint="Somebody killed the container or its shim, or the kernel did because memory ran out",
         )
     return HostTrouble(f"The work could not be handed to {to}: {error}")
 

@@ -94,9 +94,9 @@ class Meter:
     def _from_outside(self, how: str) -> str:
         # Process 1 gets no signals from inside that it does not handle, not even SIGKILL (kernel/signal.c).
         memory = (
-            "and whether the kernel did it for want of memory can't be told any more, for its cgroup is gone"
+            "and whether the kernel did it because memory ran out can't be known any more, since its cgroup is gone"
             if self._sample is None
-            else "not by a memory limit, for its cgroup counts no such kill"
+            else "not by a memory limit, since its cgroup counts no such kill"
         )
         return (
             f"The container was ended from outside while the task ran ({how} of its first process), {memory}."

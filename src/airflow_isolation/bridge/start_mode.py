@@ -108,7 +108,7 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
     if available is not None and image is None:
         why = f"in a user namespace of the image's own, from the uids {available}"
         if why_not := why_no_overlay(platform.release()):
-            why += f", unless its user may read what others may not ({why_not})"
+            why += f", unless the image has files that its user may read and others may not ({why_not})"
         return StartDecision(mode="fork", why=why, idmapped=idmapped)
     if available is not None and image is not None:
         found = image.look()
@@ -131,7 +131,7 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
         return StartDecision(mode="fresh", why=f"{obstacle}, and the image is not among the trusted ones")
     if written := authors_part(settings):
         # Otherwise a process with privilege on the host would read, or run, a line of a DAG's YAML.
-        why = f"{obstacle}, and what has privilege on the host is not made of an author's words: {', '.join(written)}"
+        why = f"{obstacle}, and a zygote with privilege on the host must not have an author's settings: {', '.join(written)}"
         return StartDecision(mode="fresh", why=why)
     if settings.seccomp_profile == UNCONFINED:
         return StartDecision(
@@ -150,7 +150,7 @@ def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple
     for mount in binds:
         # Not idmapped: root in the namespace can make a mount writable, and would then have rights to its files.
         if mount.read_only and not _readable_by_others(mount.source):
-            return frozenset(), f"{mount.source} is not readable for others, whom everybody in a user namespace is"
+            return frozenset(), f"{mount.source} is not readable for others, and users of a user namespace are others"
     writable = [mount for mount in binds if not mount.read_only]
     for mount in writable:
         if why := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):

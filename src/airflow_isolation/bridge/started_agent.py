@@ -56,7 +56,7 @@ EXIT_REPORT_TIMEOUT = 5.0
 OUTPUT_TAIL = 4096
 
 _KILLED_HINT = (
-    "Somebody killed it or its shim, or the kernel did for want of memory (code 137): look at the kernel's log,"
+    "Somebody killed it or its shim, or the kernel did because memory ran out (code 137): look at the kernel's log,"
     " and raise the memory limit if there is a low one"
 )
 
@@ -307,7 +307,7 @@ def _was_killed(code: int | None) -> bool:
 
 def _in_words(code: int | None) -> str:
     if code is None or code == UNKNOWN_EXIT:
-        return "an exit code that nobody knows"
+        return "an unknown exit code"
     return f"exit code {code}"
 
 

@@ -66,9 +66,7 @@ def why_no_range(wanted: UidRange | None) -> str:
     """Why ``configured_range`` gives none, a sentence without its full stop."""
     if wanted is not None:
         return "uid_range is none"
-    return (
-        "there is no uid_range, and /etc/subuid and the like leave no uids of those that are set aside for containers"
-    )
+    return "no uid_range is set, and /etc/subuid and the like leave none of the uids that are set aside for containers"
 
 
 def _free_range(etc: Path, given: Iterable[tuple[str, int, int]]) -> UidRange | None:

@@ -116,7 +116,7 @@ def _our_turn(directory: Path, key: str, name: str, end: float) -> Iterator[Last
             last_pull = stack.enter_context(turn(directory, key, end=end))
         except TimeoutError as error:
             raise PullFailed(
-                f"somebody else has been pulling {name} all the time", hint="Allow more time, or look at its log"
+                f"another pull of {name} did not end in time", hint="Allow more time, or look at its log"
             ) from error
         except OSError as error:
             raise PullFailed(

@@ -101,15 +101,15 @@ class ContainerCoordinator(BaseCoordinator):
                 outcome = supervision.put_off(client, what, pid=told_pid, before=before, waited=waited)
                 if outcome is supervision.PutOff.RESCHEDULED:
                     task_log.warning(
-                        "Infrastructure trouble, not the task's: it will be tried again and no try is used up"
+                        "The infrastructure failed, not the task: it will be tried again and no try is used up"
                     )
                     supervision.upload_logs(client, task_log, what)
                     return self.ExecutionResult(1, "up_for_reschedule")
                 if outcome is supervision.PutOff.WAITS_HERE:
                     delay = supervision.put_off_delay()
                     task_log.warning(
-                        "Infrastructure trouble, not the task's: it waits here, with the event that resumes it,"
-                        " will be tried again, and no try is used up",
+                        "The infrastructure failed, not the task: it waits here, with the event that resumes it,"
+                        " and will be tried again, and no try is used up",
                         seconds=delay,
                     )
                     supervision.wait_alive(client, what, pid=told_pid, seconds=delay)

@@ -54,6 +54,6 @@ def told_by_daemon(daemon: str, sentence: str, reason: str, *, starting: bool = 
         return HostTrouble(sentence, hint=f"Make room on the file system of {daemon}'s data and on that of its state")
     if starting and any(words in reason for words in _KILLED_WORDS):
         return ContainerKilled(
-            sentence, hint="Somebody killed the container's shim or runc, or the kernel did for want of memory"
+            sentence, hint="Somebody killed the container's shim or runc, or the kernel did because memory ran out"
         )
     return None

@@ -67,7 +67,7 @@ class NamespacedRoots:
         """
         highest = max(account.uid, *account.additional_gids)
         if highest >= ids:
-            return ImageInNamespace(obstacle=f"the user's id {highest} is beyond the {ids} of a user namespace")
+            return ImageInNamespace(obstacle=f"the user's id {highest} is not among the {ids} ids of a user namespace")
         kept = self._kept(layout, account)
         try:
             return ImageInNamespace(**json.loads(kept.read_bytes()))
@@ -158,12 +158,12 @@ class NamespacedRoots:
                 client, layout, uid=account.uid, gids=account.additional_gids, snapshotter=self._snapshotter
             )
         except InvalidImage as error:
-            return ImageInNamespace(obstacle=f"whether others may read all of the image can't be told: {error}")
+            return ImageInNamespace(obstacle=f"whether others may read all of the image is not known: {error}")
         if not closed:
             return ImageInNamespace()
         return ImageInNamespace(
-            obstacle=f"{closed} of the image is closed to others, whom everybody in a user namespace is, as its files "
-            f"can't keep their owners there: {why_not}. Open it in the image (chmod o+rX), or leave it so"
+            obstacle=f"{closed} of the image is closed to others, and users of a user namespace are others, because its "
+            f"files can't keep their owners there: {why_not}. Open it in the image (chmod o+rX), or leave it as it is"
         )
 
     def _why_not_mapped(self, client: Client, layout: Layout, ids: int) -> str:

@@ -55,7 +55,7 @@ def verdict(end: UnfinishedParse) -> str:
             if end.memory
             else "no limit is set (resources.memory), so the host or the cgroup above had no more"
         )
-        return f"The parse was killed in a container of {end.image}, {likely}for want of memory; {limit}"
+        return f"The parse was killed in a container of {end.image}, {likely}because memory ran out; {limit}"
     if end.code < 0:
         return f"The parse was killed by {_signal_name(-end.code)} in a container of {end.image}"
     if end.code == LAST_CHANCE:
