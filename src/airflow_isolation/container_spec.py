@@ -43,7 +43,9 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRates:
-    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written. None leaves a limit as it is.
+    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written.
+
+    None leaves a limit as it is.
 
     ``device`` is ``MAJOR:MINOR`` or a path such as ``/dev/sda``.
     """

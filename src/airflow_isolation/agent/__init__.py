@@ -22,7 +22,10 @@ __all__ = ["AGENT_NAME", "DIRECTORY", "SOCKET_NAME", "SOURCES", "VERSION", "copy
 
 
 def copy_to(directory: Path) -> None:
-    """Copy the agent into the directory that will be mounted, readable for any uid whatever the umask is. May be called twice."""
+    """Copy the agent into the directory that will be mounted, readable for any uid whatever the umask is.
+
+    May be called twice.
+    """
     for source in SOURCES:
         shutil.copyfile(source, directory / source.name)
         (directory / source.name).chmod(0o644)

@@ -67,7 +67,10 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, read from the name of its .dist-info directory. An import would take seconds."""
+    """The version of an installed distribution, read from the name of its .dist-info directory.
+
+    An import would take seconds.
+    """
     prefix = distribution.lower() + "-"
     for directory in sys.path:
         try:
@@ -211,7 +214,10 @@ def see_off(child: int, worker: socket.socket, wakeups: int, grace: float) -> in
 
 
 def await_farewell(worker: socket.socket) -> None:
-    """Wait until the worker hangs up. Until then it reads the counters of the container's cgroup, which ends with this process."""
+    """Wait until the worker hangs up.
+
+    Until then it reads the counters of the container's cgroup, which ends with this process.
+    """
     deadline = time.monotonic() + FAREWELL_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         worker.settimeout(left)
@@ -323,7 +329,10 @@ def discard_standard_streams() -> None:
 
 
 def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
-    """Wait for the child; returns its wait status. Ends at the latest one grace period (seconds) after the worker is gone."""
+    """Wait for the child; returns its wait status.
+
+    Ends at the latest one grace period (seconds) after the worker is gone.
+    """
     deadline: float | None = None
     poll = select.poll()
     poll.register(worker, select.POLLIN)
@@ -380,7 +389,9 @@ def signal_group(child: int, number: int) -> None:
 
 
 def end_everyone_else() -> None:
-    """Kill the processes that the workload left: they hold the log's sockets open, and the supervisor waits for their end."""
+    """Kill the processes that the workload left: they hold the log's sockets open, and the supervisor waits for their
+    end.
+    """
     kill_everyone_else()
     while os.getpid() == 1:
         try:

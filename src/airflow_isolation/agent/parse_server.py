@@ -6,7 +6,7 @@ The conversation of agent.py goes on with
 2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1); or {"unable": {"why": …}} and a traceback on
                      stderr, and the agent ends
 3. worker -> agent   {"parse": {"environment": {...}, "modules": ["airflow.providers.…"]}} and four descriptors;
-                     process 1 first imports the modules, which the worker found in the file's imports, for this and all later files
+                     process 1 first imports the modules, which the worker found in the file's imports: once for all files
 4. agent -> worker   {"started": {}}
 5. worker -> agent   {"signal": 9}, any number of times: every process but process 1 is killed
 6. agent -> worker   {"exited": {"code": 0, "memory": 130000000}}, once all that the file left behind is gone;

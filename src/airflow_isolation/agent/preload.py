@@ -22,7 +22,8 @@ else:
 #: The modules beside this one. Users' files may import modules of the same names.
 OURS = ("agent", "preload", "parse_server", "zygote", "entry")
 
-#: Modules that nearly every parse and task imports, 0.1 s of CPU; preloaded, they cost it once. Not every image has them all.
+#: Modules that nearly every parse and task imports, 0.1 s of CPU; preloaded, they cost it once. Not every image has them
+#: all.
 USUAL = (
     "airflow.dag_processing.bundles.local",
     "airflow.models.serialized_dag",

@@ -196,7 +196,9 @@ class AgentConnection:
             raise ContainerFailed(f"Process 1 did not adopt the workload: {said!r:.200}")
 
     def await_claim(self, *, seconds: float, listener: socket.socket, child: socket.socket) -> None:
-        """Have process 1 wait for a worker that needs the container, and end if none comes. It keeps the ``child``'s connection.
+        """Have process 1 wait for a worker that needs the container, and end if none comes.
+
+        It keeps the ``child``'s connection.
 
         :raises ContainerKilled: process 1 is gone.
         """
@@ -241,7 +243,10 @@ class AgentConnection:
             return None
 
     def cut(self) -> None:
-        """Close both directions at once, from any thread. The agent then acts as if the worker died, ``news`` as if the agent did."""
+        """Close both directions at once, from any thread.
+
+        The agent then acts as if the worker died, ``news`` as if the agent did.
+        """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -150,7 +150,10 @@ class Backstage:
             discard(self.runtime, record, state_dir=self._state_dir)
 
     def close(self) -> None:
-        """Finish, and remove the spares that are left. Takes at most ``CLOSE_SECONDS`` + ``LABEL_SECONDS``; may be called twice."""
+        """Finish, and remove the spares that are left.
+
+        Takes at most ``CLOSE_SECONDS`` + ``LABEL_SECONDS``; may be called twice.
+        """
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,5 @@
-"""Slots for fresh starts: how many workloads that could not be forked may import Airflow at the same time, one for each core.
+"""Slots for fresh starts: how many workloads that could not be forked may import Airflow at the same time, one for each
+core.
 
 When a zygote dies, all workloads that were about to be forked would start fresh at once, and leave the next zygote hardly
 any processor time. A slot is a locked file in ``<state_dir>/fresh``. When a holder dies, the kernel releases its slot.

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def held(directory: Path, *, alone: bool = False) -> Iterator[None]:
-    """Hold a workload's directory for a block, shared with others unless ``alone``. When this process dies, the kernel unlocks it.
+    """Hold a workload's directory for a block, shared with others unless ``alone``.
+
+    When this process dies, the kernel unlocks it.
 
     :raises BlockingIOError: another holder has it, and one of the two wants it ``alone``.
     :raises OSError: the directory does not exist.

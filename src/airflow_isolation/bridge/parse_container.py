@@ -130,7 +130,9 @@ class ParseContainer:
     def parse(
         self, *, environment: Mapping[str, str], descriptors: Sequence[Channel], modules: Sequence[str] = ()
     ) -> None:
-        """Begin a parse, with the channels requests, stdout, stderr, logs. Never blocks. The caller closes its copies, always.
+        """Begin a parse, with the channels requests, stdout, stderr, logs.
+
+        Never blocks. The caller closes its copies, always.
 
         ``modules`` are those of Airflow and its providers that the file imports: process 1 imports them once for all files.
         If that fails, nothing is lost. Modules other than ``airflow.…`` are ignored.
@@ -191,7 +193,9 @@ class ParseContainer:
         return Ended(named(code), gone=gone, out_of_memory=None if before is None or now is None else now > before)
 
     def _stop_escalation(self) -> bool:
-        """Stop the timer that escalates; True when it had run already: then the container is lost, whatever its agent says."""
+        """Stop the timer that escalates; True when it had run already: then the container is lost, whatever its agent
+        says.
+        """
         with self._lock:
             if self._escalation is not None:
                 self._escalation.cancel()
@@ -253,7 +257,10 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
 
 
 def _scratch(what: Launch, pid: int) -> tuple[str, ...]:
-    """The directories to empty. The runtime decides which VOLUMEs of the image are a tmpfs, so look at the container's mounts."""
+    """The directories to empty.
+
+    The runtime decides which VOLUMEs of the image are a tmpfs, so look at the container's mounts.
+    """
     try:
         found = mounts(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")) if what.image.volumes else ()
     except OSError as error:

@@ -1,4 +1,5 @@
-"""Reads from the host's kernel what a container's process 1 is: a process that is forked into the container must be the same.
+"""Reads from the host's kernel what a container's process 1 is: a process that is forked into the container must be the
+same.
 
 It is read, not computed from the settings, because image, daemon, runtime and kernel all decide a part of it. Two things
 can't be read: the seccomp filter (see ``oci/seccomp_filter.py``), and the session keyring, which is private. Sources:

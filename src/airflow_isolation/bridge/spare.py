@@ -120,7 +120,8 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
     prepare(state_dir)
     with ExitStack() as undo, ExitStack() as handles:
         try:
-            # Noted before they are mounted: if a source is replaced meanwhile, the spare is unused, but never shows old files.
+            # Noted before they are mounted: if a source is replaced meanwhile, the spare is unused, but never shows old
+            # files.
             sources = identify_sources(spec.mounts)
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             (directory / id).mkdir()

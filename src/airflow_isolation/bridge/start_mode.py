@@ -141,7 +141,9 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
 
 
 def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple[frozenset[str], str]:
-    """The mounts that must be idmapped for a workload in a user namespace, and why it can't run in one; empty when it can."""
+    """The mounts that must be idmapped for a workload in a user namespace, and why it can't run in one; empty when it
+    can.
+    """
     if settings.backend == "docker":
         return frozenset(), "Docker has no user namespace of a single container"
     if _read(_MOST_NAMESPACES) == "0":

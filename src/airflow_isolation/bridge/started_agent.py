@@ -63,8 +63,8 @@ _KILLED_HINT = (
 # How much of the agent's reason is shown, in characters: it may quote user code.
 _WHY_LIMIT = 2000
 
-#: Exit codes with a name, like psutil's negative signals. From the name Airflow's supervisor takes the signal for its message,
-#: where it calls a SIGKILL a probable OOM.
+#: Exit codes with a name, like psutil's negative signals. From the name Airflow's supervisor takes the signal for its
+#: message, where it calls a SIGKILL a probable OOM.
 NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this machine's signals
     "NegativeSignal", {number.name: -number.value for number in signal.Signals}
 )
@@ -135,7 +135,8 @@ def start_agent(
         else:
             directory.mkdir(exist_ok=True)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        # Readable for all, whatever the umask: Python lists directories from which it imports, and the agent has the image's uid.
+        # Readable for all, whatever the umask: Python lists directories from which it imports, and the agent has the
+        # image's uid.
         directory.chmod(0o755)
         agent.copy_to(directory)
         listener = AgentListener(directory)
@@ -216,7 +217,10 @@ def _check_versions(hello: Hello, what: Launch) -> None:
 
 
 def _check_idmapped(spec: ContainerSpec, pid: int) -> None:
-    """Check the container's mounts: a runtime that doesn't know idmapped mounts ignores them silently. No user code has run yet."""
+    """Check the container's mounts: a runtime that doesn't know idmapped mounts ignores them silently.
+
+    No user code has run yet.
+    """
     wanted = {mount.target for mount in spec.mounts if mount.idmapped} if spec.user_namespace is not None else set()
     if not wanted:
         return

@@ -80,7 +80,10 @@ def _free_range(etc: Path, given: Iterable[tuple[str, int, int]]) -> UidRange | 
 
 
 def _has_all_ids() -> bool:
-    """Whether this process has all ids, as the host's root. Root of a user namespace has only some, and none to give away."""
+    """Whether this process has all ids, as the host's root.
+
+    Root of a user namespace has only some, and none to give away.
+    """
     return any(line.split() == ["0", "0", "4294967295"] for line in _lines(Path("/proc/self/uid_map")))
 
 

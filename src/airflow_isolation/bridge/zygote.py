@@ -308,7 +308,8 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
     began = time.monotonic()
     spec = plan.launch.spec
     spec = replace(spec, labels={**spec.labels, labels.DIRECTORY: str(directory.absolute())})
-    # A plan may have several zygotes, one after the other, and the last one's removal may still be due, so each has its own id.
+    # A plan may have several zygotes, one after the other, and the last one's removal may still be due, so each has its
+    # own id.
     what = replace(plan.launch, id=new_container_id("zygote"), spec=spec)
     mounted = directory / what.id
     unfinished = directory / _UNFINISHED

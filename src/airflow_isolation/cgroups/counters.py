@@ -112,7 +112,9 @@ class Counters:
             return None
 
     def memory_sample(self) -> MemorySample | None:
-        """The sample for ``attribute`` now. (For one at the container's start, ``attribute`` takes that nothing had happened.)"""
+        """The sample for ``attribute`` now. (For one at the container's start, ``attribute`` takes that nothing had
+        happened.)
+        """
         try:
             unified, held = self._cgroups.get(UNIFIED), self._cgroups.get("memory")
             if unified and self._tree:

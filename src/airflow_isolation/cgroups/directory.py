@@ -244,7 +244,9 @@ def open_cgroup(mount: Path, name: str = "") -> Cgroup:
 
 
 def open_directory(mount: Path, name: str) -> Cgroup:
-    """Open the cgroup ``name`` below ``mount``, a mount of cgroups v1 or v2. The name must come from the kernel: it is not checked.
+    """Open the cgroup ``name`` below ``mount``, a mount of cgroups v1 or v2.
+
+    The name must come from the kernel: it is not checked.
 
     :raises CgroupGone: there is no such cgroup.
     """

@@ -129,7 +129,9 @@ _LOCKED: set[Workload] = set()
 
 
 def _unlock_in_child() -> None:
-    """Close the locks in a forked child: a lock lasts until the last copy of its descriptor is closed, and the worker may die."""
+    """Close the locks in a forked child: a lock lasts until the last copy of its descriptor is closed, and the worker may
+    die.
+    """
     for workload in list(_LOCKED):
         workload.close()
 

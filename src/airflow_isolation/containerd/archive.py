@@ -36,7 +36,9 @@ OCI_NAME = "org.opencontainers.image.ref.name"
 
 @dataclass(frozen=True, slots=True)
 class ArchivedImage:
-    """``names`` are full names; ``target`` is the index or manifest to store under them; ``layout`` is this host's image in it."""
+    """``names`` are full names; ``target`` is the index or manifest to store under them; ``layout`` is this host's image
+    in it.
+    """
 
     names: tuple[str, ...]
     target: Blob

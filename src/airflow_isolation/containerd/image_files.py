@@ -42,7 +42,8 @@ _LOOK_SECONDS = 120.0
 _READER = Path(__file__).with_name("read_mounted.py")
 _CACHE_SIZE = 256
 
-# By chain id and paths, and whether these are directories to list. A chain id's content never changes, so entries stay valid.
+# By chain id and paths, and whether these are directories to list. A chain id's content never changes, so entries stay
+# valid.
 _cache: dict[tuple[str, tuple[str, ...], bool], Files] = {}
 _cache_lock = threading.Lock()
 
@@ -90,7 +91,8 @@ def read_files(
 def closed_to_others(
     client: Client, layout: Layout, *, uid: int, gids: Iterable[int], snapshotter: str, timeout: float = _LOOK_SECONDS
 ) -> str:
-    """The first path in the image, with its mode, that this account may read or run and others may not; empty: there is none.
+    """The first path in the image, with its mode, that this account may read or run and others may not; empty: there is
+    none.
 
     Every file is looked at, which takes a second for some ten thousand. The caller should keep the answer.
 

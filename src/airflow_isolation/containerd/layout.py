@@ -183,7 +183,9 @@ def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
 def _candidates(
     documents: Documents, target: Blob, platform: Platform
 ) -> Iterator[tuple[Layout, Platform] | Platform | InvalidImage]:
-    """What is below ``target``, in its order: images that run here, platforms of other images, and reasons why one is none."""
+    """What is below ``target``, in its order: images that run here, platforms of other images, and reasons why one is
+    none.
+    """
     waiting: list[tuple[Blob, tuple[Blob, ...]]] = [(target, ())]
     seen: set[str] = set()
     while waiting:

@@ -188,7 +188,9 @@ def _entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 
 class _Headers:
-    """The file through which tarfile reads headers. tarfile believes a header's own size and reads it at once, so it is bounded."""
+    """The file through which tarfile reads headers. tarfile believes a header's own size and reads it at once, so it is
+    bounded.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,6 @@
-"""Makes snapshots of an image's layers, from which containers start, and sets the labels that protect them from collection."""
+"""Makes snapshots of an image's layers, from which containers start, and sets the labels that protect them from
+collection.
+"""
 
 from __future__ import annotations
 

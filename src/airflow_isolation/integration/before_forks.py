@@ -1,4 +1,6 @@
-"""Does once, in the process that forks the workers (scheduler, Celery, Edge), what each worker would do for its first task."""
+"""Does once, in the process that forks the workers (scheduler, Celery, Edge), what each worker would do for its first
+task.
+"""
 
 from __future__ import annotations
 

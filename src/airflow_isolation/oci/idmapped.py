@@ -1,4 +1,6 @@
-"""Whether the host's files can keep their owners in a container with a user namespace, by idmapped mounts (docs/glossary.md)."""
+"""Whether the host's files can keep their owners in a container with a user namespace, by idmapped mounts
+(docs/glossary.md).
+"""
 
 from __future__ import annotations
 

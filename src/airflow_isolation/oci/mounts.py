@@ -160,7 +160,8 @@ def runtime_mounts(
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
     if host_proc and user_namespace is None:
-        # Other users' processes are not even listed. Only from Linux 5.8 on: before, this would have changed the host's /proc.
+        # Other users' processes are not even listed. Only from Linux 5.8 on: before, this would have changed the host's
+        # /proc.
         entries["/proc"]["options"].append("hidepid=invisible")
     for target, wanted_of_host in (("/proc", host_proc and user_namespace is not None), ("/sys", host_sys)):
         if wanted_of_host:
@@ -235,7 +236,10 @@ def _user_mount(mount: Mount, account: Account, *, recursive_read_only: bool) ->
 
 
 def _recursive(*, below: bool) -> tuple[str, ...]:
-    """The options of a recursive read-only bind. ``below``: what is mounted below is made read-only too, else left as it is."""
+    """The options of a recursive read-only bind.
+
+    ``below``: what is mounted below is made read-only too, else left as it is.
+    """
     # "ro" as well: a runtime that doesn't know "rro" ignores it silently and would leave everything writable.
     return ("rbind", "ro", "rro") if below else ("rbind", "ro")
 

@@ -235,7 +235,9 @@ def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
 
 
 def linux_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
-    """The part of ``linux.resources`` that can change while the container runs: the limits that are set. Swap is off unless set.
+    """The part of ``linux.resources`` that can change while the container runs: the limits that are set.
+
+    Swap is off unless set.
 
     :raises SpecRefused: the kernel would refuse a limit, or take it for no limit.
     """

@@ -10,7 +10,8 @@ that was forked into a container as it answers the container's process 1:
   front of its program do.
 
 libseccomp is called through ctypes: PyPI's binding, pyseccomp, has had no release since 2021, and libseccomp's own is
-built with the library, not published. Sources: seccomp(2), seccomp_rule_add(3), linux/filter.h; OCI runtime-spec 1.2 (config-linux.md, seccomp).
+built with the library, not published. Sources: seccomp(2), seccomp_rule_add(3), linux/filter.h; OCI runtime-spec 1.2
+(config-linux.md, seccomp).
 """
 
 from __future__ import annotations

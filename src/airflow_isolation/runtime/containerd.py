@@ -540,7 +540,10 @@ class ContainerdRuntime(ContainerRuntime):
         return frozenset(record.id for record in _records(self._connected(), containers_pb2.ListContainersRequest()))
 
     def _expired_leases(self, *, dry_run: bool) -> Iterator[Stray]:
-        """Leases of dead workers that were pulling or unpacking. They would expire by themselves, but only after an hour or so."""
+        """Leases of dead workers that were pulling or unpacking.
+
+        They would expire by themselves, but only after an hour or so.
+        """
         client = self._connected()
         for lease in client.leases.List(leases_pb2.ListRequest(filters=[f"labels.{_quoted(OWNER)}"])).leases:
             owner = Owner.parse(lease.labels[OWNER])
@@ -673,7 +676,9 @@ class ContainerdRuntime(ContainerRuntime):
             logger.warning("What is left of the container %s will have to be pruned: %s", record.id, error)
 
     def _dismantle(self, record: containers_pb2.Container, seconds: float) -> None:
-        """Release what a container holds, the record last. A step may find its work done already, by another process or before.
+        """Release what a container holds, the record last.
+
+        A step may find its work done already, by another process or before.
 
         :raises DeadlineExceeded: it is not done within ``seconds``.
         """
@@ -692,7 +697,9 @@ class ContainerdRuntime(ContainerRuntime):
         _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
 
     def _end_forgotten_shim(self, id: str, deadline: float) -> None:
-        """End a shim that the daemon does not know: it was killed while it started the shim, and what the shim called goes on."""
+        """End a shim that the daemon does not know: it was killed while it started the shim, and what the shim called
+        goes on.
+        """
         from airflow_isolation.runtime.shims import shims
 
         for shim in shims():
@@ -708,7 +715,8 @@ class ContainerdRuntime(ContainerRuntime):
             try:
                 process = tasks.Get(tasks_pb2.GetRequest(container_id=id), timeout=_left(deadline)).process
                 if process.status != task_types_pb2.STOPPED:
-                    # Kill a task that was never started too: deleted alive, its shim waits ten seconds for the end of output.
+                    # Kill a task that was never started too: deleted alive, its shim waits ten seconds for the end of
+                    # output.
                     kill = tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL)
                     with suppress(containerd.NotFound):  # it has ended by itself meanwhile
                         tasks.Kill(kill, timeout=_left(deadline))
@@ -867,7 +875,8 @@ def _left(deadline: float) -> float:
 
 @contextmanager
 def _one_at_a_time(directory: Path, seconds: float) -> Iterator[None]:
-    """Lock a container's directory, so that only one caller deletes its task: after two, containerd 1.7 may forget a live shim.
+    """Lock a container's directory, so that only one caller deletes its task: after two, containerd 1.7 may forget a live
+    shim.
 
     :raises DeadlineExceeded: another caller holds it for longer than ``seconds``.
     """

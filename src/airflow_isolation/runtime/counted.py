@@ -1,4 +1,7 @@
-"""Counters of many containers, read from the kernel by the paths of their cgroups. To ask a daemon takes 50 times as long."""
+"""Counters of many containers, read from the kernel by the paths of their cgroups.
+
+To ask a daemon takes 50 times as long.
+"""
 
 from __future__ import annotations
 

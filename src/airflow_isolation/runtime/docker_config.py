@@ -180,7 +180,9 @@ def _tmpfs(mounts: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _etc_binds(mounts: list[dict[str, Any]], etc: EtcFiles) -> list[str]:
-    """The files of /etc, in Docker's older form: their sources may be made after the container, by which a clean-up finds them."""
+    """The files of /etc, in Docker's older form: their sources may be made after the container, by which a clean-up finds
+    them.
+    """
     binds = [mount for mount in mounts if mount["source"] in {etc.hostname, etc.hosts, etc.resolv_conf}]
     for bind in binds:
         if ":" in bind["source"]:

@@ -181,7 +181,10 @@ class PendingExit(ABC):
 
 
 class ContainerRuntime(ABC):
-    """One daemon, and in it the containers and images of one namespace. Several threads may use it. Not to be used after a fork."""
+    """One daemon, and in it the containers and images of one namespace.
+
+    Several threads may use it. Not to be used after a fork.
+    """
 
     @abstractmethod
     def info(self) -> RuntimeInfo:
@@ -196,7 +199,9 @@ class ContainerRuntime(ABC):
         progress: Callable[[Progress], None] | None = None,
         timeout: float = 600.0,
     ) -> Image:
-        """Pull the image as ``policy`` says, and unpack it. Callers for one image, also in several processes, share one pull.
+        """Pull the image as ``policy`` says, and unpack it.
+
+        Callers for one image, also in several processes, share one pull.
 
         May be called twice.
 
@@ -209,7 +214,9 @@ class ContainerRuntime(ABC):
     def import_image(
         self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
     ) -> tuple[Image, ...]:
-        """Load an OCI or docker archive and unpack it. Images keep their names; if there is only one, ``reference`` replaces it.
+        """Load an OCI or docker archive and unpack it.
+
+        Images keep their names; if there is only one, ``reference`` replaces it.
 
         May be called twice.
 
@@ -287,12 +294,15 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def remove(self, id: str) -> None:
-        """Kill the container and release all that ``create`` acquired. Success if it is gone already; may be called twice."""
+        """Kill the container and release all that ``create`` acquired.
+
+        Success if it is gone already; may be called twice.
+        """
 
     @abstractmethod
     def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
-        """End and remove left-overs of our containers that the daemon has no record of: cgroups in every hierarchy, shims and
-        files; also what dead workers hold in the daemon. May be called twice. ``dry_run`` only returns them.
+        """End and remove left-overs of our containers that the daemon has no record of: cgroups in every hierarchy, shims
+        and files; also what dead workers hold in the daemon. May be called twice. ``dry_run`` only returns them.
 
         A container's record is made first and deleted last. So what has no record belongs to no living container, even while
         a worker makes and removes containers. What belongs to a shim of another daemon is left alone.

@@ -48,7 +48,10 @@ _PREFIX = "namespace-"
 
 
 class NamespacedRoots:
-    """The images of one daemon. Mounted layers are in ``<state_dir>/roots``, what was found out in ``<state_dir>/accounts``."""
+    """The images of one daemon.
+
+    Mounted layers are in ``<state_dir>/roots``, what was found out in ``<state_dir>/accounts``.
+    """
 
     def __init__(self, state_dir: Path, *, socket_path: str, snapshotter: str) -> None:
         self._state_dir = state_dir

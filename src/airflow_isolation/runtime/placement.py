@@ -274,7 +274,9 @@ class Placements:
         return frozenset({default})
 
     def remember(self, parent: str) -> None:
-        """Record that containers of ours are below ``parent``, so that any process finds their left-overs. May be called twice.
+        """Record that containers of ours are below ``parent``, so that any process finds their left-overs.
+
+        May be called twice.
 
         :raises ContainerFailed: the state directory can't be written.
         """
@@ -307,7 +309,10 @@ class Placements:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
 
     def open_all(self, id: str, parent: str) -> tuple[SameName | Workload, ...]:
-        """Open all cgroups that a container has now, except those that a living worker has locked. The caller closes each."""
+        """Open all cgroups that a container has now, except those that a living worker has locked.
+
+        The caller closes each.
+        """
         tree = self._tree_or_none(parent)
         if tree is None:
             found = SameName(parent, id)

@@ -300,7 +300,8 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_bool,
         default="True",
         example="False",
-        description="The image's file system is read-only. /tmp can be written to, and each VOLUME that the image leaves empty.",
+        description="The image's file system is read-only. /tmp can be written to, and each VOLUME that the image leaves "
+        "empty.",
     ),
     Key(
         name="capabilities",
@@ -680,7 +681,8 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="8Gi",
         default_words="no bound",
-        description="The most that authors may set as tmp_size. Without a limit for memory, what lies there takes the host's memory.",
+        description="The most that authors may set as tmp_size. Without a limit for memory, what lies there takes the host's "
+        "memory.",
     ),
     Key(
         name="max_shm_size",
@@ -696,7 +698,8 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="2m",
         default_words="no bound",
-        description="The most that authors may set as stop_grace_period. A task that was told to end holds its slot for so long.",
+        description="The most that authors may set as stop_grace_period. A task that was told to end holds its slot for so "
+        "long.",
     ),
     Key(
         name="max_start_timeout",

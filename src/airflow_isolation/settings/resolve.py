@@ -121,7 +121,9 @@ def resolve(
 
 
 def check_configuration(purpose: Purpose, backend: Backend, *, configuration: Configuration) -> None:
-    """Find mistakes in airflow.cfg. A component asks at its start, so that the administrator learns of them, not each author.
+    """Find mistakes in airflow.cfg.
+
+    A component asks at its start, so that the administrator learns of them, not each author.
 
     :raises SettingError: a mistake in a section that holds for this purpose and backend.
     :raises PolicyRefused: root is configured, and not allowed.

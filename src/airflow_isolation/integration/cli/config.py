@@ -64,7 +64,9 @@ def show_settings(arguments: Namespace) -> int:
 
 
 def _backend(arguments: Namespace, purpose: Purpose, configuration: Configuration) -> Backend:
-    """The backend that the command line names, else the purpose's flag, else one found here, else containerd: no daemon is needed."""
+    """The backend that the command line names, else the purpose's flag, else one found here, else containerd: no daemon
+    is needed.
+    """
     named = named_backend(arguments)
     flagged = task_execution_backend(configuration) if purpose == "task" else dag_parsing_backend(configuration)
     if named or flagged:

@@ -52,5 +52,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str, *, indent: str = "") -> str:
-    """Text of several lines for a terminal. All but the first are indented, so none looks like a line of the command's own."""
+    """Text of several lines for a terminal.
+
+    All but the first are indented, so none looks like a line of the command's own.
+    """
     return f"\n{indent}".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))

@@ -19,7 +19,10 @@ _LIMIT: Final = 16 * 1024 * 1024
 
 @command
 def print_output(arguments: Namespace) -> int:
-    """Print what the container's first process wrote to stdout and stderr: byte for byte, but safe characters on a terminal."""
+    """Print what the container's first process wrote to stdout and stderr.
+
+    The bytes are unchanged, except that a terminal gets no control characters.
+    """
     found = find(choose(arguments), arguments.id)
     with connect(found.connection) as runtime:
         output = runtime.output(found.container.id, limit=_LIMIT)

@@ -28,7 +28,10 @@ KEYS = tuple(key for key in author_keys() if key.group == "resources")
 
 @command
 def update_container(arguments: Namespace) -> int:
-    """Change limits of a running container, as far as the policy allows. The next try has the limits of the settings again."""
+    """Change limits of a running container, as far as the policy allows.
+
+    The next try has the limits of the settings again.
+    """
     layer = limits_layer(vars(arguments))
     if not layer:
         raise UsageError("No limit is given", hint=f"Give {', '.join(map(option, KEYS[:3]))} or another")

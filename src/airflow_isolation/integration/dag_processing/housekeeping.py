@@ -1,4 +1,6 @@
-"""Removes what earlier DAG processors of this host left behind, in a thread of its own, never in the DAG processor's loop."""
+"""Removes what earlier DAG processors of this host left behind, in a thread of its own, never in the DAG processor's
+loop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reads the channels of a workload, which may send anything, and passes their lines to the loggers of Airflow's supervisor."""
+"""Reads the channels of a workload, which may send anything, and passes their lines to the loggers of Airflow's
+supervisor.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping
 
 
 def _harmless(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Make text of user code harmless: without control characters for the terminal, and with further lines marked as such."""
+    """Make text of user code harmless: without control characters for the terminal, and with further lines marked as
+    such.
+    """
     return {_shown(key): _shown(value) for key, value in event.items()}
 
 

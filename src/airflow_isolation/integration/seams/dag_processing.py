@@ -147,7 +147,8 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     _losses: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
     #: The last import error that was shown for a file that is not in the database yet.
     _shown: dict[DagFileInfo, str] = attrs.field(factory=dict, init=False)
-    #: Versions of bundles that callbacks need. They are locked here: the lock is a file of this host, and a child can't hold it.
+    #: Versions of bundles that callbacks need. They are locked here: the lock is a file of this host, and a child can't
+    #: hold it.
     _version_locks: dict[DagFileInfo, ExitStack] = attrs.field(factory=dict, init=False)
     _settings: dict[DagFileInfo, EffectiveSettings] = attrs.field(factory=dict, init=False)
     _slot_free_since: float | None = attrs.field(default=None, init=False)

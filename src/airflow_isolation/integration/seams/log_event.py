@@ -17,7 +17,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Keywords of the logging call itself. As keys of an event they would be passed twice, an error that stops stock's supervisor.
+#: Keywords of the logging call itself. As keys of an event they would be passed twice, an error that stops stock's
+#: supervisor.
 _CALL: Final = frozenset({"target", "level", "msg", "event", "self"})
 #: Keys that structlog's and Airflow's processors use themselves. ``positional_args`` is formatted into the event with ``%``,
 #: where a format may ask for any width, and so any amount of memory.

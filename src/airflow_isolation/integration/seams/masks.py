@@ -46,7 +46,10 @@ class Masks:
         self._words: list[str] = []
 
     def add(self, secret: Any, name: str | None = None) -> None:
-        """Mask a text, or all texts in a list or map. Airflow's rules say which are too short, and which names hide a value."""
+        """Mask a text, or all texts in a list or map.
+
+        Airflow's rules say which are too short, and which names hide a value.
+        """
         masker = secrets_masker._secrets_masker()  # noqa: SLF001 - its rules; there is no public way to them
         todo = [(secret, name)]
         while todo and not self._is_full:

@@ -47,7 +47,10 @@ def record(usage: Usage, *, tags: Mapping[str, str]) -> None:
 
 @cache
 def _initialize(_pid: int) -> None:
-    """Initialize metrics once for each process. In a worker Airflow doesn't, for the copy of the metrics API that tasks use."""
+    """Initialize metrics once for each process.
+
+    In a worker Airflow doesn't, for the copy of the metrics API that tasks use.
+    """
     stats.initialize(
         factory=stats_utils.get_stats_factory(),
         export_legacy_names=conf.getboolean("metrics", "legacy_names_on"),

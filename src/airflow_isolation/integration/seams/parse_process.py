@@ -395,7 +395,10 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     # --- the end
 
     def kill(self, *_: Any, **__: Any) -> None:
-        """Send SIGKILL to the parse and all that it started. Never blocks; the loop learns of the end. May be called twice."""
+        """Send SIGKILL to the parse and all that it started.
+
+        Never blocks; the loop learns of the end. May be called twice.
+        """
         if self.ended is None and self._killed_at is None:
             self._killed_at = time.monotonic()
             self._container.kill()

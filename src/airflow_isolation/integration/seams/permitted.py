@@ -1,4 +1,4 @@
-"""What user code may ask Airflow for: what the administrator's policy allows, and of XComs only its own to write.
+"""What user code may ask Airflow for: the administrator's policy decides, and a task may write only its own XComs.
 
 Airflow's API server gives every task all connections and Variables, and lets it write XComs of any other task.
 """
