@@ -50,7 +50,7 @@ def await_slot(
         if unless is not None and unless():
             return None
         if time.monotonic() >= end:
-            log.warning("A workload starts fresh although others do: none of them was done in time", seconds=seconds)
+            log.warning("A workload starts fresh beside others: no slot became free in time", seconds=seconds)
             return ExitStack()
         time.sleep(_PAUSE_SECONDS)
 

@@ -111,7 +111,7 @@ def _of_this_host(environment: dict[str, str]) -> dict[str, str]:
     if environment.get(_LOGGING_CONFIG) and (handlers := handlers_of_this_host()):
         # A log file that a container lacks, or can't write, would fail every import of Airflow.
         log.warning(
-            "[logging] logging_config_class has handlers of this host, so containers log as Airflow does without it",
+            "[logging] logging_config_class has handlers of this host, so containers use Airflow's default logging",
             handlers=handlers,
         )
         del environment[_LOGGING_CONFIG]

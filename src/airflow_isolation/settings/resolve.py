@@ -244,7 +244,7 @@ def _final_image(
             source=f"[{COMMON_SECTION}] in airflow.cfg",
             key="image",
             hint=f"Write image = … into [{sections[0]}] (or [{sections[-1]}]) of airflow.cfg, for all DAGs, or "
-            '"container: {image: …}" into a YAML file beside the DAG file, for that one',
+            '"container: {image: …}" into a YAML file beside the DAG file, for that file',
         )
     return ask_hook(hook, image) if hook is not None else image
 

@@ -222,7 +222,7 @@ _CONTAINERS = GroupCommand(
             name="reserialize",
             help="Parse all DAG files once, in containers, and store the results",
             description="Parse every file of the DAG bundles once, each in its container, and store the results.\n"
-            "What can't be parsed for want of a daemon or an image is left in the database as it is",
+            "What can't be parsed because a daemon or an image is missing stays in the database as it is",
             func=lazy_load_command(f"{_PACKAGE}.dag_processor.reserialize"),
             args=(ARG_BUNDLE_NAME, *_BACKENDS, ARG_VERBOSE),
             epilog=_PARSE_EXIT_CODES,

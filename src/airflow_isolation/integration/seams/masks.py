@@ -25,8 +25,8 @@ WORDS_LIMIT: Final = 1000
 CHARACTERS_LIMIT: Final = 1024 * 1024
 
 FULL: Final = (
-    f"More than {WORDS_LIMIT} words, or {CHARACTERS_LIMIT} characters, were to be masked; the further ones are not. "
-    "Whoever logs them shows them"
+    f"More than {WORDS_LIMIT} words, or {CHARACTERS_LIMIT} characters, were to be masked. Further words are not masked, "
+    "and show when they are logged"
 )
 
 

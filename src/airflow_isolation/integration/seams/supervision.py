@@ -275,7 +275,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
         if self._exit_code and self._reported is not None:
             self.process_log.warning(
-                "The task had reported its state before its process ended so; what it reported holds",
+                "The task reported its state before its process ended in this way; the reported state holds",
                 state=str(getattr(self._reported, "value", self._reported)),
                 exit_code=int(self._exit_code),
             )
