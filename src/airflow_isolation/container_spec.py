@@ -1,7 +1,7 @@
-"""What a container shall be: one frozen value that both backends understand.
+"""The specification of a container: one frozen value that both backends understand.
 
-Every field means the same on containerd and on Docker. What a backend can't do it refuses by the field's name
-(``SpecRefused``) before anything is created.
+Every field means the same on containerd and on Docker. If a backend can't do something, it raises ``SpecRefused`` with the
+field's name before anything is created.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Mount:
     """A directory or file of the host, or a tmpfs, inside the container.
 
     ``source`` is absolute and free of symbolic links; it is empty for a tmpfs. ``size`` (bytes) is for a tmpfs.
-    ``idmapped``: in a user namespace the container's user and groups are to files what they are without one.
+    ``idmapped``: in a user namespace, the container's user and groups have the same rights to its files as without one.
     """
 
     target: str
@@ -43,7 +43,9 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRates:
-    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written. None leaves one as it is.
+    """Limits for one disk: bytes (``bps``) and operations (``iops``) a second, read and written.
+
+    None leaves a limit as it is.
 
     ``device`` is ``MAJOR:MINOR`` or a path such as ``/dev/sda``.
     """
@@ -60,21 +62,21 @@ class Resources:
     """Limits. None is no limit, or the kernel's default.
 
     Every backend and every host has cpus, memory, pids, cpuset and memory_swap; cgroup v1 has cpu_weight too. The others
-    need cgroup v2 in our own hands, and are refused by name where it is not.
+    need cgroup v2, and a worker that may make cgroups. Elsewhere they are refused by name.
 
     Attributes:
         cpus: cores.
         memory: bytes; swap is off unless ``memory_swap`` is set.
         pids: processes and threads together.
-        cpu_weight: 1 to 10000 against other workloads of the purpose, 100 is usual.
+        cpu_weight: 1 to 10000 against other workloads of the same purpose; 100 is usual.
         cpuset: processors, such as ``0-3,8``.
-        memory_request: bytes that the kernel spares when others need some.
-        memory_high: bytes from which on the workload is slowed down; from memory_request and memory unless set.
+        memory_request: bytes that the kernel does not take away when others need some.
+        memory_high: bytes from which on the workload is slowed down; unless set, computed from memory_request and memory.
         memory_swap: bytes of swap, besides ``memory``.
         io_max: limits for disks.
         io_weight: 1 to 10000, as ``cpu_weight``.
-        oom_group: when one process is killed for memory, all are; False is for a container of several workloads. To v1
-            there is only False.
+        oom_group: when one process is killed for memory, all are; False is for a container with several workloads. On
+            cgroup v1 it is always False.
 
     """
 
@@ -93,10 +95,10 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserNamespace:
-    """Ids 0 to ``size`` - 1 in the container are ``first`` and those after it on the host.
+    """A user namespace: ids 0 to ``size`` - 1 in the container are ``first`` and those after it on the host.
 
-    ``path`` is of one that is there, to be joined; empty makes a new one. ``keeps_owners``: files of the image have
-    their owners in there; else they belong to nobody.
+    ``path`` is that of an existing namespace, to join it; empty makes a new one. ``keeps_owners``: the image's files have
+    their owners in it; otherwise they belong to nobody.
     """
 
     first: int
@@ -112,21 +114,22 @@ class ContainerSpec:
     Attributes:
         image: reference as the user wrote it, such as ``registry.example/team/sales:1.4`` or a digest.
         argv: the command; the image's ENTRYPOINT and CMD are never run.
-        env: added to the image's own Env, and stronger.
+        env: added to the image's own Env, and overrides it.
         user: ``name``, ``uid`` or ``uid:gid``; empty is the image's USER. Uid 0 is refused unless ``allow_root``.
         network: ``host``, ``none`` or the name of a network.
-        capabilities: without ``CAP_``; nothing else is in the container's sets.
+        capabilities: without ``CAP_``; the container has no others.
         seccomp: ``default``, ``unconfined``, or an absolute path of a profile in Docker's JSON form.
-        read_only_root: the image can't be written to. Each of its VOLUMEs in which it has nothing is a tmpfs then.
-        tmp_size, shm_size: bytes of the tmpfs on /tmp, and on each such VOLUME; and of the one on /dev/shm.
+        read_only_root: the image can't be written to. Then each VOLUME that the image leaves empty is a tmpfs.
+        tmp_size: bytes of the tmpfs on /tmp, and of the one on each such VOLUME.
+        shm_size: bytes of the tmpfs on /dev/shm.
         stop_grace_period: seconds between SIGTERM and SIGKILL.
         timezone: such as ``Europe/Berlin``; empty leaves the image's.
         cgroup_parent: below the cgroup mount; empty is the backend's own default.
         pid_namespace: ``host`` is for zygotes, which fork into the namespaces of other containers.
-        forks_into: None but for zygotes: the ``capabilities`` of the containers that it forks into. Its seccomp filter
-            is theirs, and what entering a container takes besides.
+        forks_into: for zygotes only: the ``capabilities`` of the containers that it forks into. Its seccomp filter allows
+            what theirs allows, and the calls for entering a container.
         user_namespace: None is the host's. Needs containerd.
-        budget: what all workloads of the same purpose together may use: cpus, memory and pids of it; needs cgroup v2.
+        budget: what all workloads of the same purpose together may use; only cpus, memory and pids. Needs cgroup v2.
 
     """
 

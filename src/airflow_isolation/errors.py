@@ -1,29 +1,29 @@
-"""The errors of this project, from the ground floor up to what an operator reads.
+"""The errors of this project: what an operator or author reads.
 
 IsolationError                  what failed, on what, and what to do (``hint``)
 ├── SettingError                a setting is wrong: names the file or section, the line and the key
 │   └── PolicyRefused           a setting is well formed, but the administrator's policy forbids it
-├── SpecRefused                 a backend can't do it, or it would not be safe: named before anything is made
+├── SpecRefused                 a backend can't do it, or it would not be safe: raised before anything is made
 └── ContainerRuntimeError       a daemon, an image or a container
     ├── RuntimeUnreachable      no socket, no permission, daemon gone or too slow: may heal, may be tried again
     ├── ImageError
-    │   ├── ImageNotFound       not in the store, and the pull policy or the registry does not give it
-    │   ├── ImagePullFailed     the registry or the network said no
+    │   ├── ImageNotFound       not in the store; the pull policy forbids a pull, or the registry does not have it
+    │   ├── ImagePullFailed     the registry or the network failed
     │   └── ImageInvalid        archive truncated, not an archive, wrong architecture, configuration not readable
     ├── ContainerNotFound
     ├── ContainerExists         the id is taken: another worker starts the same
-    └── ContainerFailed         the runtime could not create or start it; carries the runtime's own words
-        └── HostTrouble         not the workload's fault: a full disk, a state directory that can't be written; may heal
-            └── ContainerKilled somebody killed it before its work began
+    └── ContainerFailed         the runtime could not create or start it; the message has the runtime's own words
+        └── HostTrouble         the host failed: a full disk, a state directory that can't be written; may heal
+            └── ContainerKilled something killed it before its work began
 
-``MAY_HEAL`` are those for which a workload may be started again later, as if it had never been.
+After an error of ``MAY_HEAL``, a workload may be started again later, as if for the first time.
 """
 
 from __future__ import annotations
 
 
 class IsolationError(Exception):
-    """Something failed; ``str()`` is one sentence saying what and on what, ``hint`` what to do about it."""
+    """Something failed. ``message`` says what and on what, ``hint`` what to do; ``str()`` is both."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class PolicyRefused(SettingError):
 
 
 class SpecRefused(IsolationError):
-    """This container can't be made as asked, on this backend or safely at all."""
+    """This container can't be made as asked: the backend can't do it, or it would not be safe."""
 
 
 class ContainerRuntimeError(IsolationError):
@@ -75,7 +75,7 @@ class ImageError(ContainerRuntimeError):
 
 
 class ImageNotFound(ImageError):
-    """The image is not here, and may not or can't be pulled."""
+    """The image is not here, and can't be pulled or must not be."""
 
 
 class ImagePullFailed(ImageError):
@@ -95,15 +95,15 @@ class ContainerExists(ContainerRuntimeError):
 
 
 class ContainerFailed(ContainerRuntimeError):
-    """The runtime could not create or start the container; the message carries its own words."""
+    """The runtime could not create or start the container; the message has its own words."""
 
 
 class HostTrouble(ContainerFailed):
-    """The host failed, not the workload nor its settings. Trying again later may help."""
+    """The host failed, neither the workload nor its settings. Trying again later may help."""
 
 
 class ContainerKilled(HostTrouble):
-    """The container was ended from outside before its work began."""
+    """Something outside of the container ended it before its work began."""
 
 
 MAY_HEAL = (RuntimeUnreachable, ImagePullFailed, HostTrouble)

@@ -342,7 +342,7 @@ def test_a_task_that_fails_is_exit_code_1(airflow: Airflow) -> None:
 def test_a_task_that_had_succeeded_when_it_was_killed_is_exit_code_0(airflow: Airflow) -> None:
     done = airflow("containers", "test", "sales", "dies_late")
     assert done.returncode == 0, done.stderr
-    assert "what it reported holds" in done.stdout
+    assert "the reported state holds" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -31,7 +31,7 @@ FATAL = {
         ("SIGSEGV",),
     ),
     "abort": (DAG + "os.abort()\n", ("SIGABRT",)),
-    "allocates": (DAG + "held = [b'x' * (64 << 20) for _ in range(48)]\n", ("for want of memory", "768 MiB")),
+    "allocates": (DAG + "held = [b'x' * (64 << 20) for _ in range(48)]\n", ("memory ran out", "768 MiB")),
     "garbage_frame": (DAG + "os.write(0, b'\\0\\0\\0\\5hello')\ntime.sleep(60)\n", ("stopped",)),
     "empty_frame": (DAG + "os.write(0, b'\\0\\0\\0\\0')\ntime.sleep(60)\n", ("frame of 0 bytes", "descriptor 0")),
     "huge_frame": (DAG + "os.write(0, b'\\xff\\xff\\xff\\xff')\ntime.sleep(60)\n", ("frame of 4294967295 bytes",)),

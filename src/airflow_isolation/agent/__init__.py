@@ -10,10 +10,10 @@ DIRECTORY = "/run/airflow-isolation"
 AGENT_NAME = "agent.py"
 SOCKET_NAME = "agent.sock"
 
-#: Of the protocol; the agent says it in its hello.
+#: The version of the protocol, which the agent sends in its hello.
 VERSION = 2
 
-#: Standard library only. All but the first are compiled only where they are used.
+#: Standard library only. A container compiles the first one always, the others only when it uses them.
 SOURCES = tuple(
     Path(__file__).with_name(name) for name in (AGENT_NAME, "preload.py", "parse_server.py", "zygote.py", "entry.py")
 )
@@ -22,7 +22,10 @@ __all__ = ["AGENT_NAME", "DIRECTORY", "SOCKET_NAME", "SOURCES", "VERSION", "copy
 
 
 def copy_to(directory: Path) -> None:
-    """Put the agent into the directory that is to be mounted. Any uid can read it there, whatever this process's umask is."""
+    """Copy the agent into the directory that will be mounted, readable for any uid whatever the umask is.
+
+    May be called twice.
+    """
     for source in SOURCES:
         shutil.copyfile(source, directory / source.name)
         (directory / source.name).chmod(0o644)

@@ -1,7 +1,7 @@
-"""Process 1 of a container: starts workloads, reaps, passes signals on, and never outlives its worker.
+"""Process 1 of a container: starts workloads, collects dead processes, passes signals on, and never outlives its worker.
 
-Standard library only; it runs with whatever Python the image has. The conversation with the worker goes over
-one SOCK_SEQPACKET connection, one JSON message a packet, and begins with
+Standard library only; it runs with whatever Python the image has. Agent and worker talk over one SOCK_SEQPACKET
+connection, one JSON message a packet. The conversation begins with
 
     agent -> worker   {"hello": {"agent": 2, "python": "3.12.1", "airflow": "3.3.2", "task_sdk": "1.3.2"}}
 
@@ -13,21 +13,22 @@ One workload, as for a task:
 3. agent -> worker   {"exited": {"code": 0}} or {"exited": {"signal": 9}}
 4. the worker hangs up, once it has read the counters of the container's cgroup, and the agent ends
 
-The connection is the lifeline. When it closes before 3 the worker is dead: SIGTERM, the grace period, SIGKILL, end. So that
-nothing keeps this process from it, it can't be traced: what its workload runs has the same uid.
+The connection is the lifeline. When it closes before 3, the worker is dead: the agent sends SIGTERM, waits for the grace
+period, sends SIGKILL and ends. The workload has the same uid as the agent. So the agent can't be traced: otherwise the
+workload could keep it from ending.
 
-The workload's process is this file again, executed anew as ``agent.py run PURPOSE`` with the descriptors as
-0 (requests), 1 (stdout), 2 (stderr) and 3 (logs), so that even a failing ``import airflow`` ends in the task's log.
+The workload's process executes this file anew, as ``agent.py run PURPOSE``, with the descriptors as 0 (requests),
+1 (stdout), 2 (stderr) and 3 (logs). So even a failing ``import airflow`` is reported in the task's log.
 
-What else may come in the place of 1:
+Instead of 1, the worker may send:
 
-- {"adopt": {"child": 6, "grace": 10.0}}: a zygote has forked a process into this container. Answered by {"adopted": {}}; then
-  it goes on with 2.
-- {"await": {"seconds": 60.0}}, a listening socket and the connection of a child that waits: the container was made ahead
-  of its work. The worker hangs up; the one that connects to that socket is the worker from then on, and gets that
-  connection with {"waiting": {}}. Who does not come in time finds the container ended.
-- {"serve": …}: many files to parse, one after the other; all that follows is in parse_server.py.
-- {"zygote": …}: the same for many workloads in containers of their own, in zygote.py.
+- {"adopt": {"child": 6, "grace": 10.0}}: a zygote has forked a process into this container. The agent answers
+  {"adopted": {}}, and 2 follows.
+- {"await": {"seconds": 60.0}}, a listening socket and the connection of a waiting child: the container was made ahead of
+  its work. The worker hangs up. The next worker connects to the listening socket, and gets the child's connection with
+  {"waiting": {}}. If none connects in time, the container ends.
+- {"serve": …}: parse many files, one after the other; parse_server.py has what follows.
+- {"zygote": …}: fork workloads into containers of their own; zygote.py has what follows.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ LOGS_DESCRIPTOR = 3
 # linux/prctl.h
 PR_SET_DUMPABLE = 4
 
-#: So many dead processes are collected at once: a workload that never stops making them must not keep process 1 busy.
+#: How many dead processes are collected at once. With a bound, a workload can't keep process 1 busy by making ever more.
 MOST_REAPED = 1000
 
-#: How long process 1 stays after its last word, for a worker that neither listens nor ends.
+#: How long process 1 waits, in seconds, after its last message, if the worker neither hangs up nor ends.
 FAREWELL_SECONDS = 10.0
 
 TYPE_CHECKING = False  # importing it from typing would cost every container a few milliseconds
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
     import socket
     from typing import Any, NoReturn
 else:
-    # Every container pays for what is imported here. These are what the modules of their names are made of, which bring
-    # enum, re and selectors with them, half of this process's life before its hello.
+    # Every container pays for imports here. These are the C modules below socket and the like: those import enum, re and
+    # selectors too, which takes half of the time to the hello.
     import _signal as signal
     import _socket as socket
 
@@ -66,7 +67,10 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, from its .dist-info directory's name; importing it would cost seconds."""
+    """The version of an installed distribution, read from the name of its .dist-info directory.
+
+    An import would take seconds.
+    """
     prefix = distribution.lower() + "-"
     for directory in sys.path:
         try:
@@ -89,7 +93,7 @@ def hello() -> dict[str, Any]:
 
 
 def converse(address: str) -> int:
-    """Talk to the worker; gives the exit code for process 1 (128+n after signal n)."""
+    """Talk to the worker; returns the exit code for process 1 (128+n after signal n)."""
     worker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker.connect(address)
     say(worker, {"hello": hello()})
@@ -97,7 +101,7 @@ def converse(address: str) -> int:
     while True:
         message, descriptors = receive_work(worker)
         if message is None:
-            return 0  # the worker did not want us, or is gone: nothing has been started
+            return 0  # the worker hung up, or is gone: nothing has been started
         code: int
         if "serve" in message:
             import parse_server  # type: ignore[import-not-found]  # it lies beside this file
@@ -122,14 +126,14 @@ def converse(address: str) -> int:
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Whether others of the same uid may trace this process, and open its memory and descriptors in /proc; see prctl(2).
+    """Set whether processes of the same uid may trace this one, and open its memory and descriptors in /proc; see prctl(2).
 
-    An execve(2) makes a process dumpable again.
+    An execve(2) makes a process dumpable again. May be called twice.
 
     :raises OSError: the kernel refused.
     """
     try:
-        # What ctypes is made of, in half a millisecond; ctypes itself takes three.
+        # The C module below ctypes takes half a millisecond to import; ctypes itself takes three.
         from _ctypes import call_function, dlopen, dlsym
     except ImportError:  # another Python than CPython
         import ctypes
@@ -143,11 +147,11 @@ def set_dumpable(dumpable: bool) -> None:
 
 
 def await_claim(listening: int, seconds: float) -> socket.socket | None:
-    """The worker that wants this container; None when nobody did in time."""
+    """Wait for the worker that takes this container over; None when none came within ``seconds``."""
     listener = socket.socket(fileno=listening)
     listener.settimeout(seconds)
     try:
-        # All that there is of accept() without the module `socket`.
+        # What accept() of the module `socket` is made of; the module is not imported.
         descriptor, _ = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
     except OSError:
         return None
@@ -157,7 +161,7 @@ def await_claim(listening: int, seconds: float) -> socket.socket | None:
 
 
 def pass_on(worker: socket.socket, descriptor: int) -> None:
-    """Give the worker the connection of the child that waits for it."""
+    """Send the worker the connection of the waiting child."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))
     try:
         worker.sendmsg([as_json({"waiting": {}}).encode()], [rights])
@@ -167,7 +171,7 @@ def pass_on(worker: socket.socket, descriptor: int) -> None:
 
 
 def receive_work(worker: socket.socket, most: int = 4) -> tuple[dict[str, Any] | None, list[int]]:
-    """The next message, which may bring descriptors; None when the worker is gone."""
+    """The next message and its descriptors; None when the worker is gone."""
     try:
         packet, ancillary, _, _ = worker.recvmsg(PACKET_LIMIT, socket.CMSG_LEN(most * 4), socket.MSG_CMSG_CLOEXEC)
     except OSError:
@@ -182,7 +186,7 @@ def receive_work(worker: socket.socket, most: int = 4) -> tuple[dict[str, Any] |
 
 
 def run_one(worker: socket.socket, start: dict[str, Any], descriptors: list[int]) -> int:
-    """Run one workload to its end, and end."""
+    """Run one workload to its end; returns the exit code for process 1."""
     wakeups = listen_to_signals()
     child = fork_workload(start, descriptors)
     for descriptor in descriptors:
@@ -192,7 +196,7 @@ def run_one(worker: socket.socket, start: dict[str, Any], descriptors: list[int]
 
 
 def adopt(worker: socket.socket, what: dict[str, Any]) -> int:
-    """As ``run_one``, with a child that the kernel has given to this process."""
+    """As ``run_one``, for a child that a zygote forked and the kernel made a child of this process."""
     wakeups = listen_to_signals()
     discard_standard_streams()
     say(worker, {"adopted": {}})
@@ -200,7 +204,7 @@ def adopt(worker: socket.socket, what: dict[str, Any]) -> int:
 
 
 def see_off(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
-    """Wait for the workload's end, report it, and end."""
+    """Wait for the workload's end and report it; returns the exit code for process 1."""
     status = watch(child, worker, wakeups, grace)
     end_everyone_else()
     end = how_it_ended(status)
@@ -210,7 +214,10 @@ def see_off(child: int, worker: socket.socket, wakeups: int, grace: float) -> in
 
 
 def await_farewell(worker: socket.socket) -> None:
-    """Until the worker hangs up: with this process goes the container's cgroup, whose counters it reads until then."""
+    """Wait until the worker hangs up.
+
+    Until then it reads the counters of the container's cgroup, which ends with this process.
+    """
     deadline = time.monotonic() + FAREWELL_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         worker.settimeout(left)
@@ -231,11 +238,11 @@ def say(worker: socket.socket, message: dict[str, Any]) -> None:
     try:
         worker.send(as_json(message).encode())
     except OSError:
-        pass  # the worker is gone; nobody is left to tell
+        pass  # the worker is gone
 
 
 class Plain:
-    """How JSON is read: numbers, texts, lists and dicts, as the module `json` does it."""
+    """The settings of json's C scanner that read numbers, texts, lists and dicts as the module `json` does."""
 
     strict = True
     object_hook = None
@@ -246,7 +253,7 @@ class Plain:
 
 
 def from_json(packet: bytes) -> Any:
-    """What a worker has said.
+    """Parse a worker's message.
 
     :raises ValueError: it is not JSON.
     """
@@ -282,9 +289,9 @@ def text_as_json(text: str) -> str:
 
 
 def listen_to_signals() -> int:
-    """Signal numbers can be read, a byte each, from the descriptor that this returns.
+    """Returns a descriptor from which the numbers of incoming signals can be read, one byte each.
 
-    Handlers are needed because the kernel drops signals to process 1 that it has no handler for.
+    Handlers are needed because the kernel drops signals to process 1 for which it has no handler.
     """
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -301,7 +308,7 @@ def fork_workload(start: dict[str, Any], descriptors: list[int]) -> int:
         return child
     try:
         os.setsid()
-        # Out of the way of 0 to 3 first: a received descriptor may have one of these numbers.
+        # First move them above 3: a received descriptor may have one of the numbers 0 to 3.
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in descriptors]
         for number, descriptor in enumerate(spares):
             os.dup2(descriptor, number)
@@ -314,7 +321,7 @@ def fork_workload(start: dict[str, Any], descriptors: list[int]) -> int:
 
 
 def discard_standard_streams() -> None:
-    """From here on nothing is said outside the task's log; user code must not fill the host's disk through /proc/1/fd."""
+    """Close this process's own output: user code could write to it through /proc/1/fd, and fill the host's disk."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
@@ -322,7 +329,10 @@ def discard_standard_streams() -> None:
 
 
 def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
-    """Wait for the child; gives its wait status. Ends at the latest one grace period after the worker is gone."""
+    """Wait for the child; returns its wait status.
+
+    Ends at the latest one grace period (seconds) after the worker is gone.
+    """
     deadline: float | None = None
     poll = select.poll()
     poll.register(worker, select.POLLIN)
@@ -351,7 +361,7 @@ def watch(child: int, worker: socket.socket, wakeups: int, grace: float) -> int:
 
 
 def reap(child: int) -> int | None:
-    """Collect dead processes, orphans included; gives the child's status once it is among them."""
+    """Collect dead processes, orphans included; returns the child's wait status when it is among them."""
     status = None
     for _ in range(MOST_REAPED):
         try:
@@ -362,7 +372,7 @@ def reap(child: int) -> int | None:
             return status
         if pid == child:
             status = ended
-    # There may be more, of which no other signal tells.
+    # There may be more dead processes, and no further signal announces them.
     os.kill(os.getpid(), signal.SIGCHLD)
     return status
 
@@ -371,7 +381,7 @@ def signal_group(child: int, number: int) -> None:
     try:
         os.killpg(child, number)
     except (ProcessLookupError, PermissionError):
-        # The child has not called setsid yet, or has gone into another group.
+        # The child has not called setsid yet, or has moved to another group.
         try:
             os.kill(child, number)
         except ProcessLookupError:
@@ -379,7 +389,9 @@ def signal_group(child: int, number: int) -> None:
 
 
 def end_everyone_else() -> None:
-    """Kill what the workload left behind: its processes hold the log's sockets open, and the supervisor waits for those."""
+    """Kill the processes that the workload left: they hold the log's sockets open, and the supervisor waits for their
+    end.
+    """
     kill_everyone_else()
     while os.getpid() == 1:
         try:
@@ -389,9 +401,9 @@ def end_everyone_else() -> None:
 
 
 def kill_everyone_else() -> None:
-    """The kernel does it in one pass, in which nobody can fork: kill(2) with -1 spares process 1 alone."""
+    """kill(2) with -1 kills all but process 1. The kernel does it in one pass, in which no process can fork."""
     if os.getpid() != 1:
-        return  # in somebody else's pid namespace "everyone" would be the host
+        return  # not process 1: in the host's pid namespace this would kill the host's processes
     try:
         os.kill(-1, signal.SIGKILL)
     except ProcessLookupError:
@@ -399,9 +411,9 @@ def kill_everyone_else() -> None:
 
 
 def keep_segfaults_deadly() -> None:
-    """Refuse handlers written in Python for SIGSEGV: the faulting instruction would be repeated for ever.
+    """Refuse Python handlers for SIGSEGV: after the handler, the faulting instruction would be repeated for ever.
 
-    Airflow's importer of DAG files installs such a handler and leaves it; the process then spins instead of dying.
+    Airflow's importer of DAG files installs such a handler and leaves it; the process then loops instead of dying.
     """
     import signal
 
@@ -414,11 +426,11 @@ def keep_segfaults_deadly() -> None:
 
 
 def refuse_sudo() -> None:
-    """Refuse to become an operator's ``run_as_user``, for which Airflow executes sudo. Nobody gains privilege in here."""
+    """Refuse an operator's ``run_as_user``, for which Airflow executes sudo: no process in a container gains privilege."""
     execute = os.execvp
 
     def execute_unless_sudo(file: Any, args: Any) -> NoReturn:
-        # Airflow sets the variable just before; without it, it is user code that wants sudo.
+        # Airflow sets the variable just before. Without it, user code calls sudo, which is not our concern.
         if file == "sudo" and os.environ.get("_AIRFLOW__REEXECUTED_PROCESS") == "1" and "-u" in args:
             user = args[args.index("-u") + 1]
             raise SystemExit(
@@ -433,7 +445,7 @@ def refuse_sudo() -> None:
 
 def run(purpose: str) -> NoReturn:
     """Become the workload: Airflow's own child entry point, on descriptors 0 to 3."""
-    sys.path.pop(0)  # this file's directory, which is nobody's library
+    sys.path.pop(0)  # this file's directory, from which nothing shall be imported
     keep_segfaults_deadly()
     enter_airflow(purpose)
 
@@ -450,14 +462,14 @@ def enter_airflow(purpose: str) -> NoReturn:
         refuse_sudo()
     else:
         from airflow.dag_processing.processor import _parse_file_entrypoint as target
-    # Of its output it asks for no more than the descriptors, which are pipes.
+    # Airflow uses only the descriptors of its output, and these are pipes.
     stdout, stderr = (FileIO(number, "wb", closefd=False) for number in (1, 2))
     _fork_main(socket(fileno=0), stdout, stderr, LOGS_DESCRIPTOR, target)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
     if getattr(sys.flags, "safe_path", False):
-        # PYTHONSAFEPATH (Python 3.11) leaves out what is otherwise first, where the modules of this directory are found.
+        # PYTHONSAFEPATH (Python 3.11) leaves out this directory, where the agent's other modules are found.
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     if sys.argv[1:2] == ["run"]:
         run(sys.argv[2])

@@ -1,14 +1,14 @@
-"""What a forked process does to become the workload of a container that it was not started in.
+"""Turns a process that a zygote forked into the workload of another container.
 
-Standard library only. The zygote imports this before it forks, and everything is looked up then: in the container's
-file system there may be other modules, or none. Two processes use it, one after the other:
+Standard library only. The zygote imports this module before it forks, and nothing is imported later: the container's file
+system may have other modules, or none. Two processes use it, one after the other:
 
-    A   enter_namespaces(…), fork         only a child is inside the container's pid namespace
-    D   become(process, …)                which may then wait for its work
-        take_up(…)                        and then it is nothing but the workload
+    A   enter_namespaces(…), fork         only a child of A is inside the container's pid namespace
+    D   become(process, …)                D may then wait for its work
+        take_up(…)                        D is the workload now
 
-PROCESS is what the host's kernel says of the container's process 1 (``bridge/process_one.py``), and the filter that its
-runtime gave it (``oci/seccomp_filter.py``):
+PROCESS describes the container's process 1: what the host's kernel says of it (``bridge/process_one.py``), and the filter
+that its runtime gave it (``oci/seccomp_filter.py``):
 
     {"uid": 50000, "gid": 0, "groups": [0],
      "capabilities": {"bounding": 0, "effective": 0, "permitted": 0, "inheritable": 0, "ambient": 0},
@@ -18,14 +18,13 @@ runtime gave it (``oci/seccomp_filter.py``):
 
 The order of the steps, and why:
 - Descriptors are closed first: a working directory could lead through /proc/self/fd to the zygote's (CVE-2024-21626).
-- What asks for privilege comes before it is dropped: limits, the kernel's choice when memory is short, the bounding
-  set, groups and ids.
+- Steps that need privilege come before it is dropped: limits, oom_score_adj, the bounding set, groups and ids.
 - Profiles come after that. AppArmor's comes before no_new_privs, which would forbid the change. seccomp's comes after
-  no_new_privs; without it the kernel asks for CAP_SYS_ADMIN instead, which is then dropped behind the filter.
-- What reads files of the container comes after all privilege is gone: an author may have written them.
+  no_new_privs. If the container doesn't have no_new_privs, loading the filter needs CAP_SYS_ADMIN, which is dropped after.
+- Steps that read files of the container come last, without privilege: an author may have written the files.
 
 Sources: credentials(7), capabilities(7), prctl(2), seccomp(2), setns(2), session-keyring(7), Documentation/
-admin-guide/LSM/apparmor; runc's init does the same in nearly this order, but has an exec at the end that does the rest.
+admin-guide/LSM/apparmor. runc's init does the same in nearly this order, but ends with an exec, which does the rest.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-#: Calls through it keep Python's lock: nothing of Python runs before and after.
+#: Calls through it keep Python's lock, so no Python code runs around the call.
 BARE_LIBC = ctypes.PyDLL(None, use_errno=True)
 
 # linux/prctl.h
@@ -71,7 +70,7 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-#: Nanoseconds; what every process has that does not ask for another.
+#: The kernel's default timer slack, in nanoseconds.
 TIMER_SLACK = 50_000
 
 # linux/keyctl.h
@@ -94,7 +93,7 @@ SYSTEM_CALLS = {
 }.get(platform.machine(), {})
 LAST_DESCRIPTOR = 2**32 - 1
 
-# asm-generic/resource.h; the resource module has them all but RLIMIT_LOCKS.
+# asm-generic/resource.h; the module `resource` has all of them but RLIMIT_LOCKS.
 RLIMITS = {
     "RLIMIT_CPU": 0,
     "RLIMIT_FSIZE": 1,
@@ -136,9 +135,9 @@ class EntryFailed(Exception):
 
 
 def bare_fork() -> int:
-    """fork(2) without what Python and libraries do after a fork, which takes 5 ms with Airflow imported.
+    """fork(2) without the hooks of Python and libraries, which take 5 ms with Airflow imported.
 
-    For a child that forks again and ends, in a process of one thread: neither needs new locks or seeds.
+    Only for a process with one thread, and a child that just forks again and ends: these need no new locks or seeds.
 
     :raises OSError: as fork(2).
     """
@@ -147,35 +146,35 @@ def bare_fork() -> int:
 
 
 def enter_namespaces(namespaces: Iterable[int]) -> None:
-    """Enter the namespaces behind these descriptors, in this order; nsfs files, as in /proc/PID/ns.
+    """Enter the namespaces behind these descriptors (of files such as /proc/PID/ns/net), in this order.
 
-    A pid namespace is for children; it must be this process's own or one below it. With a mount namespace come its root
-    and working directory, so it is best the last. The process must have one thread.
+    A pid namespace takes effect for children only; it must be this process's own or one below it. A mount namespace also
+    changes the root and working directory, so it should be the last. The process must have one thread.
 
-    :raises OSError: one may not be entered (EPERM), or a pid namespace lies elsewhere (EINVAL).
+    :raises OSError: a namespace may not be entered (EPERM), or the pid namespace is not below this process's (EINVAL).
     """
     for descriptor in namespaces:
         set_namespace(descriptor)
 
 
 def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: int) -> None:
-    """Turn this process, forked and of one thread, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
+    """Turn this process, a fork with one thread, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
 
-    :raises EntryFailed: a step failed. This process is neither the one nor the other then, and must end.
+    :raises EntryFailed: a step failed. This process is then changed only in part, and must end.
     """
     try:
         take_on(process, environment, keep)
     except EntryFailed:
         raise
     except Exception as error:
-        # A key that is missing, a value of another type.
+        # A key is missing, or a value has another type.
         raise EntryFailed(f"the description of the process can't be read: {error!r}") from error
 
 
 def take_user(uid: int, gid: int, groups: Sequence[int], *, drop: Collection[str] = ()) -> None:
-    """Become a user, and keep all capabilities but ``drop`` through the next execve(2): made ambient. To be called once.
+    """Become a user, and keep all capabilities but ``drop`` through the next execve(2), as ambient ones. To be called once.
 
-    :raises EntryFailed: a step failed. This process may be neither the one nor the other then, and must end.
+    :raises EntryFailed: a step failed. This process may then be changed in part, and must end.
     """
     held = step("reading the own capabilities", own_capabilities)
     for name in drop:
@@ -190,16 +189,16 @@ def take_user(uid: int, gid: int, groups: Sequence[int], *, drop: Collection[str
 
 
 def own_capabilities() -> int:
-    """The permitted ones, a bit for each capability's number."""
+    """This process's permitted capabilities, a bit for each number."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1], 16) for line in status if line.startswith("CapPrm:"))
 
 
 def take_up(environment: Mapping[str, str], channels: Sequence[int]) -> None:
-    """Take up the work, after ``become``. To be called once.
+    """Prepare for the work, after ``become``. To be called once.
 
-    ``environment`` joins the container's own. ``channels`` become the descriptors from 0 on, for what it executes too,
-    but for the last, the logs, which is for this program alone.
+    ``environment`` is added to the container's own. ``channels`` become the descriptors from 0 on. Programs that the
+    workload executes inherit them, except the last one, the logs.
 
     :raises EntryFailed: a step failed.
     """
@@ -212,7 +211,7 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
     program = base64.b64decode(process["seccomp"], validate=True)
 
     step("closing descriptors", close_all_but, (keep,))
-    # Or the files of /proc/self, which are written to below, belong to root. The zygote, whose copy this is, is not.
+    # The zygote is not dumpable, and this is its copy. The files of /proc/self, written to below, would belong to root.
     step("becoming dumpable", prctl, PR_SET_DUMPABLE, 1)
     step("resetting signals", reset_signals)
     step("starting a session", os.setsid)
@@ -231,11 +230,11 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
     step("setting the uid", os.setresuid, *(process["uid"],) * 3)
     step("forgetting capabilities", prctl, PR_SET_KEEPCAPS, 0)
     if not entered:
-        # Root of another user namespace, or of an NFS client, may not enter what the user may.
+        # Root in a user namespace, or on NFS, may not enter every directory that the user may, so try again as the user.
         step(f"entering the working directory {directory}", os.chdir, directory)
     os.umask(process["umask"])
 
-    # A change of ids took it away.
+    # The change of ids made it undumpable.
     step("becoming dumpable again", prctl, PR_SET_DUMPABLE, 1)
     if process["apparmor"]:
         step(f"changing to the AppArmor profile {process['apparmor']}", change_profile, process["apparmor"])
@@ -254,7 +253,7 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
         step("loading the seccomp filter", load_filter, program, process["seccomp_flags"])
         step("setting capabilities", set_capabilities, capabilities)
 
-    # The C library reads the time zone's file, which may lie in a volume of the author's.
+    # The C library reads the time zone's file, and an author's volume may hold that file.
     step("setting the environment", set_environment, environment)
     step("seeding", reseed)
 
@@ -282,7 +281,7 @@ def system_call(name: str, *arguments: object) -> int:
 
 
 def prctl(option: int, *arguments: int) -> int:
-    # The kernel refuses some options unless all that is unused is 0.
+    # The kernel refuses some options unless unused arguments are 0.
     words = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
     return checked(LIBC.prctl(ctypes.c_int(option), *words), f"prctl({option})")
 
@@ -295,7 +294,7 @@ def set_namespace(descriptor: int) -> None:
 
 
 def place(channels: Sequence[int]) -> None:
-    # Out of each other's way first: any of them may have one of the numbers that are to be taken.
+    # First move them to other numbers: any of them may have one of the numbers that are needed.
     spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, len(channels)) for descriptor in channels]
     for descriptor in channels:
         os.close(descriptor)
@@ -323,7 +322,7 @@ def close_all_but(keep: Collection[int]) -> None:
 
 
 def reset_signals() -> None:
-    """As an interpreter finds them that was just executed, and then sets them."""
+    """Set signals as in an interpreter that was just executed."""
     faulthandler.disable()
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -335,7 +334,7 @@ def reset_signals() -> None:
 
 
 def join_session_keyring(name: str) -> None:
-    """The keyring of that name, made when there is none; without a name a new one that nobody else can join."""
+    """Join the session keyring of that name, made if missing. Without a name: a new one that no other process can join."""
     try:
         system_call(
             "keyctl", ctypes.c_long(KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(name.encode() if name else None)
@@ -351,11 +350,11 @@ def write_to_self(name: str, text: str) -> None:
 
 
 def reset_attributes() -> None:
-    """Undo what a fork hands down and an exec would not, or not of the zygote."""
+    """Reset attributes that a fork inherits from the zygote and a process of the container would not have."""
     prctl(PR_SET_PDEATHSIG, 0)
     prctl(PR_SET_TIMERSLACK, TIMER_SLACK)
     prctl(PR_SET_SECUREBITS, 0)
-    # The kernel's name for a process is its executable's; it cuts it to 15 bytes.
+    # The kernel's name for a process is its executable's, cut to 15 bytes.
     name = os.fsencode(os.path.basename(sys.executable) or "python")
     checked(LIBC.prctl(PR_SET_NAME, ctypes.c_char_p(name), 0, 0, 0), "prctl(PR_SET_NAME)")
 
@@ -365,7 +364,7 @@ def drop_bounding_set(kept: int) -> None:
         try:
             held = prctl(PR_CAPBSET_READ, number)
         except OSError as error:
-            # The kernel has no capability of this number, nor of any above it.
+            # The kernel knows no capability with this number or a higher one.
             if error.errno != errno.EINVAL or kept >> number:
                 raise
             return
@@ -402,12 +401,12 @@ def set_environment(environment: Mapping[str, str]) -> None:
 
 
 def reseed() -> None:
-    """Let nothing that this process draws at random be what another child of the zygote draws.
+    """Give this process random numbers of its own, different from those of the zygote's other children.
 
-    Modules that look at the pid to notice a fork are not enough: the pid here may be the zygote's number again.
+    Some modules notice a fork by a changed pid. That is not enough: the pid in here may be the same number as the zygote's.
     """
     random.seed()
-    # Also what depends on the container: its directories, its network interfaces.
+    # Also drop what was cached and depends on the container: directories, network interfaces.
     for module, names in ((tempfile, ("_name_sequence", "tempdir")), (uuid, ("_node", "_last_timestamp"))):
         for name in names:
             setattr(module, name, None)
@@ -420,13 +419,13 @@ def reseed() -> None:
 
 
 def change_profile(name: str) -> None:
-    """Enter an AppArmor profile, and see that the kernel says so.
+    """Change to an AppArmor profile, and check that the kernel confirms it.
 
-    :raises EntryFailed: this process is in another.
+    :raises EntryFailed: this process is in another profile.
     """
     directory = "attr/apparmor" if os.path.isdir("/proc/self/attr/apparmor") else "attr"
     if without_mode(own_label(directory)) == name:
-        return  # the zygote's; who is in a profile may not even change to that one
+        return  # it is in this profile already, as the zygote is; a confined process may not even change to its own
     write_to_self(f"{directory}/current", f"changeprofile {name}")
     label = own_label(directory)
     if without_mode(label) != name:

@@ -1,21 +1,23 @@
-"""Process 1 of a parse container, once it has said hello: imports Airflow, then forks a child of itself for each file.
+"""Process 1 of a parse container, after its hello: imports Airflow, then forks a child of itself for each file.
 
-The conversation goes on with
+The conversation of agent.py goes on with
 
 1. worker -> agent   {"serve": {"environment": {...}, "scratch": ["/tmp", "/dev/shm"]}}
-2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1), or {"unable": {"why": …}} and a
-                     traceback on stderr, and it ends
+2. agent -> worker   {"ready": {"memory": 130000000}} (bytes of process 1); or {"unable": {"why": …}} and a traceback on
+                     stderr, and the agent ends
 3. worker -> agent   {"parse": {"environment": {...}, "modules": ["airflow.providers.…"]}} and four descriptors;
-                     process 1 first imports the modules, which the file is said to use, for this file and all others
+                     process 1 first imports the modules, which the worker found in the file's imports: once for all files
 4. agent -> worker   {"started": {}}
 5. worker -> agent   {"signal": 9}, any number of times: every process but process 1 is killed
 6. agent -> worker   {"exited": {"code": 0, "memory": 130000000}}, once all that the file left behind is gone;
                      then 3 again
 
-When the connection closes, process 1 ends at once, and the kernel kills everybody else.
-What a file could do to the next one: leave processes, files or IPC objects behind (all are removed), get at process 1
-(it is not dumpable: no ptrace, no /proc/1/mem, no /proc/1/fd; it has no handler that a signal could reach), or change
-limits and priorities of process 1, which forks inherit (they are compared; any change ends process 1).
+When the connection closes, process 1 ends at once, and the kernel kills all other processes.
+
+A file must not affect the next one. It could do so in three ways:
+- It leaves processes, files or IPC objects behind. All are removed.
+- It gets at process 1. That is not dumpable (no ptrace, no /proc/1/mem, no /proc/1/fd), and handles no signal of a child's.
+- It changes limits or priorities of process 1, which forks inherit. They are compared, and any change ends process 1.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ IPC_RMID = 0
 
 
 def serve(worker: socket.socket, what: dict[str, Any]) -> int:
-    """Import Airflow, then fork a child for each file, until the worker is gone or a file has done lasting harm."""
+    """Import Airflow, then fork a child for each file, until the worker is gone or a file's traces can't be removed."""
     os.environ.update(what["environment"])
     try:
         preload.import_airflow(worker, REQUIRED)
@@ -116,7 +118,7 @@ class Server:
                 agent.reap(0)
 
     def listen(self) -> bool:
-        """Take one message; False when there will be no more, or none that can be obeyed."""
+        """Take one message; False when the worker is gone or its message can't be obeyed."""
         message, descriptors = agent.receive_work(self.worker)
         if message is None:
             return False
@@ -124,7 +126,7 @@ class Server:
             if self.child or self.wiper:
                 return False
             preload.preload(module for module in message["parse"]["modules"] if module.startswith("airflow."))
-            # What has threads is forked as stock Airflow does, but not for long.
+            # If the import left threads, process 1 is still forked, as stock Airflow does, but it is soon replaced.
             self.last = self.last or preload.threads() > 1
             self.child = fork_parse(message["parse"]["environment"], descriptors, self.worker)
             for descriptor in descriptors:
@@ -132,7 +134,7 @@ class Server:
             agent.say(self.worker, {"started": {}})
         elif "signal" in message:
             if self.wiper:
-                # The file has ended; what is left to remove goes with the container.
+                # The file's parse has ended; what is left goes with the container.
                 self.report()
                 return False
             if self.child:
@@ -169,8 +171,8 @@ def fork_parse(environment: dict[str, str], descriptors: list[int], worker: sock
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
-        # Files in /proc/self belong to root while it is not dumpable. The kernel's choice, when memory is short, is this
-        # child, not process 1.
+        # While it is not dumpable, files in /proc/self belong to root. With oom_score_adj, the kernel kills this child when
+        # memory is short, not process 1.
         agent.set_dumpable(True)
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
@@ -178,7 +180,7 @@ def fork_parse(environment: dict[str, str], descriptors: list[int], worker: sock
         for target, descriptor in enumerate(spares):
             os.dup2(descriptor, target, inheritable=target != agent.LOGS_DESCRIPTOR)
         worker.detach()
-        # The worker's connection must not be reachable, nor what the import may have opened.
+        # The child must not reach the worker's connection, nor descriptors that the import opened.
         for name in os.listdir("/proc/self/fd"):
             if int(name) > agent.LOGS_DESCRIPTOR:
                 try:
@@ -194,7 +196,7 @@ def fork_parse(environment: dict[str, str], descriptors: list[int], worker: sock
 
 
 def inherited_traits() -> tuple[object, ...]:
-    """What another process of the same user may change of this one, and a fork then inherits."""
+    """The attributes of this process that others of the same user may change, and that forks inherit."""
     import resource
 
     with open("/proc/self/mountinfo", "rb") as mounts:
@@ -209,9 +211,9 @@ def inherited_traits() -> tuple[object, ...]:
 
 
 class Scratch:
-    """A directory that every file finds as the first one did: what is in it now is kept, what comes later is wiped.
+    """A directory that looks the same to every file: what is in it at the start is kept, what comes later is removed.
 
-    Mount points in it are the user's volumes and are never touched. Other processes must be gone while it works.
+    Mount points in it are the user's volumes and are never touched. ``wipe`` needs all other processes gone.
     """
 
     def __init__(self, top: str) -> None:
@@ -224,7 +226,7 @@ class Scratch:
                 while (point := os.path.dirname(point)) != top:
                     self.directories.add(point)
         self.known |= self.directories
-        # Of what is there, the import's own goes; what came with the image belongs to root and can't.
+        # Removes what the import left. What came with the image belongs to root, and stays.
         self.wipe()
         for directory, names, files in os.walk(top):
             names[:] = [name for name in names if os.path.join(directory, name) not in self.known - self.directories]
@@ -260,7 +262,7 @@ class Scratch:
                         path = target
                     remaining.append(path)
                 except OSError:
-                    pass  # whether it matters, is_clean tells
+                    pass  # is_clean finds out whether it matters
             if directory not in self.directories:
                 try:
                     os.rmdir(directory)

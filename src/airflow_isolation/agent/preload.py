@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 else:
     import agent
 
-#: The modules that lie beside this one. Files of users may have some that are called so.
+#: The modules beside this one. Users' files may import modules of the same names.
 OURS = ("agent", "preload", "parse_server", "zygote", "entry")
 
-#: What nearly every parse and every task imports while it runs, 0.1 s of CPU; here it costs once. Not every image has all.
+#: Modules that nearly every parse and task imports, 0.1 s of CPU; preloaded, they cost it once. Not every image has them
+#: all.
 USUAL = (
     "airflow.dag_processing.bundles.local",
     "airflow.models.serialized_dag",
@@ -46,13 +47,13 @@ HUGE_PAGE = 2 * 1024 * 1024
 
 
 class Unable(Exception):
-    """This image can't be forked from; the text says why."""
+    """Nothing can be forked from this image; the text says why."""
 
 
 def import_airflow(worker: socket.socket, required: Iterable[str], usual: Iterable[str] = USUAL) -> None:
-    """Import everything that a child would import for itself, and stay a process of one thread.
+    """Import everything that a child would import, and stay a process with one thread.
 
-    It ends with the worker, even while an import hangs.
+    The process ends when the worker does, even while an import hangs.
 
     :raises Unable: an import fails, or leaves threads.
     """
@@ -78,7 +79,7 @@ def import_airflow(worker: socket.socket, required: Iterable[str], usual: Iterab
 def _import_airflow(required: Iterable[str], usual: Iterable[str]) -> None:
     from importlib import import_module
 
-    sys.path.pop(0)  # this file's directory, which is nobody's library
+    sys.path.pop(0)  # this file's directory, from which nothing shall be imported
     for name in OURS:
         sys.modules.pop(name, None)
     agent.keep_segfaults_deadly()
@@ -87,14 +88,14 @@ def _import_airflow(required: Iterable[str], usual: Iterable[str]) -> None:
     try:
         from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
     except ImportError:
-        pass  # the children look for it themselves
+        pass  # the children try it themselves
     else:
         runtime: Any = ProvidersManagerTaskRuntime
         runtime().initialize_providers_taskflow_decorator()
     preload(usual)
     sdk = import_module("airflow.sdk")
     for name in sdk.__all__:
-        # Its names are imported when they are first asked for.
+        # The package imports its names lazily, so ask for each.
         try:
             getattr(sdk, name)
         except Exception:  # noqa: S110 - a provider that the image lacks
@@ -102,7 +103,7 @@ def _import_airflow(required: Iterable[str], usual: Iterable[str]) -> None:
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Import what children will need; whose import fails, fails again in the child that needs it, and is told there."""
+    """Import what children will need. A failure is ignored: the import fails again in the child, which reports it."""
     from importlib import import_module
 
     for module in modules:
@@ -134,9 +135,9 @@ def _stop_ending_with_worker(worker: socket.socket) -> None:
 
 
 def listen_to_children_alone() -> int:
-    """As ``agent.listen_to_signals``, but no other signal has a handler, Python's own for SIGINT included.
+    """As ``agent.listen_to_signals``, but for SIGCHLD only. No other signal has a handler, not even Python's for SIGINT.
 
-    The kernel then drops them for a process 1: the children can't reach it with any signal.
+    The kernel drops signals to process 1 without a handler, so the children can't affect it with any signal.
     """
     wakeups = agent.listen_to_signals()
     for number in signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}:
@@ -146,9 +147,9 @@ def listen_to_children_alone() -> int:
 
 
 def use_huge_pages() -> None:
-    """Put what is in memory now into huge pages, where the kernel can (Linux 6.1); the size stays the same.
+    """Move the memory in use into huge pages, if the kernel can (Linux 6.1); the size stays the same.
 
-    A fork copies the table of pages, and its end takes it down again: of 130 MB that is 9 ms, and half with huge pages.
+    A fork copies the page table, and the child's end frees it: for 130 MB that takes 9 ms, and half with huge pages.
     """
     import ctypes
 

@@ -1,30 +1,32 @@
-"""A zygote: imports Airflow once, then forks a process into a workload's container for everyone who asks.
+"""A zygote: imports Airflow once, then forks a process into a workload's container whenever a worker asks.
 
-It runs in a container of its own, from the same image as the workloads, but in the host's pid namespace,
-because a process can only be put into pid namespaces below its own. It has no network (but the host's, where
-that is the workload's and the two have a user namespace), no volume of a user and no secret, and it runs no user code.
-Before it imports anything of the image it becomes the workloads' user, with the capabilities that entering a container
-takes and no other, and nobody may trace it. After its hello the conversation with the worker that started it is
+It runs in a container of its own, from the same image as the workloads. It is in the host's pid namespace, because a
+process can only enter pid namespaces below its own. It has no volume of a user and no secret, and it runs no user code. It
+has no network, with one exception: where the workloads use the host's network and share its user namespace, it has the
+host's network too. Before it imports anything of the image, it becomes the workloads' user. It keeps only the
+capabilities that it needs to enter a container, and no process may trace it. After its hello, the worker that started it
+and the agent talk:
 
 1. worker -> agent   {"zygote": {"user": "airflow", "drop": [], "environment": {...}, "modules": ["airflow.…"], "idle": 300.0, "age": 3600.0,
                      "forks": 5000, "memory": 500000000}} and a listening socket (idle and age in seconds, memory in bytes)
-2. agent -> worker   {"ready": {"memory": 130000000}}, or {"unable": {"why": …}} and a traceback on stderr, and it ends
+2. agent -> worker   {"ready": {"memory": 130000000}}; or {"unable": {"why": …}} and a traceback on stderr, and the agent ends
 
-and that worker is then one of many. Each workload is a connection of its own to the listening socket:
+From then on any worker may ask. Each workload has a connection of its own to the listening socket:
 
-1. worker -> zygote  {"fork": ["ipc", …, "mnt"]} and the container's namespaces of these kinds, a descriptor each, in the order
-                     in which they are entered. Nothing else: what the zygote once read, a later child could find in its memory
-2. child -> worker   {"forked": {}}: a fork of the zygote. Which process it is, the kernel tells the worker, which moves it
-                     into the container's cgroups
-3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0, "network": true}}: it enters the
-                     container's namespaces, all of them or all but the ``network``, in which it is. A child of it is inside; it forks again and ends, and so the kernel gives its child to the container's
-                     process 1 (``process``: entry.py; ``environment``: of that process 1)
-4. child -> worker   {"entered": {}}, from that child, which by now has become what ``process`` says; or {"failed": "why"}
+1. worker -> zygote  {"fork": ["ipc", …, "mnt"]} and a descriptor of each of these namespaces of the container, in the order in
+                     which to enter them. Nothing else: what the zygote reads, a later child could find in its memory
+2. child -> worker   {"forked": {}}, from a fork of the zygote. The worker learns its pid from the kernel, and moves it into
+                     the container's cgroups
+3. worker -> child   {"go": {"process": {...}, "environment": {...}, "patience": 30.0, "network": true}}: the child enters the
+                     container's namespaces; with ``network`` false all but the network namespace, in which it is already.
+                     It forks a child, which is inside. That one forks again and ends, so the kernel makes the last child
+                     a child of the container's process 1 (``process``: see entry.py; ``environment``: process 1's)
+4. child -> worker   {"entered": {}}, from the last child, which now is what ``process`` describes; or {"failed": "why"}
 5. worker -> child   {"go": {"environment": {...}, "purpose": "task"}} and four descriptors (requests, stdout, stderr, logs),
-                     within ``patience`` seconds, once process 1 knows whom it got; the child hangs up and enters Airflow
+                     within ``patience`` seconds, after process 1 has adopted the child; the child hangs up and enters Airflow
 
-Between 4 and 5 a child may wait for its work, in a container that was made ahead. A connection that closes before 5
-ends its child, and nothing has run.
+Between 4 and 5 a child may wait for its work, in a container that was made ahead. If a connection closes before 5, its
+child ends, and nothing has run.
 """
 
 from __future__ import annotations
@@ -57,20 +59,20 @@ REQUIRED = (
     "airflow.dag_processing.dagbag",
 )
 
-#: There are no more kinds of namespaces.
+#: As many as there are kinds of namespaces.
 MOST_NAMESPACES = 8
 
 #: How long a child waits for its worker's first answer, in seconds.
 PATIENCE = 30.0
 
-#: Connections that have not asked yet; who comes after them takes the place of the one that has been silent for longest.
+#: How many connections may be open that have not asked yet. A further one replaces the one that has been silent for longest.
 MOST_ASKERS = 64
 
 
 def become_zygote(worker: socket.socket, what: dict[str, Any], listening: int) -> NoReturn:
-    """Execute this program anew as the workloads' user, so that Python finds at its start what theirs would.
+    """Execute this program anew as the workloads' user, so that its Python starts as theirs would.
 
-    What it could not import as that user, a workload that is started fresh could not either.
+    What it then can't import, a workload that is started fresh could not import either.
     """
     account = account_of(what["user"])
     environment = {**os.environ, **what["environment"], "HOME": account.home}
@@ -93,7 +95,7 @@ class Account:
 
 
 def account_of(user: str) -> Account:
-    """A user's name or uid, with or without a group's name or gid; empty is root. As runtimes decide it.
+    """Resolve a user's name or uid, with or without a group's name or gid, as runtimes do; empty is root.
 
     :raises KeyError: a name that the image does not know.
     """
@@ -114,8 +116,8 @@ def account_of(user: str) -> Account:
 
 
 def main(worker_descriptor: str, listening: str, limits: str) -> int:
-    """Import Airflow, then fork for everyone who connects, until a limit is reached or nobody comes any more."""
-    # Its capabilities would be those of whoever could trace it.
+    """Import Airflow, then fork for each worker that asks, until a limit is reached or no worker came for a while."""
+    # A process that could trace this one would have its capabilities.
     entry.prctl(entry.PR_SET_DUMPABLE, 0)
     what = json.loads(limits)
     with socket.socket(fileno=int(worker_descriptor)) as worker:
@@ -136,13 +138,13 @@ def main(worker_descriptor: str, listening: str, limits: str) -> int:
 
 
 class Zygote:
-    """The loop. It blocks nowhere but in ``poll``: an asker that says nothing keeps nobody else waiting."""
+    """The loop. It blocks only in ``poll``, so a connection that says nothing keeps no other waiting."""
 
     def __init__(self, listener: socket.socket, wakeups: int, limits: dict[str, Any]) -> None:
         self.listener = listener
         self.wakeups = wakeups
         self.limits = limits
-        #: Who has connected and not asked yet, the oldest first; and since when.
+        #: The connections that have not asked yet, the oldest first, and since when each is open.
         self.askers: dict[int, tuple[socket.socket, float]] = {}
         self.forks = 0
         self.born = time.monotonic()
@@ -184,23 +186,23 @@ class Zygote:
         poll.register(asker, select.POLLIN)
 
     def forget_silent(self, poll: select.poll) -> None:
-        """Who connects and says nothing must not keep the zygote alive."""
+        """Close connections that said nothing for too long: they must not keep the zygote alive."""
         end = time.monotonic() - PATIENCE
         for descriptor in [descriptor for descriptor, (_, since) in self.askers.items() if since < end]:
             self.taken(poll, descriptor).close()
 
     def taken(self, poll: select.poll, descriptor: int) -> socket.socket:
-        """An asker, who is not listened to any more."""
+        """Take a connection out of the loop."""
         poll.unregister(descriptor)
         return self.askers.pop(descriptor)[0]
 
     def answer(self, asker: socket.socket) -> None:
-        """Take the one message of an asker, and fork. Whatever is wrong with it, it is told, and the zygote goes on."""
+        """Read the one message of a connection, and fork. If the message is wrong, say so there, and go on."""
         descriptors: list[int] = []
         try:
             message, descriptors = agent.receive_work(asker, MOST_NAMESPACES)
             if message is None:
-                return  # who only looks whether there is a zygote does not keep it alive
+                return  # a worker only looked whether there is a zygote: that doesn't keep it alive
             self.last_asked = time.monotonic()
             namespaces = dict(zip(message["fork"], descriptors, strict=True))
             self.forks += 1
@@ -217,18 +219,18 @@ def become_child(worker: socket.socket, namespaces: dict[str, int], zygotes_own:
     """In the fork: it must never return into the zygote's loop."""
     try:
         signal.set_wakeup_fd(-1)
-        # Copies of them would keep those who ask waiting when the zygote dies.
+        # Open copies of these sockets would keep other workers waiting when the zygote dies.
         for inherited in zygotes_own:
             inherited.close()
         what, _ = await_go(worker, {"forked": {}}, PATIENCE)
         if not what["network"]:
             del namespaces["net"]
         entry.enter_namespaces(namespaces.values())
-        # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
-        # his child to the container's process 1.
+        # When a process ends, the kernel looks for its children's new parent in the pid namespace of that process. So only
+        # a process inside the container leaves its child to the container's process 1.
         if entry.bare_fork() or os.fork():
             os._exit(0)
-        # The channels will take 0 to 3: what fails after that must not be told to the log.
+        # The channels will take 0 to 3: after that, a failure must not be written to the log.
         worker = socket.socket(fileno=fcntl.fcntl(worker.detach(), fcntl.F_DUPFD_CLOEXEC, 10))
         entry.become(what["process"], what["environment"], keep=worker.fileno())
         work, channels = await_go(worker, {"entered": {}}, what["patience"])
@@ -243,13 +245,13 @@ def become_child(worker: socket.socket, namespaces: dict[str, int], zygotes_own:
 
 
 class WorkerGone(Exception):
-    """Nobody wants this child any more."""
+    """The worker does not need this child any more."""
 
 
 def await_go(worker: socket.socket, message: dict[str, Any], patience: float) -> tuple[dict[str, Any], list[int]]:
-    """Say where we are, and wait for leave to go on, with what is needed for it and descriptors.
+    """Send ``message``, and wait for the worker's answer "go", with its content and descriptors.
 
-    :raises WorkerGone: it hung up, or says nothing for ``patience`` seconds.
+    :raises WorkerGone: the worker hung up, or said nothing for ``patience`` seconds.
     """
     worker.settimeout(patience)
     worker.send(json.dumps(message).encode())

@@ -1,1 +1,1 @@
-"""One workload in one container: start it, hand over descriptors, watch it, clean up."""
+"""Runs one workload in one container: starts it, hands over its descriptors, watches it, cleans up."""

@@ -1,4 +1,4 @@
-"""Notes of containers that could not be removed when their time had come: the next ``prune`` does it."""
+"""Notes about containers that could not be removed after their end: the next ``prune`` removes them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def abandon(runtime: ContainerRuntime, id: str, *, state_dir: Path) -> None:
-    """Have the next ``prune`` remove a container of ours, although we live: the daemon did not do it."""
+    """Note that the daemon did not remove a container. The next ``prune`` then removes it, although its owner lives."""
     notes = _notes_directory(runtime, state_dir)
     notes.mkdir(parents=True, exist_ok=True)
     (notes / id).touch()
 
 
 def notes(runtime: ContainerRuntime, state_dir: Path) -> dict[str, Path]:
-    """The containers that were abandoned, by id."""
+    """The notes, by the containers' ids."""
     try:
         return {note.name: note for note in _notes_directory(runtime, state_dir).iterdir()}
     except FileNotFoundError:
@@ -26,5 +26,5 @@ def notes(runtime: ContainerRuntime, state_dir: Path) -> dict[str, Path]:
 
 
 def _notes_directory(runtime: ContainerRuntime, state_dir: Path) -> Path:
-    # Two backends may share a state directory, and a daemon that is away can't be asked who it is.
+    # Two backends may share a state directory. The daemon's own name is not used: one that is down can't be asked.
     return state_dir / "abandoned" / type(runtime).__name__

@@ -1,6 +1,6 @@
-"""The worker's side of the conversation with the agent; the protocol is described in ``agent/agent.py``.
+"""The worker's side of the conversation with the agent, process 1 of a container. ``agent/agent.py`` describes the protocol.
 
-The peer is untrusted: packets are capped, and whatever does not parse ends that workload and no other.
+The agent is not trusted: the size of its packets is bounded, and a packet that can't be parsed ends only this workload.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PACKET_LIMIT = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What the agent found in the image; None for what is not installed."""
+    """The agent's first message: the versions that it found in the image; None for what is not installed."""
 
     agent: int
     python: str
@@ -42,20 +42,23 @@ class Hello:
 
 
 class EndedBeforeHello(Exception):
-    """The container's first process ended before the agent said hello; its output tells why."""
+    """The container's first process ended before the agent's hello; its output says why."""
 
 
 class AgentListener:
     """Waits for the agent of one container, on a socket in the directory that is mounted into it."""
 
     def __init__(self, directory: Path) -> None:
-        """:raises OSError: there is no such directory, or nothing may be written there."""
+        """Make the socket.
+
+        :raises OSError: there is no such directory, or it can't be written.
+        """
         self._path = directory / agent.SOCKET_NAME
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with address_of(self._path) as address:
                 self._socket.bind(address)
-            # The agent has the image's uid, which is not ours; who it is, is asked of the kernel in ``accept``.
+            # Any uid may connect: the agent has the image's uid, not ours. ``accept`` asks the kernel which process it is.
             self._path.chmod(0o666)
             self._socket.listen(1)
         except OSError:
@@ -63,12 +66,12 @@ class AgentListener:
             raise
 
     def accept(self, *, pid: int, ended: PendingExit, timeout: float) -> tuple[AgentConnection, Hello]:
-        """The connection of process ``pid`` (the container's first, in our pid namespace), after its hello.
+        """Wait for the connection of process ``pid`` (the container's first, in our pid namespace) and its hello.
 
-        Others who connect are turned away. Nothing waits longer than ``timeout`` seconds.
+        Connections of other processes are closed. Takes at most ``timeout`` seconds.
 
         :raises EndedBeforeHello: the container ended first.
-        :raises TimeoutError: nobody said hello in time.
+        :raises TimeoutError: there was no hello in time.
         :raises ContainerFailed: the peer does not speak the agent's protocol.
         """
         deadline = time.monotonic() + timeout
@@ -77,7 +80,7 @@ class AgentListener:
             selector.register(ended.fileno(), selectors.EVENT_READ)
             while (remaining := deadline - time.monotonic()) > 0:
                 ready = {key.fileobj for key, _ in selector.select(remaining)}
-                # A short life may have said hello and ended: the listener comes first.
+                # Look at the listener first: the process may have sent its hello and ended already.
                 if self._socket in ready:
                     peer, _ = self._socket.accept()
                     if _peer_pid(peer) != pid:
@@ -100,13 +103,13 @@ class AgentListener:
 
 
 class AgentConnection:
-    """The lifeline: while it is open, the agent keeps the workload alive."""
+    """The lifeline: the connection to the agent. When it closes before the workload's end, the agent ends the workload."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._socket = peer
 
     def fileno(self) -> int:
-        """Readable when ``exited`` has news."""
+        """The descriptor; it is readable when ``exited`` or ``news`` has something."""
         return self._socket.fileno()
 
     def hello(self, timeout: float) -> Hello:
@@ -125,7 +128,7 @@ class AgentConnection:
         raise ContainerFailed(f"The agent's hello is not one: {said!r:.200}")
 
     def start(self, *, purpose: str, environment: Mapping[str, str], grace: float, descriptors: Sequence[Open]) -> None:
-        """Hand over the work and its four descriptors. The caller still owns, and must close, its own copies.
+        """Send the work and its four descriptors. The caller still has to close its own copies. To be called once.
 
         :raises ContainerFailed: the environment is too large for one packet.
         :raises ContainerKilled: the agent is gone.
@@ -134,7 +137,7 @@ class AgentConnection:
         self._hand_over(message, descriptors)
 
     def serve(self, *, environment: Mapping[str, str], scratch: Sequence[str]) -> None:
-        """Have the agent import Airflow and wait for files to parse; ``scratch`` it wipes after each.
+        """Have the agent import Airflow and wait for files to parse; after each file it empties the directories ``scratch``.
 
         :raises ContainerFailed: the environment is too large for one packet.
         :raises ContainerKilled: the agent is gone.
@@ -142,7 +145,7 @@ class AgentConnection:
         self._hand_over({"serve": {"environment": dict(environment), "scratch": list(scratch)}}, ())
 
     def parse(self, *, environment: Mapping[str, str], modules: Sequence[str], descriptors: Sequence[Open]) -> None:
-        """As ``start``, to an agent that serves. Never blocks."""
+        """As ``start``, for an agent that serves. May be called once for each file. Never blocks."""
         self._hand_over({"parse": {"environment": dict(environment), "modules": list(modules)}}, descriptors)
 
     def become_zygote(
@@ -155,7 +158,7 @@ class AgentConnection:
         limits: Mapping[str, float],
         listener: socket.socket,
     ) -> None:
-        """Have the agent import Airflow, and fork for everyone who connects to ``listener``.
+        """Have the agent import Airflow, and fork for every worker that connects to ``listener``.
 
         :raises ContainerFailed: the environment is too large for one packet.
         :raises ContainerKilled: the agent is gone.
@@ -170,10 +173,10 @@ class AgentConnection:
         self._hand_over({"zygote": what}, (listener,))
 
     def adopt(self, *, child: int, grace: float, timeout: float) -> None:
-        """Tell process 1 of its new child; when this returns, it watches it.
+        """Tell process 1 about its new child; when this returns, process 1 watches the child.
 
-        :raises ContainerFailed: it does not answer within ``timeout`` seconds.
-        :raises ContainerKilled: it is gone.
+        :raises ContainerFailed: process 1 does not answer within ``timeout`` seconds.
+        :raises ContainerKilled: process 1 is gone.
         """
         self._hand_over({"adopt": {"child": child, "grace": grace}}, ())
         self._socket.settimeout(timeout)
@@ -191,9 +194,11 @@ class AgentConnection:
             raise ContainerFailed(f"Process 1 did not adopt the workload: {said!r:.200}")
 
     def await_claim(self, *, seconds: float, listener: socket.socket, child: socket.socket) -> None:
-        """Have process 1 wait for the worker that will need it, and end when none comes. It keeps the ``child``'s connection.
+        """Have process 1 wait for a worker that needs the container, and end if none comes.
 
-        :raises ContainerKilled: it is gone.
+        It keeps the ``child``'s connection.
+
+        :raises ContainerKilled: process 1 is gone.
         """
         self._hand_over({"await": {"seconds": seconds}}, (listener, child))
 
@@ -225,18 +230,21 @@ class AgentConnection:
             socket.send_fds(
                 self._socket, [packet], [descriptor.fileno() for descriptor in descriptors], socket.MSG_DONTWAIT
             )
-        except (OSError, ValueError) as error:  # ValueError: our end has been closed, and has no number any more
+        except (OSError, ValueError) as error:  # ValueError: our end has been closed
             raise not_handed_over(error, "the agent", size=len(packet)) from error
 
     def news(self) -> dict[str, Any] | None:
-        """The next message, when the descriptor is readable; None when the agent is gone, or talks nonsense."""
+        """The next message, when the descriptor is readable; None when the agent is gone, or its message is not valid."""
         try:
             return self._receive()
         except (OSError, ContainerFailed):
             return None
 
     def cut(self) -> None:
-        """Close both directions at once, from any thread: the agent takes it for the worker's death, ``news`` for the agent's."""
+        """Close both directions at once, from any thread.
+
+        The agent then acts as if the worker died, ``news`` as if the agent did.
+        """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -251,12 +259,12 @@ class AgentConnection:
     def exited(self) -> int | None:
         """How the workload ended, when the descriptor is readable: its exit code, or minus the signal's number.
 
-        None when the agent ended without a word: then the container's own exit tells.
+        None when the agent ended without a message: then use the container's own exit.
         """
         return end_of(self.news() or {})
 
     def close(self) -> None:
-        """The agent takes this for the worker's death, unless the workload has ended. May be called twice."""
+        """Hang up. Unless the workload has ended, the agent then acts as if the worker died. May be called twice."""
         self._socket.close()
 
     def _receive(self) -> dict[str, Any] | None:
@@ -273,7 +281,7 @@ class AgentConnection:
 
 
 def not_handed_over(error: OSError | ValueError, to: str, *, size: int) -> ContainerFailed:
-    """Why a packet of ``size`` bytes could not be sent."""
+    """The error for a packet of ``size`` bytes that could not be sent."""
     if isinstance(error, OSError) and error.errno == errno.EMSGSIZE:
         return ContainerFailed(
             f"The work, {size} bytes with its environment, is too large to be handed to {to}: {error}",
@@ -282,13 +290,13 @@ def not_handed_over(error: OSError | ValueError, to: str, *, size: int) -> Conta
     if isinstance(error, ValueError | BrokenPipeError | ConnectionResetError) or error.errno == errno.EBADF:
         return ContainerKilled(
             f"The work could not be handed to {to}, which has ended: {error}",
-            hint="Somebody killed the container or its shim, or the kernel did for want of memory",
+            hint="Somebody killed the container or its shim, or the kernel did because memory ran out",
         )
     return HostTrouble(f"The work could not be handed to {to}: {error}")
 
 
 def end_of(message: Mapping[str, Any]) -> int | None:
-    """The exit code in an ``exited`` message, or minus the signal's number; None when it makes no sense."""
+    """The exit code in an ``exited`` message, or minus the signal's number; None when the message is not valid."""
     match message.get("exited"):
         case {"code": int(code)} if 0 <= code <= 255:
             return code

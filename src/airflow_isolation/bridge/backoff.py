@@ -1,4 +1,4 @@
-"""When something that failed may be tried again: later each time, and not everything at once."""
+"""Computes when something that failed may be tried again: later each time, and not everything at the same moment."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Trouble:
 
 
 class Backoff:
-    """Pure: the caller says what time it is."""
+    """The failures and their pauses. Pure: the caller passes the time."""
 
     def __init__(self, *, jitter: Callable[[float, float], float] = random.uniform) -> None:
         self._jitter = jitter
         self._troubles: dict[Hashable, Trouble] = {}
 
     def failed(self, what: Hashable, error: IsolationError, *, now: float) -> float:
-        """Note a failure; gives the seconds to wait. Several that were under way at once count as one."""
+        """Note a failure; returns the seconds to wait. Several attempts that ran at the same time count as one failure."""
         last = self._troubles.get(what)
         if last is not None and now < last.until:
             return last.until - now
         failures = last.failures + 1 if last else 0
         pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures, 16))
-        # Never less than half, so that the growth stays one.
+        # Never less than half, so that the pauses still grow.
         pause = self._jitter(pause / 2, pause)
         self._troubles[what] = Trouble(error, now + pause, failures)
         # What nobody has asked for in a long time is forgotten: tags and keys come and go.
@@ -50,6 +50,6 @@ class Backoff:
         self._troubles.pop(what, None)
 
     def trouble(self, what: Hashable, *, now: float) -> Trouble | None:
-        """The failure whose pause is not over."""
+        """The failure whose pause is not over yet; None when there is none."""
         trouble = self._troubles.get(what)
         return trouble if trouble is not None and now < trouble.until else None

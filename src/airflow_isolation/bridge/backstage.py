@@ -1,7 +1,7 @@
-"""What a task need not wait for, nor its slot: removing containers that have ended, making spare ones, labels, pruning.
+"""Work for which no task and no slot should wait: removing ended containers, making spares, changing labels, pruning.
 
-One object for each process and daemon, with a connection of its own and a few threads. When the process ends it finishes
-what it has begun and removes the spares that it made; should it be killed, ``prune`` finds them.
+There is one object for each process and daemon, with a connection of its own and a few threads. When the process ends, it
+finishes what it has begun and removes the spares that it made. If the process is killed, ``prune`` finds them.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.backstage")
 
-#: So many containers may wait for their removal; who comes then removes his own before he goes on.
+#: How many containers may wait for their removal. When there are more, a task's thread removes its container itself.
 MOST_WAITING = 16
 
-#: Seconds for what has been begun when the process ends.
+#: Seconds for finishing what has been begun when the process ends.
 CLOSE_SECONDS = 15.0
 
-#: How often it is looked for what has ended because no task came, and what others left when they were killed, in seconds.
+#: Seconds between two looks for containers that ended because no task came, and for what killed processes left.
 LOOK_EVERY = 10.0
 
-#: How long the task that has just begun has the processor for itself, in seconds: many are over then.
+#: Seconds before a spare is made, so that the task that has just begun has the processor for itself. Many tasks end in it.
 SPARE_DELAY = 0.3
 
-#: How long the removal of a container waits for its labels, in seconds. They take milliseconds.
+#: How long the removal of a container waits for the change of its labels, in seconds. The change takes milliseconds.
 LABEL_SECONDS = 10.0
 
 _THREADS = 3
 
 
 class Backstage:
-    """``runtime`` is this object's to close."""
+    """The threads and their work for one daemon. ``close`` closes ``runtime``, too."""
 
     def __init__(self, runtime: ContainerRuntime, *, state_dir: Path) -> None:
         self.runtime = runtime
         self._state_dir = state_dir
         self._crew = Crew("backstage", _THREADS)
-        # Of their own: behind a spare that is being made, a running task would be called one for long.
+        # Labels have a thread of their own. Behind the making of a spare, a running task would be labelled "spare" for long.
         self._labellers = Crew("backstage-labels", 1)
         self._lock = threading.Lock()
         self._waiting = 0
@@ -71,7 +71,7 @@ class Backstage:
         self._looking.start()
 
     def release(self, release: Callable[[], None]) -> None:
-        """Have something that has ended released, by and by; at once when too many wait already."""
+        """Call ``release`` in a thread; at once, in this thread, when too many wait already."""
         with self._lock:
             at_once = self._closed or self._waiting >= MOST_WAITING
             self._waiting += not at_once
@@ -89,7 +89,7 @@ class Backstage:
         prune_when_due(self.runtime, state_dir=self._state_dir)
 
     def relabel(self, claimed: Launch) -> Callable[[], object]:
-        """Have a spare's container given the labels of the workload that it is now; gives what waits until that is done."""
+        """Give a claimed spare the labels of its workload, in a thread; returns a function that waits until that is done."""
         done = threading.Event()
 
         def relabelled() -> None:
@@ -107,7 +107,7 @@ class Backstage:
         return partial(done.wait, LABEL_SECONDS)
 
     def replenish(self, like: Launch, *, wanted: int) -> None:
-        """Have spares made for workloads like this one, until there are ``wanted``."""
+        """Make spares for workloads like this one, in a thread, until there are ``wanted``."""
         kind = spare_directory(self.runtime, like, state_dir=self._state_dir)
         with self._lock:
             if self._closed or kind in self._pending:
@@ -116,7 +116,7 @@ class Backstage:
         self._crew.do(lambda: self._replenished(kind, like, wanted))
 
     def _look(self) -> None:
-        """An ended container keeps its shim and its file system until it is removed, also while no task comes."""
+        """Remove ended containers even if no task comes: each keeps its shim and its file system until it is removed."""
         while not self._ending.wait(LOOK_EVERY):
             self._crew.do(self._tidy_up)
 
@@ -127,7 +127,7 @@ class Backstage:
     def _replenished(self, kind: Path, like: Launch, wanted: int) -> None:
         ending = self._ending.wait(SPARE_DELAY)
         with self._lock:
-            # From here on another request counts: a spare that is made now may be claimed before this returns.
+            # Accept new requests from here on: a spare that is made now may be claimed before this returns.
             self._pending.discard(kind)
         for _ in range(wanted):
             if ending or count_spares(self.runtime, like, state_dir=self._state_dir) >= wanted:
@@ -150,7 +150,10 @@ class Backstage:
             discard(self.runtime, record, state_dir=self._state_dir)
 
     def close(self) -> None:
-        """Finish, and remove the spares that are left. Takes ``CLOSE_SECONDS`` and ``LABEL_SECONDS`` at most; may be called twice."""
+        """Finish, and remove the spares that are left.
+
+        Takes at most ``CLOSE_SECONDS`` + ``LABEL_SECONDS``; may be called twice.
+        """
         with self._lock:
             if self._closed:
                 return

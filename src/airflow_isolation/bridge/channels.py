@@ -1,10 +1,10 @@
-"""Readers for what a workload sends: like Airflow's, but nothing that a peer writes can exhaust or stop the worker.
+"""Readers for what a workload sends: like Airflow's, but a workload can neither exhaust nor stop the worker.
 
-Airflow's readers take any length: a frame that announces 4 GiB is allocated at once, and a frame of empty lists becomes
-70 times as much, a line without an end is kept whole. Here all have limits, and bytes that can't be decoded end that
-workload and no other.
+Airflow's readers have no bounds: they allocate 4 GiB at once for a frame that announces so much, a frame of empty lists
+becomes 70 times as large, and a line without an end is kept whole. Here everything has a limit. Bytes that can't be decoded
+end only this workload.
 
-Each reader is called with a readable channel and answers whether it wants more.
+Each reader is called with a readable channel, and returns whether it wants more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from airflow_isolation.bridge.pipe import Channel
 
-#: Airflow's frames carry whole XCom values, so this is generous.
+#: Airflow's frames have whole XCom values in them, so this is large.
 FRAME_LIMIT = 256 * 1024 * 1024
-#: What a frame may take when it is decoded: so many times its length, or so many bytes if that is more. Numbers, text and
-#: rows stay below the first. A worker that can take a frame can take the second.
+#: The memory that a decoded frame may take: so many times its length, or so many bytes if that is more. Numbers, text and
+#: rows stay below the first bound. A worker that can hold the largest frame can hold the second.
 DECODED_MULTIPLE = 8
 DECODED_LIMIT = 128 * 1024 * 1024
 LINE_LIMIT = 1024 * 1024
@@ -30,11 +30,11 @@ _CHUNK = 64 * 1024
 
 
 class PeerViolation(IsolationError):
-    """The workload sent what its channel does not allow; it has to end."""
+    """The workload broke the rules of its channel, and has to end."""
 
 
 class FrameReader:
-    """Frames of a four-byte big-endian length and a body, a MessagePack. ``deliver`` gets each body."""
+    """Reads frames: a big-endian length of four bytes, then a MessagePack body. ``deliver`` gets each body."""
 
     def __init__(
         self,
@@ -49,11 +49,14 @@ class FrameReader:
         self._buffer = bytearray()
 
     def __call__(self, source: Channel) -> bool:
-        """:raises PeerViolation: a frame is empty, larger than the limit, or would be when it is decoded."""
+        """Read what is there.
+
+        :raises PeerViolation: a frame is empty or too large, or would be too large when it is decoded.
+        """
         chunk = source.recv(_CHUNK)
         if not chunk:
             return False
-        # The buffer grows with what has arrived, never with what a header promises.
+        # The buffer grows with what has arrived, never with what a header announces.
         self._buffer += chunk
         while len(self._buffer) >= 4:
             length = int.from_bytes(self._buffer[:4], "big")
@@ -64,7 +67,7 @@ class FrameReader:
                 )
             if len(self._buffer) < 4 + length:
                 break
-            # Not the frame is copied, which may be large, but what has come of the next one.
+            # The frame may be large and is not copied; only the beginning of the next one is.
             frame, self._buffer = self._buffer, self._buffer[4 + length :]
             del frame[4 + length :]
             self._refuse_inflation(frame)
@@ -85,17 +88,17 @@ class FrameReader:
 
 
 class LineAllowance:
-    """How many lines, and how many bytes of them, the readers of one workload deliver together. The rest is left out."""
+    """How many lines, and how many bytes of lines, all readers of one workload deliver together. The rest is dropped."""
 
     def __init__(self, lines: int, size: int, *, spent: Callable[[], object]) -> None:
-        """``spent`` is called once, when something is left out."""
+        """``spent`` is called once, when the first line is dropped."""
         self._lines = lines
         self._size = size
         self._spent = spent
         self.is_spent = False
 
     def take(self, size: int) -> bool:
-        """Whether one more line, of so many bytes, may be delivered."""
+        """Count one more line of so many bytes; False when it may not be delivered."""
         if self.is_spent:
             return False
         self._lines -= 1
@@ -107,7 +110,7 @@ class LineAllowance:
 
 
 class LineReader:
-    """Lines of text. ``deliver`` gets each without its newline, and no more than ``limit`` bytes at a time."""
+    """Reads lines of text. ``deliver`` gets each line without its newline, and at most ``limit`` bytes at a time."""
 
     def __init__(
         self,
@@ -119,9 +122,9 @@ class LineReader:
         allowance: LineAllowance | None = None,
     ) -> None:
         """
-        :param cut: gets the beginning of a line that is longer than the limit, and how many bytes of it are left out.
-            Without it such a line is delivered in pieces.
-        :param allowance: what may be delivered in all; without one, there is no end to it.
+        :param cut: is called for a line that is longer than the limit, with its beginning and the number of bytes left out.
+            Without ``cut`` such a line is delivered in pieces.
+        :param allowance: how much may be delivered in all; None is no bound.
         """  # noqa: D212
         self._allowance = allowance
         self._deliver_line = deliver
@@ -143,7 +146,7 @@ class LineReader:
         if self._allowance is None or not self._allowance.is_spent:
             self._take(chunk)
         else:
-            self._buffer.clear()  # read, so that who writes need not wait, and not even looked at
+            self._buffer.clear()  # read, so that the writer need not wait, but dropped
         return True
 
     def _deliver(self, line: bytes, left_out: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A few threads that do what may block. Daemon threads: a hanging daemon can't keep the process from ending."""
+"""A few threads for jobs that may block. They are daemon threads, so that a job that hangs can't keep the process alive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(logger_name="airflow_isolation.crew")
 
 
 class Crew:
-    """At most ``size`` threads, started as they are needed. Jobs don't raise; what one raises all the same is logged."""
+    """At most ``size`` threads, started as they are needed. Jobs should not raise; if one does, that is logged."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -28,7 +28,7 @@ class Crew:
         self._closed = False
 
     def do(self, job: Callable[[], None]) -> None:
-        """Have it done by and by; returns at once. After ``close`` nothing is done any more."""
+        """Queue a job; returns at once. After ``close`` jobs are ignored."""
         with self._lock:
             if self._closed:
                 return
@@ -45,12 +45,12 @@ class Crew:
                 job()
             except Exception:
                 log.exception("A job of a crew failed", crew=self._name)
-            del job  # a waiting thread must not keep alive what the job held
+            del job  # otherwise the waiting thread would keep the job's objects alive
             with self._lock:
                 self._unfinished -= 1
 
     def close(self, timeout: float) -> bool:
-        """Finish what was given, for ``timeout`` seconds at most; whether that was enough. May be called twice."""
+        """Finish the queued jobs, within ``timeout`` seconds; True when all are done. May be called twice."""
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -1,4 +1,4 @@
-"""What a workload had used when it ended, and whether the kernel ended it for want of memory."""
+"""What a workload had used when it ended, and whether the kernel killed it because memory ran out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Ending:
 
     Attributes:
         code: the exit code, or minus the number of the signal that ended its main process.
-        usage: of everything that was in its container.
-        out_of_memory: None when the kernel killed nobody in it for memory, or this host does not tell.
-        from_outside: in words, that somebody outside of the container ended it; empty when nobody did, or it was this worker.
+        usage: of all processes of its container.
+        out_of_memory: None when the kernel killed none of them for memory, or this host does not tell.
+        from_outside: a sentence when something outside of the container ended it, other than this worker; else empty.
 
     """
 
@@ -47,7 +47,7 @@ class Ending:
 
 
 class Meter:
-    """Follows one container from its start to its end. Its descriptors are released by ``close``."""
+    """Follows the counters of one container from its start to its end. ``close`` releases its descriptors."""
 
     def __init__(self, pid: int) -> None:
         """``pid``: the container's first process, in our pid namespace."""
@@ -56,24 +56,24 @@ class Meter:
         self._main = 0
         self._counters = counters_of_process(pid)
         self._statistics: Statistics | None = None
-        # What neighbours did before this one was there must not be taken for its doing.
+        # The levels above count other workloads too, so their values at the start are noted.
         self._before = self._counters.memory_sample() or NOTHING_YET
         self._sample: MemorySample | None = None
 
     def look(self) -> None:
-        """While the workload runs: note its main process, which can't be found any more when it has ended."""
+        """Note the workload's main process. To be called while it runs: afterwards it can't be found any more."""
         if not self._main:
             self._main = _first_child(self._pid)
 
     def read(self) -> None:
-        """Take a reading; where the cgroup is gone, the one before stays."""
+        """Read the counters; if the cgroup is gone, the last reading stays."""
         self._statistics = self._counters.read() or self._statistics
         self._sample = self._counters.memory_sample() or self._sample
 
     def ending(self, code: int, *, by_others: bool = False) -> Ending:
-        """Once the workload has ended with ``code``: the last reading, and what it means.
+        """How the workload ended, by its exit ``code`` and the last reading. To be called after its end.
 
-        ``by_others``: process 1 ended without a word, and this worker has not killed it.
+        ``by_others``: process 1 ended without a message, and this worker has not killed it.
         """
         wall = time.monotonic() - self._began
         self.read()
@@ -92,11 +92,11 @@ class Meter:
         self._counters.close()
 
     def _from_outside(self, how: str) -> str:
-        # Signals from inside that process 1 does not handle, SIGKILL among them, don't reach it (kernel/signal.c).
+        # Process 1 gets no signals from inside that it does not handle, not even SIGKILL (kernel/signal.c).
         memory = (
-            "and whether the kernel did it for want of memory can't be told any more, for its cgroup is gone"
+            "and whether the kernel did it because memory ran out can't be known any more, since its cgroup is gone"
             if self._sample is None
-            else "not by a memory limit, for its cgroup counts no such kill"
+            else "not by a memory limit, since its cgroup counts no such kill"
         )
         return (
             f"The container was ended from outside while the task ran ({how} of its first process), {memory}."
@@ -112,7 +112,7 @@ class Meter:
 
 
 def _first_child(pid: int) -> int:
-    """The oldest child that lives, 0 without any: orphans that process 1 has to take in come behind it."""
+    """The oldest living child, 0 without any. Orphans that process 1 adopts come after it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:

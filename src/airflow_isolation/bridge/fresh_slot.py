@@ -1,7 +1,8 @@
-"""How many workloads of this host may import Airflow for themselves at a time because they could not be forked: one a core.
+"""Slots for fresh starts: how many workloads that could not be forked may import Airflow at the same time, one for each
+core.
 
-When a zygote dies, everybody who was about to be forked would do so, and the next zygote would get what little of the
-processor they leave. A slot is a locked file in ``<state_dir>/fresh``; the kernel gives a dead holder's back.
+When a zygote dies, all workloads that were about to be forked would start fresh at once, and leave the next zygote hardly
+any processor time. A slot is a locked file in ``<state_dir>/fresh``. When a holder dies, the kernel releases its slot.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _PAUSE_SECONDS = 0.1
 def await_slot(
     state_dir: Path, *, seconds: float, unless: Callable[[], bool] | None = None, slots: int = 0
 ) -> ExitStack | None:
-    """Wait for a slot, which is given back when what this gives is closed; it may be closed twice.
+    """Wait for a slot; the caller closes what this returns, which gives the slot back. It may be closed twice.
 
-    After ``seconds`` without one it gives nothing that anybody waits for, and the workload starts all the same: slower,
-    never failed. None when ``unless`` has come true first.
+    After ``seconds`` without a slot it returns an empty one, so that the workload starts anyway: slower, but it doesn't fail.
+    None when ``unless`` became true first.
 
     :param slots: how many there are; by default one for each core that this process may use.
     :raises HostTrouble: the files can't be made.
@@ -49,7 +50,7 @@ def await_slot(
         if unless is not None and unless():
             return None
         if time.monotonic() >= end:
-            log.warning("A workload starts fresh although others do: none of them was done in time", seconds=seconds)
+            log.warning("A workload starts fresh beside others: no slot became free in time", seconds=seconds)
             return ExitStack()
         time.sleep(_PAUSE_SECONDS)
 
@@ -59,7 +60,7 @@ def _taken(path: Path) -> ExitStack | None:
     with ExitStack() as taken:
         taken.callback(os.close, descriptor)
         try:
-            # Of each open file its own, so threads of one process wait for each other too.
+            # The lock belongs to the open file, not to the process, so threads of one process wait for each other too.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None

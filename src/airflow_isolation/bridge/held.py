@@ -1,4 +1,4 @@
-"""Holding a directory: while its holder lives, nobody takes it for a left-over."""
+"""Holds a directory by a lock: as long as the holder lives, the directory is not taken for a left-over."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def held(directory: Path, *, alone: bool = False) -> Iterator[None]:
-    """Hold a workload's directory, with others; the kernel lets go when this process dies, however it dies.
+    """Hold a workload's directory for a block, shared with others unless ``alone``.
 
-    :raises BlockingIOError: ``alone`` was asked for, and somebody holds it, or the reverse.
-    :raises OSError: it is not there.
+    When this process dies, the kernel unlocks it.
+
+    :raises BlockingIOError: another holder has it, and one of the two wants it ``alone``.
+    :raises OSError: the directory does not exist.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -28,7 +30,7 @@ def held(directory: Path, *, alone: bool = False) -> Iterator[None]:
 
 
 def is_held(directory: Path) -> bool:
-    """Whether somebody holds it; nobody holds what is not there."""
+    """Whether the directory is held; False when it does not exist."""
     try:
         with held(directory, alone=True):
             return False

@@ -1,8 +1,8 @@
-"""How much memory a MessagePack takes when it is decoded, found out without decoding it.
+"""Finds out how much memory a MessagePack takes when it is decoded, without decoding it.
 
-One byte can be an empty list, which is 72 in memory. A message is a row of tags, each with what belongs to it, so the
-sizes are added up in one pass that keeps nothing and skips what is in texts. It takes some 0.2 µs for each object, so
-it is for large messages.
+One byte can be an empty list, which takes 72 bytes in memory. A message is a sequence of tags, each with its content. So the
+sizes are added up in one pass, which stores nothing and skips the content of texts. It takes some 0.2 µs for each object, so
+only large messages are checked.
 
 The sizes are CPython's for objects on 64-bit machines, with the reference in the list or map that holds them.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
-#: The most bytes that one byte of a message can become: an empty list or map.
+#: The most bytes in memory that one byte of a message can become: an empty list or map.
 WORST: Final = 80
-#: Deeper than Python's own recursion goes, which bounds the decoder.
+#: Deeper than Python's recursion limit, which bounds the decoder.
 DEPTH_LIMIT: Final = 10_000
-#: So many objects take some seconds to look at.
+#: The most objects that are looked at; so many take some seconds.
 OBJECT_LIMIT: Final = 10_000_000
 
 _REFERENCE = 8
@@ -26,14 +26,14 @@ _BYTES = _REFERENCE + 80
 _LIST = _REFERENCE + 72
 _EMPTY_MAP = _REFERENCE + 64
 _MAP = _REFERENCE + 192
-#: So much the decoder keeps of the keys of maps.
+#: The size of the decoder's cache for keys of maps.
 _KEPT_KEYS = 512
 _KEPT_KEY_LENGTH = 32
-#: So many entries the smallest map has room for; each further one takes so much.
+#: The number of entries for which the smallest map has room, and the bytes for each further entry.
 _MAP_ENTRIES = 5
 _MAP_ENTRY = 80
 
-#: Tags whose length follows, in so many bytes.
+#: Tags that a length follows, and in how many bytes.
 _TEXTS: Final = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _BINARIES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _EXTENSIONS: Final = {0xC7: 1, 0xC8: 2, 0xC9: 4}
@@ -43,8 +43,8 @@ _WIDTHS: Final = {**_TEXTS, **_BINARIES, **_EXTENSIONS, **_LISTS, **_MAPS}
 
 
 def _scalars() -> tuple[tuple[int, int], ...]:
-    """Of each tag with a value of fixed length: the bytes of the message that both take, and the bytes in memory."""
-    # Small numbers, nil and booleans are there once for all.
+    """For each tag with a value of fixed length: the bytes in the message (tag and value), and the bytes in memory."""
+    # Small numbers, nil and booleans are shared objects, so only the reference counts.
     table = [(1, _REFERENCE)] * 256
     for tag in range(0xE0, 0xFB):
         table[tag] = (1, _NUMBER)
@@ -64,12 +64,13 @@ _SCALARS: Final = _scalars()
 
 
 def exceeds(message: bytes | bytearray, limit: int, *, start: int = 0) -> bool:
-    """Whether decoding what begins at ``start`` takes more than ``limit`` bytes of memory, besides the message itself.
+    """Whether decoding the message from ``start`` on takes more than ``limit`` bytes of memory, besides the message itself.
 
-    True, too, for what is nested deeper than any decoder goes, and for more than ``OBJECT_LIMIT`` objects.
+    True also if it is nested deeper than any decoder goes, or has more than ``OBJECT_LIMIT`` objects.
     """
     position, total, end = start, 0, len(message)
-    # What is open, outermost first, by how much of it is left. Of a map it is keys and values, and an even number is a key.
+    # How many items are left in each open list or map, outermost first. A map's items are keys and values: an even number
+    # means that a key is next.
     open_lists: list[tuple[int, bool]] = []
     left, in_map = 1, False
     keys: set[bytes] = set()
@@ -82,7 +83,7 @@ def exceeds(message: bytes | bytearray, limit: int, *, start: int = 0) -> bool:
         total -= _REFERENCE if in_map else 0  # counted with the map itself
         tag = message[position]
         if 0x80 <= tag < 0xC0:
-            # The length of short ones is in the tag.
+            # For short ones the tag has the length.
             width, count = 0, tag & (0x1F if tag >= 0xA0 else 0xF)
         elif tag in _WIDTHS:
             width = _WIDTHS[tag]
@@ -116,13 +117,13 @@ def _map_size(count: int) -> int:
 
 def _text_size(text: bytes | bytearray) -> int:
     if len(text) == 1:
-        return _REFERENCE  # there once for all
-    # One character beyond the usual makes all of them take four bytes each, and five while they are decoded.
+        return _REFERENCE  # a shared object
+    # One character beyond the Basic Multilingual Plane makes all take four bytes each, and five while they are decoded.
     return _TEXT + len(text) * (1 if text.isascii() else 5)
 
 
 def _key_size(key: bytes, known: set[bytes]) -> int:
-    # The decoder keeps short keys, and uses them again; its cache has so many places.
+    # The decoder caches short keys and reuses them; its cache is bounded.
     if len(key) > _KEPT_KEY_LENGTH or (key not in known and len(known) >= _KEPT_KEYS):
         return _text_size(key)
     if key in known:

@@ -1,7 +1,7 @@
-"""A container that parses DAG files, one after the other: Airflow is imported once, each file gets a fork of it.
+"""A container that parses DAG files, one after the other. Process 1 imports Airflow once, and forks a child for each file.
 
-Only one file is in it at a time. Between two files process 1 kills every other process and wipes what files could
-have written; the protocol, and what it defends itself against, are described in ``agent/agent.py``.
+Only one file is in it at a time. Between two files process 1 kills every other process and removes what the file may have
+written. ``agent/parse_server.py`` describes the protocol, and what it is a defence against.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.parse_container")
 
-#: How long process 1 may take to kill a child before the runtime is asked to kill them both, in seconds.
+#: How long process 1 may take to kill a child, in seconds; after that, the runtime is asked to kill the container.
 KILL_ESCALATION = 1.5
 
-#: Writable by user code in every container, and not on a disk; process 1 wipes them after each file.
+#: Directories in memory that user code can write to in every container; process 1 empties them after each file.
 _SCRATCH = ("/tmp", "/dev/shm", "/dev/mqueue", "/run")  # noqa: S108 - of the container, not of the host
 
 _KILLED: int = NegativeSignal(-signal.SIGKILL)
@@ -53,7 +53,7 @@ _KILLED: int = NegativeSignal(-signal.SIGKILL)
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The child exists: what happens from here on is the file's own doing, and its time."""
+    """The child has been forked. From now on the file is responsible for what happens, and its time counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class Ended:
     """The parse is over and all its processes are gone.
 
     Attributes:
-        code: the child's exit code, or a ``NegativeSignal``; SIGKILL when the container's end was the child's.
-        gone: the container itself has ended, or was given up: it can't be used again. Without a ``Started`` before it,
-            the file never had its turn.
-        out_of_memory: whether the kernel killed somebody in the container for want of memory; None if that is not known.
+        code: the child's exit code, or a ``NegativeSignal``; SIGKILL when the child ended with its container.
+        gone: the container itself has ended, or was given up: it can't be used again. If no ``Started`` came before, the
+            file's parse never began.
+        out_of_memory: whether the kernel killed a process of the container because memory ran out; None if not known.
 
     """
 
@@ -74,12 +74,12 @@ class Ended:
 
 
 class ParseContainer:
-    """One started container, ready to fork. It is used by one thread at a time; ``close`` may be called by another.
+    """One started container, ready to fork. One thread at a time may use it; another may call ``close``.
 
     Attributes:
         forks: how many parses have been begun in it.
-        memory: bytes that process 1 occupies, as it last said.
-        born: when it was ready, in seconds of ``time.monotonic``.
+        memory: bytes of process 1, as it last reported.
+        born: when it became ready, in seconds of ``time.monotonic``.
 
     """
 
@@ -108,7 +108,7 @@ class ParseContainer:
         self._oom_kills_before: int | None = None
         self._parsing = False
         self._gone = False
-        # Held for a moment only: by news, kill and close, and by the thread of the escalation.
+        # Held only for moments: by news, kill and close, and by the thread that escalates.
         self._lock = threading.Lock()
         self._escalation: threading.Timer | None = None
         self._given_up = False
@@ -124,18 +124,20 @@ class ParseContainer:
         self.close()
 
     def fileno(self) -> int:
-        """Readable when ``news`` has something; also while idle, when the container ends on its own."""
+        """The descriptor; readable when ``news`` has something, also when an idle container ends by itself."""
         return self._poll.fileno()
 
     def parse(
         self, *, environment: Mapping[str, str], descriptors: Sequence[Open], modules: Sequence[str] = ()
     ) -> None:
-        """Begin a parse: requests, stdout, stderr, logs. Never blocks. The caller closes its copies, also after an error.
+        """Begin a parse, with the channels requests, stdout, stderr, logs.
 
-        ``modules`` of Airflow and its providers, which the file imports, are imported once for all files of this
-        container. It is a help, not a promise; others than ``airflow.…`` are passed over.
+        Never blocks. The caller closes its copies, always.
 
-        :raises ContainerFailed: the container is gone, or the environment is too large: nothing has been started.
+        ``modules`` are those of Airflow and its providers that the file imports: process 1 imports them once for all files.
+        If that fails, nothing is lost. Modules other than ``airflow.…`` are ignored.
+
+        :raises ContainerFailed: the container is gone, or the environment is too large; nothing has been started.
         """
         if self._parsing:
             raise ContainerFailed(f"The container {self.container.id} is parsing another file")
@@ -145,9 +147,9 @@ class ParseContainer:
         self.forks += 1
 
     def kill(self) -> None:
-        """SIGKILL to the child and all it started. Never blocks; ended is success; ``news`` tells of the end.
+        """Send SIGKILL to the child and all that it started. Never blocks; ``news`` reports the end. May be called twice.
 
-        When process 1 does not do it in time, the runtime kills the container, in a thread.
+        If process 1 does not do it in time, a thread has the runtime kill the container.
         """
         if not self._parsing or self._escalation is not None or self._poll.closed:
             return
@@ -159,7 +161,7 @@ class ParseContainer:
             self._escalation.start()
 
     def news(self) -> Started | Ended | None:
-        """What happened next, once; None when nothing did. Never blocks."""
+        """The next event, each only once; None when there is none. Never blocks."""
         if self._gone or self._poll.closed:
             return None
         ready = {descriptor for descriptor, _ in self._poll.poll(0)}
@@ -173,7 +175,7 @@ class ParseContainer:
             if self._parsing and code is not None:
                 self.memory = _memory_in(said["exited"])
                 return self._ended(code, gone=self._stop_escalation())
-        # A silent end, a word out of place, or the runtime's report of an end.
+        # Process 1 ended silently or sent a message out of order, or the runtime reported the end.
         log.info("A parse container has ended", container=self.container.id, pid=self.container.pid)
         self._stop_escalation()
         return self._ended(_KILLED, gone=True)
@@ -182,7 +184,7 @@ class ParseContainer:
         if gone:
             self._gone = True
             self._connection.cut()
-            # Both stay readable for ever.
+            # Otherwise both descriptors would stay readable for ever.
             self._poll.unregister(self._connection.fileno())
             self._poll.unregister(self._pending_exit.fileno())
         self._parsing = False
@@ -191,7 +193,9 @@ class ParseContainer:
         return Ended(named(code), gone=gone, out_of_memory=None if before is None or now is None else now > before)
 
     def _stop_escalation(self) -> bool:
-        """Whether it had begun: then the container is lost, whatever its agent says."""
+        """Stop the timer that escalates; True when it had run already: then the container is lost, whatever its agent
+        says.
+        """
         with self._lock:
             if self._escalation is not None:
                 self._escalation.cancel()
@@ -208,11 +212,11 @@ class ParseContainer:
             self._runtime.kill(self.container.id, signal.SIGKILL, everyone=True)
         except (ContainerRuntimeError, ValueError) as error:
             log.warning("A parse container could not be killed", container=self.container.id, error=str(error))
-        # Whether it could be killed or not, ``news`` tells that it is over, and process 1 ends as soon as it can.
+        # In either case ``news`` reports the end, and process 1 ends as soon as it can.
         self._connection.cut()
 
     def close(self) -> None:
-        """Remove the container. Blocks (RPC); may be called twice."""
+        """Remove the container. Blocks, because the daemon is asked; may be called twice."""
         with self._lock:
             escalation, self._escalation = self._escalation, None
         self._connection.cut()
@@ -223,12 +227,12 @@ class ParseContainer:
 
 
 def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> ParseContainer:
-    """Start a container whose process 1 has imported Airflow, with ``what.environment``. Blocks; when it fails nothing stays.
+    """Start a container, and wait until its process 1 has imported Airflow, with ``what.environment``. Blocks.
 
-    ``what.start_timeout`` is for the start and the import together.
+    If it fails, nothing stays. ``what.start_timeout`` is for the start and the import together.
 
-    :raises ContainerFailed: with the container's own output, when it ended or hung before it was ready.
-    :raises ImageInvalid: the image has no Airflow, another minor than the worker, or can't import it.
+    :raises ContainerFailed: it ended or hung before it was ready; the error has the container's own output.
+    :raises ImageInvalid: the image has no Airflow, another minor version than the worker, or can't import it.
     :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
     """
     deadline = time.monotonic() + what.start_timeout
@@ -253,7 +257,10 @@ def start_parse_container(runtime: ContainerRuntime, what: Launch, *, state_dir:
 
 
 def _scratch(what: Launch, pid: int) -> tuple[str, ...]:
-    """Which of the image's VOLUMEs are a tmpfs is the runtime's doing, so it is looked at in the container."""
+    """The directories to empty.
+
+    The runtime decides which VOLUMEs of the image are a tmpfs, so look at the container's mounts.
+    """
     try:
         found = mounts(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")) if what.image.volumes else ()
     except OSError as error:
@@ -263,7 +270,7 @@ def _scratch(what: Launch, pid: int) -> tuple[str, ...]:
 
 
 def scratch_directories(spec: ContainerSpec) -> tuple[str, ...]:
-    """The directories of a container that are its alone and in memory; what the user mounted is never among them."""
+    """The directories of a container that are its own and in memory. The user's mounts are never among them."""
     binds = [mount.target for mount in spec.mounts if mount.kind == "bind"]
     tmpfs = [mount.target for mount in spec.mounts if mount.kind == "tmpfs" and not mount.read_only]
     return tuple(

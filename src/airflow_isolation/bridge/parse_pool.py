@@ -1,11 +1,11 @@
-"""Parse containers for many files: which is started, kept, given out and removed, and when.
+"""A pool of parse containers for many files: starts, keeps, gives out and removes them.
 
-The order of things is ``ParseSchedule``'s; here are the threads, the runtimes and the clock. A file that asks for a
-container goes through
+``ParseSchedule`` makes the decisions; here are the threads, the runtimes and the clock. A file's request for a container
+has two steps:
 
-1. its image's resolution, in a thread: one question to the daemon for all files that wait for the same image. The
-   digest is part of the key, so a tag that was replaced leads to another container;
-2. the schedule, which gives it an idle container of its key, or has one started, or lets it wait.
+1. A thread finds the digest of its image, with one request to the daemon for all files that wait for the same image. The
+   digest is part of the key by which containers are alike, so a replaced tag leads to another container.
+2. The schedule gives it an idle container with its key, or has one started, or lets it wait.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.parse_pool")
 
-#: Images that are asked for, or pulled, at the same time.
+#: How many images are asked for, or pulled, at the same time.
 RESOLVERS = 8
 
-#: An image's digest is asked for again, if the start of its container had to wait longer than this, in seconds.
+#: Seconds. If the start of a container had to wait longer, its image's digest is asked for again.
 STALE = 1.0
 
-#: When everything is given up: how often a start that is under way is killed, in seconds.
+#: When the pool closes: seconds between two attempts to kill a container that is being started.
 _KILL_PAUSE = 0.5
 
-#: Variable of the seed that decides in which order a set of strings is walked through.
+#: The variable for Python's hash seed, which decides the order of a set of strings.
 _HASH_SEED = "PYTHONHASHSEED"
 
-#: What the container of a parse is called in it, unless a setting names it: all alike.
+#: The host name in parse containers, unless a setting has one: all have the same.
 _HOSTNAME = "dag-processor"
 
-#: What asking again does not change.
+#: Errors that another request would not change.
 DEFINITE = (SettingError, SpecRefused, ImageInvalid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParseRequest:
-    """A file that is to be parsed.
+    """A request for a container, to parse a file.
 
     Attributes:
-        file: who asks; given back with the answer.
+        file: identifies the request; the answer has it again.
         environment: of process 1, for its import of Airflow, and so of every child.
-        labels: of the container, if one is started for this request; not part of what makes two requests alike. The
-            purpose and the owner are added.
+        labels: of the container, if one is started for this request. They are not part of the key. The purpose and the
+            owner are added.
 
     """
 
@@ -82,7 +82,7 @@ class ParseRequest:
 
 @dataclass(frozen=True)
 class Ready:
-    """A container for the file, its alone until ``give_back``."""
+    """A container for the file. No other file uses it until ``give_back``."""
 
     file: Hashable
     container: ParseContainer
@@ -90,7 +90,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """No container for the file. ``definite``: asking again changes nothing; else again in ``retry_in`` seconds."""
+    """No container for the file. ``definite``: another request would fail too; else ask again in ``retry_in`` seconds."""
 
     file: Hashable
     error: IsolationError
@@ -100,7 +100,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """An image, as it has to be asked for."""
+    """An image to ask the daemon for."""
 
     connection: ConnectionSettings
     reference: str
@@ -110,7 +110,7 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """A request whose image is here."""
+    """A request whose image is here, with its key."""
 
     wanted: ParseRequest
     image: Image
@@ -120,12 +120,12 @@ class _Resolved:
 
 
 class ParsePool:
-    """Containers by key, at most ``at_most`` in all and ``per_key`` of one. All methods but ``close`` return at once.
+    """Containers by key, at most ``at_most`` in all and ``per_key`` with one key. All methods but ``close`` return at once.
 
-    What a DAG file finds by chance, the hash seed and the host's name, is the same in all of them: a DAG that depends on it
-    would be another in each. In stock Airflow all parses are forks of one process.
+    Hash seed and host name are the same in all containers. Otherwise a DAG that depends on them would differ from container
+    to container. (In stock Airflow all parses are forks of one process, so they are the same there, too.)
 
-    Its threads, connections and descriptors begin with the first ``request`` or ``fileno``: the process may fork before.
+    Threads, connections and descriptors are made at the first ``request`` or ``fileno``; before that, the process may fork.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class ParsePool:
         max_memory: int | None,
         start: Callable[..., ParseContainer] = start_parse_container,
     ) -> None:
-        """``start`` is for tests: what starts a container."""
+        """``start`` is for tests: the function that starts a container."""
         self._open_runtime = open_runtime
         self._airflow = airflow
         self._max_forks = max_forks
         self._start = start
         self._hash_seed = _hash_seed()
-        # Held for moments only, never over a call that may block.
+        # Held only for moments, never during a call that may block.
         self._lock = threading.Lock()
         self._schedule: ParseSchedule[ParseContainer] = ParseSchedule(
             at_most=at_most, per_key=per_key, idle_timeout=idle_timeout, max_age=max_age, max_memory=max_memory
@@ -165,16 +165,16 @@ class ParsePool:
         self._opening = threading.Lock()
         self._runtimes: dict[ConnectionSettings, ContainerRuntime] = {}
         self._resolvers = Crew("parse-image", RESOLVERS)
-        # Each container that is started or removed has a thread then; no more of them can be.
+        # As many threads as containers, so that each start and removal has one.
         self._movers = Crew("parse-container", at_most)
 
     def fileno(self) -> int:
-        """Readable when ``take`` has something."""
+        """The descriptor; readable when ``take`` has something."""
         with self._lock:
             return self._descriptor()
 
     def request(self, wanted: ParseRequest) -> None:
-        """Ask for a container; the answer comes by ``take``. The same file twice is one request."""
+        """Ask for a container; ``take`` has the answer. Asking twice for the same file is one request."""
         settings = wanted.settings
         question = _Question(
             settings.connection, settings.image, settings.image_pull_policy, settings.image_pull_timeout
@@ -193,7 +193,7 @@ class ParsePool:
                 self._resolvers.do(partial(self._resolve, question))
 
     def cancel(self, file: Hashable) -> None:
-        """Ask no more. A container that is ready for it goes to another."""
+        """Withdraw a request. A container that is ready for it goes to another file."""
         with self._lock:
             self._forget(file)
             self._schedule.cancel(file)
@@ -204,7 +204,7 @@ class ParsePool:
             self._act()
 
     def take(self) -> tuple[Ready | Failed, ...]:
-        """The answers that are there."""
+        """The answers that have come; each only once."""
         with self._lock:
             if self._event >= 0:
                 with suppress(BlockingIOError):
@@ -213,13 +213,13 @@ class ParsePool:
             return answers
 
     def give_back(self, container: ParseContainer, *, reusable: bool) -> None:
-        """The parse is over. What is not ``reusable`` is removed, in the background."""
+        """Return a container after the parse. Unless ``reusable``, it is removed, in the background."""
         with self._lock:
             self._schedule.given_back(container, reusable=reusable, now=time.monotonic())
             self._act()
 
     def tick(self) -> None:
-        """Remove what has been idle, or has lived, for too long. To be called once a second."""
+        """Remove containers that have been idle, or have lived, for too long. To be called once a second."""
         with self._lock:
             self._act()
 
@@ -229,9 +229,9 @@ class ParsePool:
             return len(self._asked)
 
     def close(self, timeout: float) -> None:
-        """Kill everything in parallel; takes at most ``timeout`` seconds. May be called twice.
+        """Remove all containers in parallel; takes at most ``timeout`` seconds. May be called twice.
 
-        What a daemon that hangs does not let go of is removed by the next ``prune``.
+        What a hanging daemon does not remove in time, the next ``prune`` removes.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -254,7 +254,7 @@ class ParsePool:
         for stopper in self._stoppers:
             stopper.join(max(0.0, deadline - time.monotonic()))
         for runtime in list(self._runtimes.values()):
-            # Whoever still waits for an answer gets an error.
+            # Open requests get an error.
             runtime.close()
         done = self._resolvers.close(max(0.0, deadline - time.monotonic())) and done
         if not done:
@@ -264,7 +264,7 @@ class ParsePool:
                 os.close(self._event)
                 self._event = -1
 
-    # The lock is held in what follows, up to the jobs.
+    # The methods from here to the jobs are called with the lock held.
 
     def _descriptor(self) -> int:
         if self._event < 0:
@@ -287,7 +287,7 @@ class ParsePool:
         self._resolved.pop(file, None)
 
     def _act(self) -> None:
-        """Have done what the schedule orders."""
+        """Carry out the orders of the schedule."""
         if self._closed:
             return
         for container in self._schedule.idle():
@@ -305,7 +305,7 @@ class ParsePool:
                 case Refuse(file, error, seconds):
                     self._fail(file, error, seconds)
 
-    # Jobs: they may block, and hold the lock only for moments.
+    # Jobs, for threads: they may block, and hold the lock only for moments.
 
     def _resolve(self, question: _Question) -> None:
         try:
@@ -314,7 +314,7 @@ class ParsePool:
         except Exception as error:  # noqa: BLE001 - whatever it is, who asked gets an answer
             failure = _told(error, f"Image {question.reference} could not be made ready")
             with self._lock:
-                # Definite ones are asked for again at once: another image may have taken the name.
+                # After a definite failure there is no pause: another image may have taken the name.
                 seconds = 0.0
                 if not isinstance(failure, DEFINITE):
                     seconds = self._backoff.failed(question, failure, now=time.monotonic())
@@ -329,7 +329,7 @@ class ParsePool:
             self._enter(wanted, image)
 
     def _enter(self, wanted: ParseRequest, image: Image) -> None:
-        """Into the schedule, with what its container has to be."""
+        """Put a request into the schedule, with the specification of its container."""
         try:
             resolved = _resolved(wanted, image, self._hash_seed)
         except Exception as error:  # noqa: BLE001 - whatever it is, who asked gets an answer
@@ -346,7 +346,7 @@ class ParsePool:
             self._act()
 
     def _forks_of(self, settings: EffectiveSettings) -> int:
-        # What a file wrote into a root file system that is not read-only can't be wiped.
+        # In a root file system that is not read-only, what a file wrote can't be removed, so only one file may use it.
         return self._max_forks if settings.parse_mode == "fork" and settings.read_only_root else 1
 
     def _start_one(self, resolved: _Resolved) -> None:
@@ -377,7 +377,7 @@ class ParsePool:
             container.close()
 
     def _accept(self, id: str, resolved: _Resolved, container: ParseContainer) -> bool:
-        """Whether a started container is still wanted."""
+        """Take a started container; False when it is not wanted any more."""
         with self._lock:
             self._starting.pop(id, None)
             if self._closed:
@@ -389,7 +389,7 @@ class ParsePool:
             return True
 
     def _start_anew(self, resolved: _Resolved, image: Image) -> None:
-        """The tag names another image than when the file began to wait."""
+        """Begin anew, because the tag names another image than when the file began to wait."""
         with self._lock:
             self._schedule.start_dropped(resolved.key)
             self._schedule.cancel(resolved.wanted.file)
@@ -419,7 +419,7 @@ class ParsePool:
                 self._act()
 
     def _stop_start(self, id: str, runtime: ContainerRuntime) -> None:
-        """Kill a container that is being started, which makes its start fail, again until it has."""
+        """Kill a container that is being started, so that its start fails; repeat until it has."""
         while not self._settled.is_set():
             with self._lock:
                 if id not in self._starting:
@@ -440,13 +440,13 @@ class ParsePool:
 
 
 def _hash_seed() -> str:
-    """This process's own where somebody chose it, else one at random: who knows it can choose keys that collide."""
+    """This process's seed if somebody set one, else a random one: authors who know the seed can choose keys that collide."""
     own = os.environ.get(_HASH_SEED, "")
     return own if own.isdecimal() else str(1 + secrets.randbelow(2**32 - 1))
 
 
 def _resolved(wanted: ParseRequest, image: Image, hash_seed: str) -> _Resolved:
-    """Looks at the host's file system: what is mounted, by its inodes, makes containers different.
+    """The request with its key. It looks at the host's file system: mounts with other inodes make containers different.
 
     :raises SettingError: as ``container_spec``.
     :raises OSError: the source of a mount is gone.
@@ -474,12 +474,12 @@ def _resolved(wanted: ParseRequest, image: Image, hash_seed: str) -> _Resolved:
     return _Resolved(wanted, image, spec, key, time.monotonic())
 
 
-#: Of a ContainerSpec: what does not make two containers different.
+#: Fields of a ContainerSpec that are not part of the key.
 _NO_KEY = frozenset({"argv", "image", "labels"})
 
 
 def _hashable(value: Any) -> Hashable:
-    # Mappings are the only values of a specification that are not.
+    # Mappings are the only values of a specification that are not hashable.
     hashable: Hashable = tuple(sorted(value.items())) if hasattr(value, "items") else value
     return hashable
 

@@ -1,6 +1,6 @@
-"""Which file gets which container, what is started for it, and what has to go. Pure: no thread, no clock, no daemon.
+"""Decides which file gets which container, and which containers are started and removed. Pure: no thread, clock or daemon.
 
-The pool tells what happened and what time it is, and carries out the orders that ``orders`` gives.
+The pool says what happened and what time it is, and carries out the orders that ``orders`` yields.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from airflow_isolation.errors import IsolationError
 
-#: How long a file waits before it may have an idle container removed that another file is waiting for.
+#: How long a file waits before it may have an idle container removed for which another file waits.
 PATIENCE = 10.0
 
 
 class Reusable(Protocol):
-    """What the schedule wants to know of a container."""
+    """What the schedule needs to know about a container."""
 
     @property
     def forks(self) -> int: ...
@@ -35,7 +35,7 @@ ContainerT = TypeVar("ContainerT", bound=Reusable)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A file that waits for a container of its key. ``max_forks``: how many files such a container may have."""
+    """A file that waits for a container with its key. ``max_forks``: how many files such a container may parse."""
 
     file: Hashable
     key: Hashable
@@ -45,7 +45,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Give(Generic[ContainerT]):
-    """The container is the file's until ``given_back``."""
+    """The order to give the file a container. It has it until ``given_back``."""
 
     file: Hashable
     container: ContainerT
@@ -53,7 +53,7 @@ class Give(Generic[ContainerT]):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A container is to be started, with the settings of ``file``; any file of that key may get it."""
+    """The order to start a container, with the settings of ``file``. Any file with the same key may get it."""
 
     file: Hashable
     key: Hashable
@@ -61,14 +61,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Remove(Generic[ContainerT]):
-    """The container is to be removed; it counts until ``removed``."""
+    """The order to remove a container. It counts against the limit until ``removed``."""
 
     container: ContainerT
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """No container for the file, for ``seconds`` from now."""
+    """The order to refuse a file: it can have no container for ``seconds`` from now."""
 
     file: Hashable
     error: IsolationError
@@ -83,7 +83,7 @@ class _Kept:
 
 
 class ParseSchedule(Generic[ContainerT]):
-    """Files wait in the order in which they came; containers are idle, given out, being started or being removed."""
+    """The waiting files, in the order in which they came, and the containers: idle, given out, being started or removed."""
 
     def __init__(
         self,
@@ -108,20 +108,20 @@ class ParseSchedule(Generic[ContainerT]):
         self._refused: list[Refuse] = []
 
     def wait(self, waiting: Waiting) -> None:
-        """A file wants a container of its key; a second time for the same file changes nothing."""
+        """A file wants a container. A second call for the same file changes nothing."""
         self._waiting.setdefault(waiting.file, waiting)
 
     def cancel(self, file: Hashable) -> None:
         self._waiting.pop(file, None)
 
     def started(self, key: Hashable, container: ContainerT, *, max_forks: int, now: float) -> None:
-        """What ``Start`` ordered is there."""
+        """The container that ``Start`` ordered is ready."""
         self._started_less(key)
         self._backoff.succeeded(key)
         self._kept[container] = _Kept(key, max_forks, idle_since=now)
 
     def start_failed(self, key: Hashable, error: IsolationError, *, now: float) -> None:
-        """It is not: the file that waits longest for that key is told, and no other start is tried for a while."""
+        """The start failed. The file that waits longest for this key is refused, and no start is tried for a while."""
         self._started_less(key)
         seconds = self._backoff.failed(key, error, now=now)
         for waiting in self._waiting_for(key):
@@ -130,11 +130,11 @@ class ParseSchedule(Generic[ContainerT]):
             return
 
     def start_dropped(self, key: Hashable) -> None:
-        """It was not tried after all: the image has another digest by now."""
+        """The start was not tried, because the image has another digest by now."""
         self._started_less(key)
 
     def given_back(self, container: ContainerT, *, reusable: bool, now: float) -> None:
-        """The file is done with it. What is unknown, or given back twice, is left alone."""
+        """The file's parse is over. An unknown container, or one given back twice, is ignored."""
         kept = self._kept.get(container)
         if kept is None or kept.idle_since is not None:
             return
@@ -143,7 +143,7 @@ class ParseSchedule(Generic[ContainerT]):
             self.lose(container)
 
     def lose(self, container: ContainerT) -> None:
-        """It has ended, or can't be used any more: it is idle for nobody and goes with the next orders."""
+        """The container has ended, or can't be used any more: no file gets it, and the next orders remove it."""
         kept = self._kept.get(container)
         if kept is not None:
             kept.max_forks = 0
@@ -152,12 +152,12 @@ class ParseSchedule(Generic[ContainerT]):
         self._removing.discard(container)
 
     def idle(self) -> tuple[ContainerT, ...]:
-        """Least recently used first."""
+        """The idle containers, the least recently used first."""
         found = [(kept.idle_since, container) for container, kept in self._kept.items() if kept.idle_since is not None]
         return tuple(container for _, container in sorted(found, key=lambda pair: pair[0]))
 
     def containers(self) -> tuple[ContainerT, ...]:
-        """All that are there, given out or not, but those being removed."""
+        """All containers, given out or not, except those being removed."""
         return tuple(self._kept)
 
     def __len__(self) -> int:
@@ -168,7 +168,7 @@ class ParseSchedule(Generic[ContainerT]):
         return len(self._waiting)
 
     def orders(self, now: float) -> Iterator[Give[ContainerT] | Start | Remove[ContainerT] | Refuse]:
-        """What is to be done now. Each order counts as given when it has been taken."""
+        """What to do now. An order counts as given when the iterator has yielded it."""
         while self._refused:
             yield self._refused.pop(0)
         for container in self.idle():
@@ -179,7 +179,7 @@ class ParseSchedule(Generic[ContainerT]):
         for waiting in list(self._waiting.values()):
             fits = [container for container in self.idle() if self._kept[container].key == waiting.key]
             if fits:
-                # The most recently used one: the others get old enough to leave.
+                # Take the most recently used one, so that the others reach their idle timeout.
                 self._kept[fits[-1]].idle_since = None
                 del self._waiting[waiting.file]
                 yield Give(waiting.file, fits[-1])
@@ -212,7 +212,7 @@ class ParseSchedule(Generic[ContainerT]):
         if container.forks >= kept.max_forks:
             return True
         if container.forks == 0 and any(waiting.key == kept.key for waiting in self._waiting.values()):
-            # Whatever the limits are, it was not started for nothing: else it would be started again, without end.
+            # Not worn before its first parse while a file waits, whatever the limits: else it would be replaced without end.
             return False
         return (
             now - container.born >= self._max_age

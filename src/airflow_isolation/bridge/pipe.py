@@ -1,7 +1,7 @@
-"""What carries a workload's output: pipes, as in every other container.
+"""Pipes for a workload's output, as in every other container.
 
-Airflow's supervisor makes sockets, which Linux opens by no path: a program that logs to /dev/stderr or /dev/stdout, as many
-images have it, would fail.
+Airflow's supervisor makes sockets. Linux can't open a socket by a path, so programs that log to /dev/stderr or /dev/stdout,
+as in many images, would fail.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: For anyone: a container's user has another uid than the worker, and in a user namespace none that the pipe could be given
-#: to. To open it by its path, one must be allowed to trace a process that has it.
+#: Any user may write: a container's user has another uid than the worker, and in a user namespace it may have no uid to
+#: which the pipe could be given. Opening it by its path needs the right to trace a process that has it open.
 _MODE = 0o666
 
 
 class PipeEnd:
-    """One end of a pipe, with as much of a socket as Airflow's supervisor asks for. ``close`` releases it."""
+    """One end of a pipe, with the methods of a socket that Airflow's supervisor calls. ``close`` releases it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -35,16 +35,16 @@ class PipeEnd:
         self.close()
 
     def fileno(self) -> int:
-        """-1 when it is closed."""
+        """The descriptor; -1 when it is closed."""
         return self._descriptor
 
     def setblocking(self, flag: bool) -> None:
         os.set_blocking(self._descriptor, flag)
 
     def recv(self, size: int) -> bytes:
-        """Nothing when all writers are gone.
+        """The next bytes; empty when all writers are gone.
 
-        :raises BlockingIOError: there is nothing now, and it does not block.
+        :raises BlockingIOError: there is nothing now, and the end does not block.
         """
         return os.read(self._descriptor, size)
 
@@ -66,7 +66,7 @@ class Open(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """One side of what connects a supervisor and its workload."""
+    """One side of the four channels between a supervisor and its workload."""
 
     requests: socket.socket
     stdout: Channel
@@ -74,7 +74,7 @@ class Channels:
     logs: socket.socket
 
     def in_order(self) -> tuple[Channel, ...]:
-        """As the agent awaits their descriptors."""
+        """The channels in the order in which the agent expects their descriptors."""
         return self.requests, self.stdout, self.stderr, self.logs
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Channels:
 
 
 def open_channels() -> tuple[Channels, Channels]:
-    """The supervisor's side and the workload's. The caller closes both."""
+    """Make the channels: the supervisor's side and the workload's. The caller closes both."""
     our_requests, their_requests = socket.socketpair()
     our_logs, their_logs = socket.socketpair()
     our_stdout, their_stdout = _pipe()

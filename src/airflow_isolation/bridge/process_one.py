@@ -1,8 +1,9 @@
-"""What the host's kernel says of a container's process 1: that is what a process forked into it must become.
+"""Reads from the host's kernel what a container's process 1 is: a process that is forked into the container must be the
+same.
 
-It is read, not computed from the settings: image, daemon, runtime and kernel all have a say in it, and whatever they
-decided, the workload gets the same. Only the seccomp filter can't be read (``oci/seccomp_filter.py``), and the session
-keyring, which is private. Sources: proc(5), getrlimit(2), capabilities(7).
+It is read, not computed from the settings, because image, daemon, runtime and kernel all decide a part of it. Two things
+can't be read: the seccomp filter (see ``oci/seccomp_filter.py``), and the session keyring, which is private. Sources:
+proc(5), getrlimit(2), capabilities(7).
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ _RLIMITS = {
     "Max realtime timeout": "RLIMIT_RTTIME",
 }
 
-# Where the kernel has no AppArmor the files are another security module's, or answer EINVAL.
+# On a kernel without AppArmor these files belong to another security module, or give EINVAL.
 _APPARMOR_ENABLED = "sys/module/apparmor/parameters/enabled"
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The five sets, a bit for each capability's number."""
+    """The five sets of capabilities, each with a bit for each capability's number."""
 
     bounding: int
     effective: int
@@ -62,8 +63,8 @@ class ProcessOne:
     Attributes:
         rlimits: soft and hard limit by the name of getrlimit(2); -1 is infinity.
         apparmor: its AppArmor profile; empty for none.
-        speculation: what the kernel says of its speculative store bypass; a filter may have switched that off.
-        environment: as it was executed with, in that order.
+        speculation: the kernel's word for its speculative store bypass, which a filter may have switched off.
+        environment: the environment with which it was executed, in that order.
 
     """
 
@@ -108,8 +109,8 @@ class ProcessOne:
         }
 
     def differences(self, other: ProcessOne) -> dict[str, tuple[object, object]]:
-        """In what another process differs, by the names of the attributes. The environment does not count: the kernel
-        knows only what a process was executed with.
+        """The attributes, by name, in which another process differs. The environment is not compared: the kernel only
+        knows the one with which a process was executed.
         """
         return {
             name: (ours, theirs)
@@ -119,30 +120,30 @@ class ProcessOne:
 
 
 def read_process_one(pid: int, *, uid_base: int = 0, root: Path = Path("/proc")) -> ProcessOne:
-    """Read process ``pid`` of this pid namespace, which is the first of another one.
+    """Read process ``pid``, which must be the first process of another pid namespace.
 
     Args:
-        pid: as this process sees it.
+        pid: in this process's pid namespace.
         uid_base: where the uids and gids of the container's user namespace begin here; 0 without one.
         root: a procfs.
 
-    :raises ContainerFailed: it is gone, or another process has its number now, or it is not process 1 of a container;
-        or its ids lie below ``uid_base``.
+    :raises ContainerFailed: it is gone, another process has its number now, it is not process 1 of a container, or its ids
+        are below ``uid_base``.
     """
     return _read(pid, uid_base=uid_base, root=root, must_be_first=True)
 
 
 def read_process(pid: int, *, uid_base: int = 0, root: Path = Path("/proc")) -> ProcessOne:
-    """The same of any process: one that should have become what process 1 is can be compared with it.
+    """As ``read_process_one``, for any process, such as one that should now be the same as process 1.
 
-    :raises ContainerFailed: it is gone, or another process has its number now; or its ids lie below ``uid_base``.
+    :raises ContainerFailed: it is gone, another process has its number now, or its ids are below ``uid_base``.
     """
     return _read(pid, uid_base=uid_base, root=root, must_be_first=False)
 
 
 def _read(pid: int, *, uid_base: int, root: Path, must_be_first: bool) -> ProcessOne:
     try:
-        # All is read from this one directory: when the number is given to another process, it is an empty one.
+        # All is read through this one open directory: if the process ends and its number is given to another, it is empty.
         directory = os.open(root / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _gone(pid, error) from error
@@ -233,13 +234,13 @@ def _environment(content: bytes) -> dict[str, str]:
     for entry in content.split(b"\0"):
         name, equals, value = entry.partition(b"=")
         if equals and name:
-            # The first of two is the one that getenv(3) finds.
+            # If a name stands twice, getenv(3) finds the first.
             environment.setdefault(os.fsdecode(name), os.fsdecode(value))
     return environment
 
 
 def _start_time(directory: int) -> str:
-    # The name, in parentheses, may hold anything, more parentheses too; starttime is the 20th field behind it.
+    # The name, in parentheses, may hold anything, even parentheses; starttime is the 20th field after it.
     return _text(directory, "stat").rpartition(")")[2].split()[19]
 
 

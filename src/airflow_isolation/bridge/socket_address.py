@@ -1,4 +1,4 @@
-"""Addresses of unix sockets, which have 107 bytes at most (unix(7)), where paths may be longer."""
+"""Short addresses for unix sockets: an address has at most 107 bytes (unix(7)), but paths may be longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def address_of(path: Path) -> Iterator[str]:
-    """A short name of ``path``, by way of its directory's descriptor; to bind or connect to while the block runs.
+    """A short name for ``path``, through a descriptor of its directory, to bind or connect to. Valid until the block ends.
 
     :raises OSError: there is no such directory.
     """

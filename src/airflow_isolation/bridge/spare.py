@@ -1,13 +1,13 @@
-"""Spare containers: made while another task runs, so that the next one need not wait for its own.
+"""Spare containers: made while another task runs, so that the next task need not wait for its container.
 
-A spare is a container like any other whose process 1 waits to be wanted, at a socket of its own, and ends when nobody
-comes. In it waits a child of the zygote, which has become all that the workload is to be and lacks but its work.
+A spare is a container like any other. Its process 1 waits at a socket of its own for a worker, and ends if none comes. In it
+waits a child of the zygote, which has done everything that a workload does before it gets its work.
 
-In ``<state_dir>/spares/<key>`` lie, for each: ``<id>.json``, what is known of it; ``<id>.sock``, where it waits; and
-``<id>``, the directory that is mounted into it. Whoever renames the first to ``<id>.claimed`` has it; nobody else may
-touch it then. Its labels still say ``spare``, until the claimant has told the runtime better and removed that file.
+For each spare, ``<state_dir>/spares/<key>`` has three entries: ``<id>.json`` describes it, ``<id>.sock`` is where it waits,
+and ``<id>`` is the directory that is mounted into it. A worker claims a spare by renaming the first to ``<id>.claimed``;
+from then on no other may touch it. Its labels say ``spare`` until the claimant has changed them and removed that file.
 
-A spare shows what lay at its mounts' sources when it was made. Where something else lies there by now, it is of no use.
+A spare's mounts show what was at their sources when it was made. If something else is there now, it can't be used.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.spare")
 
-#: How long a spare waits to be wanted, in seconds.
+#: How long a spare waits for a worker, in seconds.
 SPARE_SECONDS = 60.0
 
 #: How long a claimant may take to make a spare its own, in seconds.
 CLAIM_SECONDS = 30.0
 
-#: A worker makes a directory first and holds it a moment later, in seconds.
+#: Seconds in which a new directory is left alone, because a worker makes it first and holds it a moment later.
 NEWBORN = 10.0
 
 _TIMEOUT = 5.0
 
 
 def spare_directory(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> Path:
-    """Where the spares are that would do for a workload: all is equal but the labels, and the zygote is."""
+    """The directory of the spares that fit a workload: they have the same zygote, and differ only in labels."""
     alike = dataclasses.replace(what.spec, labels={}, argv=())
     text = repr((what.image.digest, what.python, what.zygote, _plain(alike)))
     return state_dir / "spares" / f"{_prefix(runtime)}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -76,9 +76,9 @@ def _plain(spec: ContainerSpec) -> list[object]:
 
 
 def claim(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack) -> RunningAgent | None:
-    """Take a spare for a workload; None when there is none. ``undo`` gets what takes all of it away again.
+    """Claim a spare for a workload; None when there is none. ``undo`` gets the functions that remove it again.
 
-    It still has the labels of a spare: ``make_ones_own`` changes them.
+    The container still has a spare's labels: ``make_ones_own`` changes them.
     """
     for record in sorted(spare_directory(runtime, what, state_dir=state_dir).glob("*.json")):
         claimed = _claimed(record)
@@ -96,7 +96,7 @@ def claim(runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: Exi
 
 
 def make_ones_own(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -> None:
-    """Give a claimed spare the labels of its workload. Never raises: the workload runs, and is more important."""
+    """Give a claimed spare the labels of its workload. Never raises, because the workload runs already."""
     try:
         runtime.relabel(what.id, what.spec.labels)
         (spare_directory(runtime, what, state_dir=state_dir) / f"{what.id}.claimed").unlink(missing_ok=True)
@@ -105,10 +105,10 @@ def make_ones_own(runtime: ContainerRuntime, what: Launch, *, state_dir: Path) -
 
 
 def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> Path:
-    """Make a spare that will do for workloads like this one, which its zygote forked; gives its record, for ``discard``.
+    """Make a spare for workloads like this one, which a zygote forked; returns its record, for ``discard``.
 
-    :raises ContainerFailed: or there is no zygote any more, or nothing can be forked into it.
-    :raises IsolationError: as ``start_agent`` does.
+    :raises ContainerFailed: it could not be made, there is no zygote any more, or nothing can be forked into it.
+    :raises IsolationError: as ``start_agent``.
     """
     id = new_container_id("task")
     spec = dataclasses.replace(
@@ -120,12 +120,13 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
     prepare(state_dir)
     with ExitStack() as undo, ExitStack() as handles:
         try:
-            # Before they are mounted: what is replaced meanwhile makes a spare of no use, never one that shows the old.
+            # Noted before they are mounted: if a source is replaced meanwhile, the spare is unused, but never shows old
+            # files.
             sources = identify_sources(spec.mounts)
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
             (directory / id).mkdir()
             undo.callback(shutil.rmtree, directory / id, ignore_errors=True)
-            # Until the spare is known: as long as we live, nobody takes what is there of it for a left-over.
+            # Held until the record is written, so that no clean-up takes the unfinished spare for a left-over.
             handles.enter_context(held(directory / id))
             listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             with address_of(record.with_suffix(".sock")) as address:
@@ -155,12 +156,12 @@ def make_spare(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> P
 
 
 def count_spares(runtime: ContainerRuntime, like: Launch, *, state_dir: Path) -> int:
-    """How many there are that would do for a workload, those included that are being made, by whichever worker."""
+    """How many spares fit a workload, of all workers, including those that are being made."""
     return sum(1 for _ in spare_directory(runtime, like, state_dir=state_dir).glob("*.sock"))
 
 
 def discard(runtime: ContainerRuntime, record: Path, *, state_dir: Path) -> None:
-    """Remove a spare unless somebody has claimed it. May be called twice. What the runtime does not do now, the next prune does."""
+    """Remove a spare unless it has been claimed. May be called twice. If the runtime fails, the next prune removes it."""
     claimed = _claimed(record)
     if claimed is not None:
         remove_container(runtime, record.stem, state_dir)
@@ -168,7 +169,7 @@ def discard(runtime: ContainerRuntime, record: Path, *, state_dir: Path) -> None
 
 
 def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
-    """Remove spares that have waited longer than they do, and what their makers or claimants left when they died.
+    """Remove spares whose time is over, and what makers or claimants left when they died.
 
     :raises ContainerRuntimeError: as ``ContainerRuntime.remove``.
     """
@@ -186,7 +187,7 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
         elif path.suffix in {"", ".sock", ".new"} and age > NEWBORN and _is_nobodys(path):
             _forget(path)
     for directory in (state_dir / "spares").glob(f"{_prefix(runtime)}*"):
-        # Empty, and nobody is about to make one in it.
+        # The directory is empty, and no worker is about to make a spare in it.
         with suppress(OSError):
             if now - directory.lstat().st_mtime > 2 * SPARE_SECONDS:
                 directory.rmdir()
@@ -195,11 +196,11 @@ def prune_spares(runtime: ContainerRuntime, *, state_dir: Path) -> None:
 def claim_to_remove(runtime: ContainerRuntime, id: str, *, state_dir: Path, dry_run: bool = False) -> bool:
     """Whether a left-over container may be removed: False when it is a spare that a task has just claimed.
 
-    A spare that nobody has claimed is claimed for it, and what lies beside it goes, unless this is a ``dry_run``.
+    An unclaimed spare is claimed for the removal, and its files are removed, unless this is a ``dry_run``.
     """
     places = list((state_dir / "spares").glob(f"{_prefix(runtime)}*/{id}*"))
     if not places:
-        return True  # it never was a spare
+        return True  # it was never a spare
     record = places[0].with_suffix(".json")
     if dry_run:
         return not record.with_suffix(".claimed").exists()
@@ -212,7 +213,7 @@ def claim_to_remove(runtime: ContainerRuntime, id: str, *, state_dir: Path, dry_
 def _claimed(record: Path) -> Path | None:
     claimed = record.with_suffix(".claimed")
     try:
-        os.utime(record)  # the age of the claim counts from now
+        os.utime(record)  # the claim begins now
         record.rename(claimed)
     except FileNotFoundError:
         return None
@@ -233,7 +234,7 @@ def _take(runtime: ContainerRuntime, claimed: Path, what: Launch, state_dir: Pat
     peer.settimeout(_TIMEOUT)
     with address_of(claimed.with_suffix(".sock")) as address:
         peer.connect(address)
-    # Its end: as long as it is there, this is a spare.
+    # Remove the record at the end: as long as it exists, this counts as a spare.
     claimed.with_suffix(".sock").unlink(missing_ok=True)
     peer.settimeout(None)
     pending_exit = runtime.wait(id)

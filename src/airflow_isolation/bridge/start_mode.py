@@ -1,4 +1,7 @@
-"""How a task is started: forked from a zygote, or fresh; and why. Looks at the host; ``decide`` changes nothing but uid ranges."""
+"""Decides how a task is started, forked from a zygote or fresh, and says why (docs/start-modes.md).
+
+It looks at the host. The only thing that it changes is that ``decide`` gives uids to an image.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import ContainerRuntime, ImageInNamespace
     from airflow_isolation.settings.effective import EffectiveSettings
 
-#: Each mount of /proc has its own hidepid since then; before, a zygote's would have changed the host's.
+#: Since this Linux each mount of /proc has its own hidepid; before, a zygote's would have changed the host's.
 _KERNEL = (5, 8)
 
 _MOST_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
@@ -33,12 +36,12 @@ _MOST_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartDecision:
-    """How, and why.
+    """How a task is started, and why.
 
     Attributes:
         why: a sentence without its full stop.
-        user_namespace: for the zygote and what it forks into.
-        idmapped: targets of the mounts whose files would not belong to the workload's user in there.
+        user_namespace: for the zygote and the containers that it forks into.
+        idmapped: targets of the mounts that must be idmapped, so that files belong to the workload's user there.
 
     """
 
@@ -48,7 +51,7 @@ class StartDecision:
     idmapped: frozenset[str] = frozenset()
 
     def applied_to(self, spec: ContainerSpec) -> ContainerSpec:
-        """The container in which the workload is to start."""
+        """The specification of the container, changed for this decision."""
         mounts = (replace(mount, idmapped=mount.target in self.idmapped) for mount in spec.mounts)
         return replace(spec, user_namespace=self.user_namespace, mounts=tuple(mounts))
 
@@ -61,7 +64,7 @@ def decide(
     image_digest: str,
     why_no_privilege: str = "",
 ) -> StartDecision:
-    """Uids are given to an image that has none yet, and ``runtime`` looks at one that it has not looked at.
+    """Decide for a task. An image without uids gets some, and ``runtime`` looks at an image that it does not know yet.
 
     ``why_no_privilege``: why whoever asks gets workloads in a user namespace alone, however they are started.
 
@@ -90,7 +93,7 @@ def _confined(settings: EffectiveSettings, spec: ContainerSpec, image: _Image, w
 
 
 def foresee(settings: EffectiveSettings, spec: ContainerSpec) -> StartDecision:
-    """As ``decide``, of an image that is not known. Changes nothing, and can't tell that all uids are given away.
+    """As ``decide``, for an image that may not be here. It changes nothing, and doesn't notice if no uids are left.
 
     :raises SpecRefused: as ``decide``.
     """
@@ -126,7 +129,7 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
     if available is not None and image is None:
         why = f"in a user namespace of the image's own, from the uids {available}"
         if why_not := why_no_overlay(platform.release()):
-            why += f", unless its user may read what others may not ({why_not})"
+            why += f", unless the image has files that its user may read and others may not ({why_not})"
         return StartDecision(mode="fork", why=why, idmapped=idmapped)
     if available is not None and image is not None:
         found = image.look()
@@ -148,8 +151,8 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
     if not settings.image_is_trusted:
         return StartDecision(mode="fresh", why=f"{obstacle}, and the image is not among the trusted ones")
     if written := authors_part(settings):
-        # Else one line of a DAG's YAML would be read, or run, by a process with privilege on the host.
-        why = f"{obstacle}, and what has privilege on the host is not made of an author's words: {', '.join(written)}"
+        # Otherwise a process with privilege on the host would read, or run, a line of a DAG's YAML.
+        why = f"{obstacle}, and a zygote with privilege on the host must not have an author's settings: {', '.join(written)}"
         return StartDecision(mode="fresh", why=why)
     if settings.seccomp_profile == UNCONFINED:
         return StartDecision(
@@ -159,16 +162,18 @@ def _decided(settings: EffectiveSettings, spec: ContainerSpec, image: _Image | N
 
 
 def in_user_namespace(settings: EffectiveSettings, spec: ContainerSpec) -> tuple[frozenset[str], str]:
-    """Which mounts need their ids mapped for a workload to run in a user namespace, and what keeps it out; empty for nothing."""
+    """The mounts that must be idmapped for a workload in a user namespace, and why it can't run in one; empty when it
+    can.
+    """
     if settings.backend == "docker":
         return frozenset(), "Docker has no user namespace of a single container"
     if _read(_MOST_NAMESPACES) == "0":
         return frozenset(), "this host has no user namespaces: the sysctl user.max_user_namespaces is 0"
     binds = [mount for mount in spec.mounts if mount.kind == "bind"]
     for mount in binds:
-        # Not mapped: who is root in the namespace can make a mount writable, and would then be somebody to its files.
+        # Not idmapped: root in the namespace can make a mount writable, and would then have rights to its files.
         if mount.read_only and not _readable_by_others(mount.source):
-            return frozenset(), f"{mount.source} is not readable for others, whom everybody in a user namespace is"
+            return frozenset(), f"{mount.source} is not readable for others, and users of a user namespace are others"
     writable = [mount for mount in binds if not mount.read_only]
     for mount in writable:
         if why := why_not_idmapped(mount.source, runtime=settings.connection.runtime_binary or "runc"):
@@ -184,7 +189,7 @@ def _read(path: Path) -> str:
 
 
 def _readable_by_others(path: str) -> bool:
-    """Only the top is looked at; what lies below is the administrator's to know."""
+    """Whether others may read the path itself. What is below is not looked at; the administrator has to care for it."""
     try:
         mode = Path(path).stat().st_mode
     except OSError:

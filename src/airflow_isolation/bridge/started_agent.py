@@ -1,7 +1,8 @@
-"""A container whose process 1 is the agent, up to its hello and to its import of Airflow; and how an end is told.
+"""Starts a container whose process 1 is the agent, until its hello or its import of Airflow; and words an early end.
 
-Task, parse and zygote begin alike: a directory with the agent and the socket on which it is awaited, the container,
-whose exit is asked for before it starts, and the agent's hello, raced against the container's end and ``start_timeout``.
+Tasks, parses and zygotes begin alike. The worker makes a directory with the agent and a socket. It makes the container,
+begins to wait for its exit, and starts it. Then it waits for the agent's hello, the container's end or ``start_timeout``,
+whichever comes first.
 """
 
 from __future__ import annotations
@@ -48,22 +49,22 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.workload")
 
-#: How long the runtime may take to report an end, before that is told without an exit code, in seconds.
+#: How long the runtime may take to report an end, in seconds. After that, the end is reported without an exit code.
 EXIT_REPORT_TIMEOUT = 5.0
 
-#: How much of what a container printed goes into an error, in bytes.
+#: How much of a container's output goes into an error, in bytes.
 OUTPUT_TAIL = 4096
 
 _KILLED_HINT = (
-    "Somebody killed it or its shim, or the kernel did for want of memory (code 137): look at the kernel's log,"
+    "Somebody killed it or its shim, or the kernel did because memory ran out (code 137): look at the kernel's log,"
     " and raise the memory limit if there is a low one"
 )
 
-# Of the agent's reason, in characters: it may quote what user code says.
+# How much of the agent's reason is shown, in characters: it may quote user code.
 _WHY_LIMIT = 2000
 
-#: Airflow's supervisor names the signal in its message, and calls a SIGKILL a probable OOM, if the exit code has a
-#: name: psutil's negative signals have one, and so have these.
+#: Exit codes with a name, like psutil's negative signals. From the name Airflow's supervisor takes the signal for its
+#: message, where it calls a SIGKILL a probable OOM.
 NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this machine's signals
     "NegativeSignal", {number.name: -number.value for number in signal.Signals}
 )
@@ -71,17 +72,17 @@ NegativeSignal = enum.IntEnum(  # type: ignore[misc]  # the members are this mac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What is to be started.
+    """What to start.
 
     Attributes:
-        spec: the container, without argv and without the agent's mount, which are added here.
+        spec: the container, without argv and the agent's mount; both are added here.
         python: the interpreter in the image, a name on its PATH or an absolute path.
-        purpose: ``task`` or ``parse``.
-        environment: for the workload's process alone; it is not in the container's record.
-        airflow: the worker's version of Airflow; the image must have the same minor.
+        purpose: ``task``, ``parse`` or ``zygote``.
+        environment: for the workload's process only; it is not in the container's record.
+        airflow: the worker's version of Airflow; the image must have the same minor version.
         start_timeout: seconds from start to hello.
-        zygote: the key of the zygote that it is forked from; empty when it is not. Of the image's Airflow that one has told,
-            so that process 1 need not look for it, nor for what lies in site-packages: half the time until its hello.
+        zygote: the key of the zygote that forks the workload; empty without one. The zygote has reported the image's version of
+            Airflow already. So process 1 need not look for it, nor read site-packages, which halves the time to its hello.
     """
 
     id: str
@@ -100,7 +101,7 @@ class RunningAgent:
     """A started container whose agent has said hello.
 
     Attributes:
-        waiting: the connection of a child of its zygote that waits in it, and the child's pid in there.
+        waiting: the connection of a zygote's child that waits in it, and the child's pid in the container.
 
     """
 
@@ -114,15 +115,15 @@ class RunningAgent:
 def start_agent(
     runtime: ContainerRuntime, what: Launch, *, state_dir: Path, undo: ExitStack, directory: Path | None = None
 ) -> RunningAgent:
-    """Start a container up to its agent's hello; ``undo`` gets what takes all of it away again.
+    """Start a container, and wait for its agent's hello. ``undo`` gets the functions that remove all of it again.
 
-    ``directory`` is mounted into it: in ``<state_dir>/workloads`` unless it is given, and made here unless it is there.
+    ``directory`` is mounted into it; by default it is in ``<state_dir>/workloads``. It is made if it is missing.
 
-    :raises ContainerFailed: with the container's own output, when it ended or hung before the agent spoke; or a mount is
-        not idmapped that was to be.
-    :raises HostTrouble: the state directory can't be written; or somebody ended the container before the agent spoke.
-    :raises ImageInvalid: the image has no Airflow, or another minor than the worker.
-    :raises IsolationError: as ``ContainerRuntime.create`` and ``start`` do.
+    :raises ContainerFailed: the container ended or hung before the hello (the error has its output), or a mount is not
+        idmapped as asked.
+    :raises HostTrouble: the state directory can't be written, or the container was killed from outside before the hello.
+    :raises ImageInvalid: the image has no Airflow, or another minor version than the worker.
+    :raises IsolationError: as ``ContainerRuntime.create`` and ``start``.
     """
     prepare(state_dir)
     with writing_in(state_dir):
@@ -134,14 +135,15 @@ def start_agent(
         else:
             directory.mkdir(exist_ok=True)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        # Python lists a directory from which it imports, and the agent has the image's uid; a worker may have any umask.
+        # Readable for all, whatever the umask: Python lists directories from which it imports, and the agent has the
+        # image's uid.
         directory.chmod(0o755)
         agent.copy_to(directory)
         listener = AgentListener(directory)
     undo.callback(listener.close)
 
     container = runtime.create(what.id, _with_agent(what, directory))
-    # ``create`` undoes itself when it fails; registered earlier, this would remove another worker's container.
+    # Registered after ``create``, which undoes itself when it fails. Earlier, this could remove another worker's container.
     undo.callback(remove_container, runtime, what.id, state_dir)
     try:
         pending_exit = runtime.wait(what.id)
@@ -154,7 +156,7 @@ def start_agent(
     except (EndedBeforeHello, TimeoutError) as error:
         raise _silent_container(runtime, what, pending_exit, error) from error
     undo.callback(connection.close)
-    # Nobody else is awaited; user code that connects finds nobody.
+    # No other connection is expected, so user code must find no listener.
     listener.close()
     _check_versions(hello, what)
     _check_idmapped(what.spec, pid)
@@ -163,9 +165,9 @@ def start_agent(
 
 
 def prepare(state_dir: Path) -> None:
-    """Make the state directory, which must be ours alone: whoever can rename in it could put an agent of his own there.
+    """Make the state directory. Only this user may write to it: others could replace the agent in it. May be called twice.
 
-    :raises HostTrouble: it can't be made, or is not ours alone.
+    :raises HostTrouble: it can't be made, or another user may write to it.
     """
     with writing_in(state_dir):
         for directory in (state_dir, state_dir / "workloads"):
@@ -179,12 +181,12 @@ def prepare(state_dir: Path) -> None:
 
 
 def remove_container(runtime: ContainerRuntime, id: str, state_dir: Path) -> None:
-    """Never raises: the workload's end is known by now, and must not be hidden behind trouble with what is left of it."""
+    """Remove a container after its workload's end. Never raises, so that a failure doesn't hide how the workload ended."""
     try:
         runtime.remove(id)
     except ContainerRuntimeError as error:
         log.warning("A container could not be removed; it will be tried again", container=id, error=str(error))
-        with suppress(OSError):  # a full disk: without a note it is removed when this worker has ended
+        with suppress(OSError):  # a full disk: without a note, it is removed after this worker's end
             abandon(runtime, id, state_dir=state_dir)
 
 
@@ -215,7 +217,10 @@ def _check_versions(hello: Hello, what: Launch) -> None:
 
 
 def _check_idmapped(spec: ContainerSpec, pid: int) -> None:
-    """A runtime that does not know of idmapped mounts passes them over in silence; the agent alone has run by now."""
+    """Check the container's mounts: a runtime that doesn't know idmapped mounts ignores them silently.
+
+    No user code has run yet.
+    """
     wanted = {mount.target for mount in spec.mounts if mount.idmapped} if spec.user_namespace is not None else set()
     if not wanted:
         return
@@ -223,7 +228,7 @@ def _check_idmapped(spec: ContainerSpec, pid: int) -> None:
         found = mounts(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
     except OSError as error:
         raise ContainerFailed(f"The mounts of process {pid}, the container's first, can't be read: {error}") from error
-    # The last at a place covers the others.
+    # The last mount at a place covers the others.
     options = {mount.point: mount.options for mount in found}
     if missing := sorted(target for target in wanted if "idmapped" not in options.get(target, ())):
         raise ContainerFailed(
@@ -258,10 +263,10 @@ def _silent_container(
 
 
 def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *, deadline: float, doing: str) -> int:
-    """Wait until process 1 has imported Airflow; gives the bytes that it occupies. ``doing`` completes "can't …".
+    """Wait until process 1 has imported Airflow; returns its size in bytes. ``doing`` completes "can't …".
 
-    :raises ContainerFailed: not before ``deadline`` (of ``time.monotonic``), or it ended.
-    :raises ImageInvalid: its Airflow can't be imported.
+    :raises ContainerFailed: it was not ready before ``deadline`` (a time of ``time.monotonic``), or it ended.
+    :raises ImageInvalid: the image's Airflow can't be imported.
     """
     poll = select.poll()
     poll.register(started.connection.fileno(), select.POLLIN)
@@ -272,7 +277,7 @@ def await_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, 
         case {"ready": {"memory": int(memory)}}:
             return memory
         case {"unable": {"why": str(why)}}:
-            _exit_code(started.pending_exit)  # then all that it printed is there
+            _exit_code(started.pending_exit)  # wait for its end, so that all its output is there
             raise ImageInvalid(
                 f"Image {what.spec.image} can't {doing}: {why[:_WHY_LIMIT]}{_printed(runtime, what)}",
                 hint=f"Try `{what.python} -c 'import airflow.dag_processing.processor'` in the image",
@@ -300,13 +305,13 @@ def _exit_code(pending_exit: PendingExit) -> int | None:
 
 
 def _was_killed(code: int | None) -> bool:
-    """By a signal; or its shim was, and nobody knows."""
+    """Whether a signal ended it; also when the code is not known, because its shim was killed."""
     return code is None or code == UNKNOWN_EXIT or 128 < code <= 128 + signal.NSIG
 
 
 def _in_words(code: int | None) -> str:
     if code is None or code == UNKNOWN_EXIT:
-        return "an exit code that nobody knows"
+        return "an unknown exit code"
     return f"exit code {code}"
 
 
@@ -325,5 +330,5 @@ def readable(connection: AgentConnection) -> bool:
 
 
 def named(code: int) -> int:
-    """An exit code as the supervisor wants it: minus a signal's number becomes a ``NegativeSignal``."""
+    """An exit code for the supervisor: minus a signal's number becomes a ``NegativeSignal``."""
     return NegativeSignal(code) if code < 0 and -code in set(signal.Signals) else code

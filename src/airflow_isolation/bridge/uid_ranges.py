@@ -1,7 +1,7 @@
-"""Uids of the host for user namespaces: each image gets its own, under a lock, and none overlap.
+"""Gives each image uids of the host for its user namespace. The ranges never overlap; a lock makes sure of that.
 
-What was given stays given as long as the state directory lives: containers of that image may run, and files belong to
-those uids. ``<state_dir>/uid-ranges.json`` has it.
+An image keeps its uids as long as the state directory exists: its containers may be running, and files may belong to these
+uids. ``<state_dir>/uid-ranges.json`` records them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _LOCK_SECONDS = 10.0
 _ETC = Path("/etc")
 _FILES = ("subuid", "subgid", "passwd", "group")
 
-#: What systemd sets aside for containers (its "Users, Groups, UIDs and GIDs on systemd Systems").
+#: The uids that systemd sets aside for containers (its "Users, Groups, UIDs and GIDs on systemd Systems").
 _OF_CONTAINERS = range(0x80000, 0x70000000)
 
 
 def configured_range(wanted: UidRange | None, *, etc: Path = _ETC) -> UidRange | None:
-    """The range that is set, else the entry of this process's user in /etc/subuid (subuid(5)), else what is free for root.
+    """The range that is set, else the entry of this process's user in /etc/subuid (subuid(5)), else, for root, a free range.
 
-    Free are the uids that systemd sets aside for containers, past everybody of whom files in ``etc`` tell. None for none.
+    Free are the uids that systemd sets aside for containers and that are past all ids in the files of ``etc``. None when
+    there is no range.
     """
     if wanted is not None:
         return wanted if wanted.count else None
@@ -65,28 +66,29 @@ def why_no_range(wanted: UidRange | None) -> str:
     """Why ``configured_range`` gives none, a sentence without its full stop."""
     if wanted is not None:
         return "uid_range is none"
-    return (
-        "there is no uid_range, and /etc/subuid and the like leave no uids of those that are set aside for containers"
-    )
+    return "no uid_range is set, and /etc/subuid and the like leave none of the uids that are set aside for containers"
 
 
 def _free_range(etc: Path, given: Iterable[tuple[str, int, int]]) -> UidRange | None:
     taken = [(first, first + count) for _, first, count in (*given, *_subordinate(etc / "subgid"))]
     taken += [(id, id + 1) for file in ("passwd", "group") for id in _ids(etc / file)]
     begin = max([_OF_CONTAINERS.start, *(end for first, end in taken if first < _OF_CONTAINERS.stop)])
-    # Images keep their uids when somebody is added in the same part.
+    # Rounded up, so that images keep their uids when an account is added within the same block of uids.
     begin = -(-begin // UIDS_OF_AN_IMAGE) * UIDS_OF_AN_IMAGE
     count = _OF_CONTAINERS.stop - begin
     return UidRange(begin, count) if count >= UIDS_OF_AN_IMAGE else None
 
 
 def _has_all_ids() -> bool:
-    """Whether this is the host's root, not that of a container in a user namespace, who has no others to give away."""
+    """Whether this process has all ids, as the host's root.
+
+    Root of a user namespace has only some, and none to give away.
+    """
     return any(line.split() == ["0", "0", "4294967295"] for line in _lines(Path("/proc/self/uid_map")))
 
 
 def _subordinate(path: Path) -> list[tuple[str, int, int]]:
-    """Who has which ids: name, first, count."""
+    """The entries of a file like /etc/subuid: name, first id, count."""
     lines = [line.split(":") for line in _lines(path)]
     return [
         (line[0], int(line[1]), int(line[2]))
@@ -109,14 +111,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:
-    """The first of the uids that belong to an image. The same image always gets the same.
+    """The first of the uids of an image. The same image always gets the same; may be called twice.
 
-    :raises ContainerFailed: all are given away, or the file can't be read or written.
+    :raises ContainerFailed: no uids are left, or the file can't be read or written.
     """
     path = state_dir / "uid-ranges.json"
     prepare(state_dir)
     try:
-        # The file is replaced as a whole: what is in it can be read by all at once.
+        # The file is always replaced as a whole, so it can be read without the lock.
         if (found := _given_from(of, _read(path), image_digest)) is not None:
             return found
         with locked(state_dir / "uid-ranges.lock", end=time.monotonic() + _LOCK_SECONDS):
@@ -125,7 +127,7 @@ def first_uid(image_digest: str, of: UidRange, *, state_dir: Path) -> int:
                 return found
             taken = {first for digest, first in given.items() if digest != image_digest}
             for first in range(of.first, of.first + of.count - UIDS_OF_AN_IMAGE + 1, UIDS_OF_AN_IMAGE):
-                # A range that was set before may have begun elsewhere.
+                # Uids of a range that was set earlier may begin elsewhere.
                 if not any(first - UIDS_OF_AN_IMAGE < other < first + UIDS_OF_AN_IMAGE for other in taken):
                     _write(path, {**given, image_digest: first})
                     return first

@@ -1,8 +1,9 @@
-"""The worker's side of zygotes: find the one for an image or start it, and have it fork into a container.
+"""The worker's side of zygotes: finds or starts the zygote of an image, and has it fork into a container.
 
-A zygote belongs to no worker: the first that needs it starts it, all of the host use it, and it ends by itself. What
-is known of it lies in ``<state_dir>/zygotes/<key>``: its socket, the directory that is mounted into it, who it is. The
-conversation is described in ``agent/zygote.py``.
+A zygote is a process that has imported Airflow and forks a copy of itself for each task. It belongs to no worker: the first
+worker that needs it starts it, all workers of the host use it, and it ends by itself. ``<state_dir>/zygotes/<key>`` has its
+socket, the directory that is mounted into it, and a record of its container and process. ``agent/zygote.py`` describes the
+protocol.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ log = structlog.get_logger(logger_name="airflow_isolation.zygote")
 #: How long a zygote may take for one answer, in seconds. One that takes longer hangs, and is replaced.
 ANSWER_TIMEOUT = 10.0
 
-#: How long a child waits in its container for its work, in seconds: longer than process 1 may take to adopt it.
+#: How long a child waits in its container for its work, in seconds. Process 1 adopts it in less time.
 RELEASE_PATIENCE = 3 * ANSWER_TIMEOUT
 
-#: After a zygote could not be started, workloads start fresh for so many seconds before it is tried again.
+#: Seconds after a failed start of a zygote in which workloads start fresh and no new start is tried.
 RETRY_AFTER = 60.0
 
-#: A zygote that is killed while it starts is started again at once, so many times in all.
+#: How many starts there are in all, without a pause, if a zygote is killed while it starts.
 START_TRIES = 3
 
 _SOCKET = "zygote.sock"
@@ -73,31 +74,31 @@ _RECORD = "record.json"
 _FAILURE = "failure"
 _LOCK = "lock"
 _PACKET_LIMIT = 64 * 1024
-#: In this order a child enters them: with the mount namespace comes another /proc, so it is the last.
+#: The order in which a child enters the namespaces. The mount namespace is last, because it brings another /proc.
 _ENTERED = ("ipc", "uts", "cgroup", "net", "pid", "mnt")
 _CREDENTIALS = struct.Struct("3i")
 
 
 class ZygoteUnavailable(Exception):
-    """Nothing has been forked that runs; the workload can still be started fresh."""
+    """The zygote could not fork, and nothing runs; the workload can still be started fresh."""
 
 
 class ZygoteGone(ZygoteUnavailable):
-    """It died while it was asked. Who asks again gets another one."""
+    """The zygote died during a request. The next request gets another zygote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygotePlan:
-    """What a zygote is made of. Two plans with equal ``key`` may use the same one.
+    """How to start a zygote. Two plans with the same ``key`` share one zygote.
 
     Attributes:
-        launch: its container, whose id is made when it is started, and the environment in which it imports Airflow.
-        user: whose home directory its HOME is, as in ``ContainerSpec.user``.
+        launch: its container (the id is made at its start), and the environment in which it imports Airflow.
+        user: the user that it becomes, whose home directory is its HOME; as in ``ContainerSpec.user``.
         drop: capabilities of its container that it gives up when it becomes ``user``.
-        modules: imported beside Airflow's own, where the image has them.
-        idle, age: seconds until it ends: since the last fork, since its start.
-        forks: after so many it ends.
-        memory: bytes of it, with which it ends.
+        modules: modules to import beside Airflow's own, if the image has them.
+        idle, age: it ends after so many seconds: since the last fork, since its start.
+        forks: it ends after so many forks.
+        memory: it ends when it has so many bytes in memory.
 
     """
 
@@ -114,7 +115,7 @@ class ZygotePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zygote:
-    """One that runs, or did a moment ago."""
+    """A zygote that runs, or did a moment ago."""
 
     container: str
     pid: int
@@ -122,19 +123,19 @@ class Zygote:
 
 
 def zygote_key(*parts: object) -> str:
-    """A name for everything that one zygote can't be shared by two that differ in it."""
+    """A key for ``parts``: workloads that differ in one of them can't share a zygote."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def asking(runtime: ContainerRuntime, plan: ZygotePlan, *, state_dir: Path) -> Iterator[tuple[Zygote, socket.socket]]:
-    """A connection to the plan's zygote, which is started when there is none.
+    """A connection to the plan's zygote. If there is none, one is started.
 
-    Others wait meanwhile, ``start_timeout`` seconds at most: an import takes seconds, but one for each of them would
-    take longer.
+    Other workloads wait meanwhile, at most ``start_timeout`` seconds: the import takes seconds, but an import for each of them
+    would take longer.
 
     :raises ZygoteUnavailable: it can't be started, or couldn't a moment ago.
-    :raises RuntimeUnreachable: the daemon is away.
+    :raises RuntimeUnreachable: the daemon can't be reached.
     """
     directory = zygote_directory(plan, state_dir=state_dir)
     connection = _connected(directory)
@@ -145,12 +146,12 @@ def asking(runtime: ContainerRuntime, plan: ZygotePlan, *, state_dir: Path) -> I
 
 
 def zygote_directory(plan: ZygotePlan, *, state_dir: Path) -> Path:
-    """Where the plan's zygote is, or will be."""
+    """The directory of the plan's zygote, which may not exist yet."""
     return state_dir / "zygotes" / plan.key
 
 
 def connect_again(key: str, *, state_dir: Path) -> socket.socket:
-    """A connection to the zygote of that key; none is started.
+    """A connection to the zygote with this key. Never starts one.
 
     :raises ZygoteUnavailable: there is none.
     """
@@ -161,10 +162,10 @@ def connect_again(key: str, *, state_dir: Path) -> socket.socket:
 
 
 def _connected(directory: Path) -> socket.socket | None:
-    """None when there is no zygote, or a dead one."""
+    """A connection to the zygote of a directory; None when there is none, or it is dead."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # Who sends a message is then told by the kernel. Before the connection: none may come without it.
+        # With this the kernel names the sender of each message. Set before connecting, so that it holds for all messages.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         connection.settimeout(ANSWER_TIMEOUT)
         with address_of(directory / _SOCKET) as address:
@@ -201,7 +202,8 @@ def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> so
             except RuntimeUnreachable:
                 raise
             except (IsolationError, OSError) as error:
-                # A full disk may have room at any time. Somebody who goes on killing must not have an import from each of us.
+                # No note for a full disk, which may have room again at any time. But if something keeps killing zygotes, not
+                # every worker shall pay for another import.
                 if isinstance(error, ContainerKilled) or not isinstance(error, HostTrouble):
                     (directory / _FAILURE).write_text(str(error))
                 raise ZygoteUnavailable(f"no zygote could be started: {error}") from error
@@ -231,9 +233,9 @@ def _start_again_when_killed(runtime: ContainerRuntime, plan: ZygotePlan, state_
 
 @contextmanager
 def alone_in(directory: Path, *, end: float) -> Iterator[None]:
-    """Hold the directory of a zygote, which is made when it is missing: only its holder starts or removes one.
+    """Lock the directory of a zygote for a block, and make it if it is missing. Only its holder starts or removes a zygote.
 
-    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
+    :raises TimeoutError: others held it until ``end``, a time of ``time.monotonic``.
     :raises OSError: it can't be made.
     """
     with ExitStack() as held:
@@ -250,7 +252,7 @@ def _lock(directory: Path, end: float, held: ExitStack) -> bool:
             descriptor = taken.enter_context(locked(directory / _LOCK, end=end))
         except FileNotFoundError:
             return False
-        # Who waited may have waited for a prune, and have the lock of a directory that is gone.
+        # If we waited for a prune, we now hold the lock of a directory that is gone.
         if not os.fstat(descriptor).st_nlink:
             return False
         held.push(taken.pop_all())
@@ -258,7 +260,7 @@ def _lock(directory: Path, end: float, held: ExitStack) -> bool:
 
 
 def is_alive(directory: Path) -> bool:
-    """Whether somebody listens there. One that hangs lives, until a workload finds that it does not answer."""
+    """Whether a zygote listens there. One that hangs counts as alive, until a workload gets no answer from it."""
     try:
         connection = _connected(directory)
     except ZygoteUnavailable:
@@ -269,7 +271,7 @@ def is_alive(directory: Path) -> bool:
 
 
 def zygote_of(directory: Path) -> str:
-    """The container of the zygote that was last started in a directory; empty when none is known."""
+    """The container's id of the zygote that was last started in a directory; empty when none is known."""
     try:
         return _recorded(directory).container
     except ZygoteUnavailable:
@@ -277,7 +279,7 @@ def zygote_of(directory: Path) -> str:
 
 
 def seems_dead(directory: Path) -> bool:
-    """Whether nobody starts a zygote there, and the process of the last one is gone. No zygote is asked."""
+    """Whether the last zygote's process is gone and no worker is starting another. No zygote is asked."""
     try:
         with alone_in(directory, end=time.monotonic()):
             return not Path(f"/proc/{_recorded(directory).pid}").exists()
@@ -288,7 +290,7 @@ def seems_dead(directory: Path) -> bool:
 
 
 def failed_lately(directory: Path) -> bool:
-    """Whether a zygote could not be started there, and it is not to be tried again yet."""
+    """Whether a start failed there, and its pause is not over yet."""
     try:
         return time.time() - (directory / _FAILURE).stat().st_mtime < RETRY_AFTER
     except FileNotFoundError:
@@ -306,7 +308,8 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
     began = time.monotonic()
     spec = plan.launch.spec
     spec = replace(spec, labels={**spec.labels, labels.DIRECTORY: str(directory.absolute())})
-    # Of a plan there may be several zygotes, one after the other, and the removal of one may be due when the next begins.
+    # A plan may have several zygotes, one after the other, and the last one's removal may still be due, so each has its
+    # own id.
     what = replace(plan.launch, id=new_container_id("zygote"), spec=spec)
     mounted = directory / what.id
     unfinished = directory / _UNFINISHED
@@ -327,11 +330,11 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
             limits={"idle": plan.idle, "age": plan.age, "forks": plan.forks, "memory": plan.memory},
             listener=listener,
         )
-        # A record before the answer: should this worker die now, the next one finds the container by it.
+        # The record is written before the answer: if this worker dies now, the next one finds the container by it.
         record = {"container": what.id, "pid": started.container.pid}
         (directory / _RECORD).write_text(json.dumps(record))
         await_ready(runtime, what, started, deadline=began + what.start_timeout, doing="be forked from")
-        # Only now: who connected to one that still imports would take it for one that hangs.
+        # Listen only now: a worker that connects during the import would take the zygote for one that hangs.
         unfinished.rename(directory / _SOCKET)
         undo.pop_all()
     log.info(
@@ -343,9 +346,9 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
 
 
 def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path) -> None:
-    """Take away the zygote of a directory, dead or alive, and what is known of it. Running workloads don't need it.
+    """Remove the zygote of a directory, dead or alive, and its files. Running workloads don't need it. May be called twice.
 
-    A container that the runtime does not remove now keeps nobody from starting another: the next prune does it.
+    If the runtime fails to remove the container, another zygote can start all the same; the next prune removes it.
     """
     for name in (_SOCKET, _UNFINISHED):
         (directory / name).unlink(missing_ok=True)
@@ -357,13 +360,13 @@ def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path
 
 
 def replace_hung(runtime: ContainerRuntime, zygote: Zygote, *, state_dir: Path) -> None:
-    """Remove a zygote that does not answer; the next workload starts another. Trouble is logged."""
+    """Remove a zygote that does not answer; the next workload starts another. A failure is logged."""
     try:
         with alone_in(zygote.directory, end=time.monotonic()):
             if _recorded(zygote.directory) == zygote:
                 remove_zygote(runtime, zygote.directory, state_dir=state_dir)
     except TimeoutError:
-        return  # who holds it removes or replaces that zygote
+        return  # another worker holds the lock, and removes or replaces the zygote
     except (OSError, ZygoteUnavailable) as error:
         log.warning("A zygote that does not answer could not be removed", container=zygote.container, error=str(error))
 
@@ -371,15 +374,15 @@ def replace_hung(runtime: ContainerRuntime, zygote: Zygote, *, state_dir: Path) 
 def fork_into(
     connection: socket.socket, pid: int, *, id: str, spec: ContainerSpec, patience: float = RELEASE_PATIENCE
 ) -> int:
-    """Have the zygote fork into the container whose first process is ``pid``; gives the child's pid in there.
+    """Have the zygote fork into the container whose first process is ``pid``; returns the child's pid in the container.
 
-    The child then waits for ``release``, ``patience`` seconds long, and ends when the last copy of ``connection`` is
-    closed before. What it has become is compared with the container's first process: nobody's word is taken for it.
+    The child then waits for ``release``, at most ``patience`` seconds. It ends when the last copy of ``connection`` is closed
+    before that. The kernel is asked what the child has become, and that is compared with the container's first process.
 
-    :raises ZygoteUnavailable: in words; nothing runs.
-    :raises ZygoteGone: so, and it, or its child, has died.
-    :raises IsolationError: what the container's first process is can't be read, or not be made again.
-    :raises TimeoutError: the zygote, or its child, does not answer: it hangs.
+    :raises ZygoteUnavailable: the fork failed, for the reason given; nothing runs.
+    :raises ZygoteGone: it failed because the zygote or its child has died.
+    :raises IsolationError: the container's first process can't be read, or a process like it can't be made.
+    :raises TimeoutError: the zygote or its child does not answer: it hangs.
     """
     first_id = spec.user_namespace.first if spec.user_namespace else 0
     one = read_process_one(pid, uid_base=first_id)
@@ -387,7 +390,7 @@ def fork_into(
     becoming = {
         "process": {
             **one.as_message(seccomp=program, seccomp_flags=flags),
-            # runc's name for the one that process 1 has; another for each task would soon be too many for one user.
+            # runc's name for the keyring of process 1. With a new keyring for each task, one user would soon have too many.
             "keyring": f"_ses.{id}",
         },
         "environment": one.environment,
@@ -396,10 +399,10 @@ def fork_into(
     try:
         ask_to_fork(connection, pid)
         forked = _answer(connection, "forked")
-        # It may have ended, and its number be somebody else's by now.
+        # The child may have ended, and its pid may be another process's by now.
         _check_namespace(pid, forked, "user")
         join_cgroups_of(pid, forked)
-        # Who is in the host's network with a user namespace may not enter it again.
+        # In a user namespace, a process in the host's network may not enter it again, so the child must not try.
         becoming["network"] = not _share_namespace(pid, forked, "net")
         connection.send(json.dumps({"go": becoming}).encode())
         child = _answer(connection, "entered")
@@ -416,11 +419,11 @@ def fork_into(
 
 
 def ask_to_fork(connection: socket.socket, pid: int) -> None:
-    """The first message to a zygote, with the namespaces of process ``pid``.
+    """Send the first message to a zygote, with the namespaces of process ``pid``.
 
-    They are opened here: the zygote would need CAP_SYS_PTRACE for that, and could then trace its own children.
+    They are opened here. To open them itself, the zygote would need CAP_SYS_PTRACE, and could then trace its own children.
 
-    :raises OSError: the process is gone, or the zygote.
+    :raises OSError: the process or the zygote is gone.
     """
     with ExitStack() as opened:
         descriptors = []
@@ -431,7 +434,7 @@ def ask_to_fork(connection: socket.socket, pid: int) -> None:
 
 
 def _filter(spec: ContainerSpec, one: ProcessOne) -> tuple[bytes, int]:
-    """The seccomp filter that the container's runtime has made, empty for none, and the flags to load it with."""
+    """The same seccomp filter as the container's runtime made, empty for none, and the flags to load it with."""
     profile = load_profile(spec.seccomp)
     if profile is None:
         return b"", 0
@@ -440,9 +443,9 @@ def _filter(spec: ContainerSpec, one: ProcessOne) -> tuple[bytes, int]:
 
 
 def compile_default_filter() -> None:
-    """Make the filter of a container that asks for nothing special ready, for this process and those that it forks.
+    """Compile the default filter now, for this process and those that it forks. May be called twice.
 
-    :raises IsolationError: it can't be made.
+    :raises IsolationError: it can't be compiled.
     """
     profile = load_profile(DEFAULT)
     if profile is not None:
@@ -464,7 +467,10 @@ def _compiled(resolved: str) -> bytes:
 
 
 def _check_namespaces(model: int, pid: int) -> None:
-    """:raises ZygoteUnavailable: a process is not in the same namespaces and cgroups as another."""
+    """Check that process ``pid`` is in the same namespaces and cgroups as process ``model``.
+
+    :raises ZygoteUnavailable: it is not.
+    """
     for kind in (*_ENTERED, "user"):
         _check_namespace(model, pid, kind)
     if paths_of_process(model) != paths_of_process(pid):
@@ -483,7 +489,7 @@ def _check_namespace(model: int, pid: int, kind: str) -> None:
 def release(
     connection: socket.socket, *, environment: Mapping[str, str], purpose: str, channels: Sequence[Open]
 ) -> None:
-    """Let the child run. Of one that has died the container's process 1 tells, as of any workload's end.
+    """Send the child its work. If the child has died, the container's process 1 reports it, as any workload's end.
 
     :raises ContainerFailed: the environment is too large for one packet.
     :raises HostTrouble: the kernel can't send it now.
@@ -498,16 +504,16 @@ def release(
 
 
 def has_hung_up(connection: socket.socket) -> bool:
-    """Whether the zygote, or the child, at the other end is gone."""
+    """Whether the zygote or child at the other end is gone."""
     poll = select.poll()
     poll.register(connection, select.POLLHUP)
     return bool(poll.poll(0))
 
 
 def end_stragglers(cgroup: Path | None) -> None:
-    """What a zygote forked and what did not become the workload; it may be outside of the container, whose end is not its own.
+    """Kill processes that a zygote forked and that did not become the workload: they may outlive the container.
 
-    Trouble is logged. Without a ``cgroup`` of the container's own nothing is done.
+    A failure is logged. Without a ``cgroup`` of the container's own, nothing is done. May be called twice.
     """
     if cgroup is None:
         return
@@ -518,7 +524,7 @@ def end_stragglers(cgroup: Path | None) -> None:
 
 
 def _answer(connection: socket.socket, expected: str) -> int:
-    """The pid, in our pid namespace, of the process that gave the expected answer."""
+    """Wait for the expected answer; returns the pid, in our pid namespace, of the process that sent it."""
     packet, ancillary, _, _ = connection.recvmsg(_PACKET_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size))
     if not packet:
         raise ZygoteGone("the zygote hung up")

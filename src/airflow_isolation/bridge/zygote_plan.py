@@ -1,4 +1,4 @@
-"""The zygote of a task: what it is made of, and who may share it."""
+"""The zygote of a task: which container it has, and which tasks may share it (docs/glossary.md)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from airflow_isolation.container_spec import Mount
     from airflow_isolation.settings.effective import EffectiveSettings
 
-#: What it takes to enter a container and to become its user. In a user namespace it is worth nothing on the host.
+#: The capabilities for entering a container and becoming its user. In a user namespace they give no rights on the host.
 _CAPABILITIES: Final = frozenset({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP"})
 
-#: Airflow may lie in a home that is closed to root, who looks for it. Worth something only to files whose owners the
-#: namespace has; dropped with root.
+#: Root looks for Airflow, which may lie in a home that is closed to root. This capability counts only for files whose owners
+#: are in the namespace. It is dropped together with root.
 _UNTIL_IT_IS_THE_USER: Final = frozenset({"DAC_READ_SEARCH"})
 
-#: The zygote forks three processes for each workload, of which two end at once.
+#: The zygote forks three processes for each workload; two of them end at once.
 _PIDS: Final = 1024
 
-#: The least that an author's start_timeout gives a zygote, in seconds: the default of it.
+#: The shortest start_timeout for a zygote, in seconds, even if an author sets less: the setting's default.
 _PATIENCE: Final = 60.0
 
 
@@ -46,12 +46,12 @@ def zygote_plan(
     settings_digest: str,
     client: str = "",
 ) -> ZygotePlan:
-    """What the zygote of a task is made of.
+    """The plan for a task's zygote.
 
     :param environment: Airflow's configuration as every task of this worker gets it.
     :param mounts: the directories of the local settings and the plugins.
-    :param settings_digest: what tells one state of these from another.
-    :param client: whose zygote it is, where workers of different users ask for some; they share none.
+    :param settings_digest: a digest of their files.
+    :param client: the worker's user, where workers of several users ask; each user has zygotes of its own.
     """
     spec = _zygote_spec(task.spec, mounts, settings, decision)
     return ZygotePlan(
@@ -95,14 +95,14 @@ def zygote_plan(
 def _zygote_spec(
     task: ContainerSpec, mounts: tuple[Mount, ...], settings: EffectiveSettings, decision: StartDecision
 ) -> ContainerSpec:
-    # Every field is named: what a task may have besides is not its zygote's.
+    # Every field is set here explicitly, so that a zygote gets nothing of a task by accident.
     return ContainerSpec(
         image=task.image,
         argv=(),
         env=zygote_environment(settings, privileged=decision.user_namespace is None),
         labels={labels.PURPOSE: "zygote"},
         mounts=mounts,
-        # The agent begins as root, and takes on the workload's user before it imports anything of the image.
+        # The agent starts as root, and becomes the workload's user before it imports anything of the image.
         user="0:0",
         allow_root=True,
         working_dir="/",
@@ -121,13 +121,13 @@ def _zygote_spec(
 
 
 def _start_timeout(settings: EffectiveSettings) -> float:
-    """An author who has no patience must not be the one for whom a zygote fails that others share."""
+    """The zygote's start_timeout: tasks of several authors share it, so one author's short timeout must not fail it."""
     wanted = settings.start_timeout
     return max(wanted, _PATIENCE) if settings.origins["start_timeout"].author else wanted
 
 
 def _network(task: ContainerSpec, decision: StartDecision) -> str:
-    """From a user namespace nobody may enter the host's network: who forks into it must be there."""
+    """The zygote's network. From a user namespace no process can enter the host's network, so the zygote must be in it."""
     return "host" if decision.user_namespace is not None and task.network == "host" else "none"
 
 

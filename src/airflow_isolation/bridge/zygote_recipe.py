@@ -1,8 +1,8 @@
-"""What a zygote may be made of, by who wrote it.
+"""Which settings a zygote may be made of, depending on who wrote them.
 
-A zygote with privilege on the host is made of administrators' settings and of the image alone: no word of a DAG's
-author is in its environment, its arguments, its user or its capabilities. A zygote in a user namespace is nobody on the
-host, so it may be made of what authors wrote, too.
+A zygote with privilege on the host is made of the administrator's settings and the image only. Nothing that a DAG's author
+wrote is in its environment, its arguments, its user or its capabilities. A zygote in a user namespace has no rights on the
+host, so authors' settings are allowed there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_isolation.settings.effective import EffectiveSettings
 
-#: Variables of these names are read when Python starts or a library is imported: what a fork inherits from its zygote.
+#: Variables that are read when Python starts or a library is imported. A fork inherits the effect from its zygote.
 READ_AT_IMPORT: Final = (
     "PYTHON",
     "AIRFLOW",
@@ -32,19 +32,19 @@ READ_AT_IMPORT: Final = (
     "SQLALCHEMY_",
 )
 
-# What else of a workload its zygote has, too.
+# The other settings of a workload that its zygote has too.
 _SHARED: Final = ("python", "timezone", "run_as_user", "capabilities", "seccomp_profile")
 
 
 def authors_part(settings: EffectiveSettings) -> tuple[str, ...]:
-    """The settings that a zygote of this workload would need, and that the DAG's author wrote, with the place of each."""
+    """The settings that a zygote of this workload needs and that the DAG's author wrote, each with its place."""
     return tuple(f"{name} ({settings.origins[name]})" for name in _needed(settings) if settings.origins[name].author)
 
 
 def zygote_environment(settings: EffectiveSettings, *, privileged: bool) -> Mapping[str, str]:
-    """What the zygote gets of the variables that are set for the workload.
+    """The variables of the workload that its zygote gets.
 
-    A zygote that is ``privileged`` on the host gets the administrator's alone, whatever their names are good for.
+    A zygote that is ``privileged`` on the host gets only those that the administrator set, whatever their names.
     """
     return MappingProxyType(
         {

@@ -1,4 +1,4 @@
-"""cgroup v2, explicit: one module for each controller, the tree of workloads, and what the counters say.
+"""cgroup v2, explicit: one module for each controller, the tree of the workloads' cgroups, and what the counters say.
 
     hierarchy = find_hierarchy(Path("/sys/fs/cgroup"))
     tree = find_tree(hierarchy, "airflow")                       # raises NotUnified on a v1 or hybrid host

@@ -1,6 +1,6 @@
-"""A container's cgroups where it has one in each hierarchy, all of the same path: on a host with v1.
+"""A container's cgroups on a host with cgroup v1: one in each hierarchy, all with the same path.
 
-The runtime makes them and removes them. When it, its shim and the daemon died half way nobody else does.
+The runtime makes and removes them. This module removes what is left when runtime, shim and daemon died half way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 0.01
 
 
 def names_below(parent: str) -> frozenset[str]:
-    """The names of the cgroups directly below ``parent``, in whichever hierarchy. Nothing there is no error."""
+    """The names of the cgroups directly below ``parent``, in all hierarchies together. A missing parent is no error."""
     found: set[str] = set()
     for mounted in _hierarchies():
         name = mounted.name(f"/{parent}")
@@ -40,7 +40,7 @@ def names_below(parent: str) -> frozenset[str]:
 
 
 class SameName:
-    """The cgroups ``name`` below ``parent`` that there are now, open: what is made anew at their paths is another."""
+    """The cgroups ``name`` below ``parent``, opened now. Cgroups that are made later at these paths are not touched."""
 
     def __init__(self, parent: str, name: str) -> None:
         self.path = f"/{parent}/{name}"
@@ -61,7 +61,7 @@ class SameName:
         return bool(self._levels)
 
     def below(self) -> frozenset[str]:
-        """The names of the cgroups directly in them."""
+        """The names of the cgroups directly below these."""
         found: set[str] = set()
         for _, cgroup in self._levels:
             with suppress(CgroupGone):
@@ -69,10 +69,10 @@ class SameName:
         return frozenset(found)
 
     def remove(self, seconds: float) -> None:
-        """End every process in them, and those that they fork meanwhile, and remove them. Gone already is success.
+        """End every process in them, and those that they fork meanwhile, and remove them. Success if they are gone already.
 
-        :raises CgroupBusy: its processes don't end within ``seconds``, or are not in our pid namespace.
-        :raises CgroupError: with the kernel's reason.
+        :raises CgroupBusy: the processes don't end within ``seconds``, or are not in our pid namespace.
+        :raises CgroupError: the kernel refused; the error has its reason.
         """
         deadline = time.monotonic() + seconds
         while self._kill():
@@ -97,11 +97,11 @@ class SameName:
         self.close()
 
     def _kill(self) -> bool:
-        """Whether there was somebody."""
+        """Send SIGKILL to all processes, and tell whether there were any."""
         found = False
         for _, cgroup in self._levels:
             for each in _with_those_below(cgroup):
-                # What the freezer holds does not die of a signal on v1.
+                # On v1 a frozen process does not die of a signal, so it is thawed first.
                 if each.has("freezer.state"):
                     with suppress(CgroupGone):
                         each.write("freezer.state", "THAWED")
@@ -121,7 +121,7 @@ def _kill_members(cgroup: Cgroup) -> bool:
             with suppress(ProcessLookupError):
                 held = os.pidfd_open(pid)
                 try:
-                    # Held, the number can't be given to another process.
+                    # While the pidfd is open, the kernel gives the pid to no other process.
                     if pid in members(cgroup):
                         signal.pidfd_send_signal(held, signal.SIGKILL)
                 finally:
@@ -144,7 +144,7 @@ def _remove(level: Cgroup, cgroup: Cgroup, deadline: float) -> None:
         except CgroupGone:
             return
         except CgroupBusy:
-            # The kernel may not yet be done with what has just ended.
+            # The kernel may still be cleaning up processes that have just ended.
             if time.monotonic() >= deadline:
                 raise
         else:
@@ -153,7 +153,7 @@ def _remove(level: Cgroup, cgroup: Cgroup, deadline: float) -> None:
 
 
 def _with_those_below(cgroup: Cgroup) -> Iterator[Cgroup]:
-    """The cgroup, then those in it, each before those below it. They are open until the next one is asked for."""
+    """The cgroup, then all below it, parents first. Each is open until the next one is asked for."""
     yield cgroup
     waiting = [""]
     while waiting:
@@ -166,7 +166,7 @@ def _with_those_below(cgroup: Cgroup) -> Iterator[Cgroup]:
 
 @cache
 def _hierarchies() -> tuple[Mounted, ...]:
-    """One for each hierarchy: controllers that are mounted together are one, and a host's mounts of cgroups don't change."""
+    """One mount for each hierarchy; controllers that are mounted together share one. Cached: these mounts don't change."""
     found: dict[frozenset[str], Mounted] = {}
     try:
         mountinfo = Path("/proc/self/mountinfo").read_text()
@@ -175,7 +175,7 @@ def _hierarchies() -> tuple[Mounted, ...]:
     for mount in mounts("\n".join(line for line in mountinfo.splitlines() if " - cgroup" in line)):
         if mount.kind in ("cgroup", "cgroup2"):
             hierarchy = mount.super_options | {mount.kind}
-            # Where one is mounted at several places, that which shows the most.
+            # When one is mounted at several places, take the mount that shows the largest part.
             if hierarchy not in found or len(mount.root) <= len(found[hierarchy].root):
                 found[hierarchy] = Mounted(Path(mount.point), mount.root)
     return tuple(found.values())

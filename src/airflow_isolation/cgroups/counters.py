@@ -1,7 +1,7 @@
-"""The counters of one container, whichever cgroups this host has: v2, v1, or some controllers of each.
+"""The counters of one container, on any host: with cgroup v2, with v1, or with some controllers of each.
 
-They are found by the container's first process, or by the path that its cgroups have, and stay open: what the kernel
-has counted can be read as long as the directory exists, also when nobody is left in it.
+They are found by the container's first process, or by the path of its cgroups. They stay open, so that they can be read
+as long as the directory exists, even without a process in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: How /proc/PID/cgroup calls v2.
+#: The name of v2 in /proc/PID/cgroup.
 UNIFIED: Final = ""
 _V1: Final = ("memory", "cpuacct", "cpu", "pids", "blkio")
 _PROC: Final = Path("/proc")
@@ -34,13 +34,13 @@ _PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """A mount of cgroups; ``root`` is the cgroup that is seen at ``point``."""
+    """A mount of a cgroup hierarchy; ``root`` is the cgroup that appears at ``point``."""
 
     point: Path
     root: str
 
     def name(self, path: str) -> str | None:
-        """A cgroup's name below ``point``; None where it can't be seen there, and for ``point`` itself, which is more."""
+        """A cgroup's name below ``point``. None when it can't be seen there, and for ``point`` itself, which holds more."""
         root = self.root.rstrip("/")
         if not path.startswith(f"{root}/") or "/../" in f"{path}/":
             return None
@@ -55,13 +55,13 @@ class CgroupMounts:
 
 
 def find_mounts(proc: Path = _PROC) -> CgroupMounts:
-    """Look at this host. No cgroups at all is no error."""
+    """Look at this host. A host without cgroups is no error."""
     try:
         mountinfo = (proc / "self/mountinfo").read_text()
     except OSError:
         return CgroupMounts()
     found = {}
-    # Every container of the host has a mount here, and this is read for every task.
+    # Parse only these lines: the host has a mount for every container, and this runs for every task.
     of_cgroups = "\n".join(line for line in mountinfo.splitlines() if " - cgroup" in line)
     for mount in mounts(of_cgroups):
         if mount.kind == "cgroup2":
@@ -73,12 +73,12 @@ def find_mounts(proc: Path = _PROC) -> CgroupMounts:
 
 
 class Counters:
-    """Open cgroups of one container. Nothing here raises for what is gone or can't be read: it is None then."""
+    """Open cgroups of one container. What is gone or can't be read is None; no method raises for it."""
 
     def __init__(self, cgroups: Mapping[str, Cgroup], tree: Tree | None = None) -> None:
-        """``cgroups`` are this object's to close: of v1 by controller, or of v2 under the name ``""``.
+        """``cgroups``: v1's by controller, or v2's under the name ``""``. This object closes them.
 
-        ``tree``: the one that the container's own directory is in, where it is of our making.
+        ``tree``: the tree that holds the container's directory, if we made that directory.
         """
         self._cgroups = dict(cgroups)
         self._tree = tree
@@ -89,12 +89,12 @@ class Counters:
 
     @property
     def name(self) -> str:
-        """The directory's name, by which the kernel's log knows the container; "" when there is none."""
+        """The directory's name, which the kernel's log uses for the container; "" when there is none."""
         cgroup = self._cgroups.get("memory") or self._cgroups.get(UNIFIED)
         return cgroup.name.rpartition("/")[2] if cgroup else ""
 
     def read(self) -> Statistics | None:
-        """All of them, now."""
+        """All counters, as they are now."""
         try:
             unified = self._cgroups.get(UNIFIED)
             return read_statistics(unified) if unified else self._read_v1()
@@ -112,7 +112,9 @@ class Counters:
             return None
 
     def memory_sample(self) -> MemorySample | None:
-        """For ``attribute``; nothing had happened when the container was made."""
+        """The sample for ``attribute`` now. (For one at the container's start, ``attribute`` takes that nothing had
+        happened.)
+        """
         try:
             unified, held = self._cgroups.get(UNIFIED), self._cgroups.get("memory")
             if unified and self._tree:
@@ -142,9 +144,10 @@ class Counters:
         self.close()
 
     def _sample_of_the_kernels_log(self) -> MemorySample | None:
-        """A scope goes as soon as nobody is in it, and its counters with it: who was killed, the log still knows.
+        """The sample when the cgroup is gone: systemd removes an empty scope at once, and its counters with it.
 
-        None when it knows of nobody. The peak is not known: what was last seen is too old.
+        The kernel's log still tells who was killed; None when it names nobody. The peak is not known: the last one seen is
+        too old.
         """
         last, name = self._last_sample, self.name
         victims = read_victims(name) if last is not None and name else ()
@@ -175,7 +178,7 @@ def counters_of_process(pid: int, mounts: CgroupMounts | None = None, *, proc: P
 
 
 def paths_of_process(pid: int, *, proc: Path = _PROC) -> Mapping[str, str]:
-    """The cgroups of a process by controller, that of v2 under the name ``""``; empty when the process is gone."""
+    """The paths of a process's cgroups by controller, v2's under the name ``""``; empty when the process is gone."""
     try:
         lines = (proc / str(pid) / "cgroup").read_text().splitlines() if pid > 0 else []
     except OSError:
@@ -185,13 +188,13 @@ def paths_of_process(pid: int, *, proc: Path = _PROC) -> Mapping[str, str]:
 
 
 def counters_at(path: str, mounts: CgroupMounts) -> Counters:
-    """The counters of the container that has the same path in every hierarchy, as runtimes make them."""
+    """The counters of the container whose cgroups have this path in every hierarchy, as runtimes make them."""
     return _opened(dict.fromkeys((UNIFIED, *_V1), path), mounts)
 
 
 def _opened(paths: Mapping[str, str], mounts: CgroupMounts) -> Counters:
     here = mounts.by_controller
-    # On a hybrid host v2 has nothing to tell of a container.
+    # On a hybrid host v2 has no counters of a container.
     wanted = _V1 if "memory" in here or UNIFIED not in here else (UNIFIED,)
     cgroups: dict[str, Cgroup] = {}
     tree = None
@@ -202,7 +205,7 @@ def _opened(paths: Mapping[str, str], mounts: CgroupMounts) -> Counters:
             if mounted is None or name is None:
                 continue
             if controller == UNIFIED and (ours := directory_around(name)):
-                # It outlives the runtime's own.
+                # Our directory stays when the runtime's own is removed.
                 root, name = ours
                 tree = Tree(mount=mounted.point, root=root)
             try:

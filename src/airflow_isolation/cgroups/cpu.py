@@ -12,7 +12,7 @@ from airflow_isolation.cgroups.errors import ValueRefused
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
 
-# Microseconds. The kernel's own period; its least quota (kernel/sched/core.c, min_cfs_quota_period) is 1 ms.
+# Microseconds. The kernel's default period; its smallest quota (kernel/sched/core.c, min_cfs_quota_period) is 1 ms.
 _PERIOD = 100_000
 _LEAST_QUOTA = 1_000
 MIN_CPUS = _LEAST_QUOTA / _PERIOD
@@ -33,7 +33,7 @@ class Cpu:
 class CpuStat:
     """Seconds of CPU time since the cgroup was made, all below it included.
 
-    ``throttled`` is the time that its processes had to wait for the limit, and ``limit`` the limit in cores.
+    ``throttled`` is how long its processes had to wait because of the limit; ``limit`` is the limit in cores.
     """
 
     usage: float
@@ -46,9 +46,9 @@ class CpuStat:
 
 
 def set(cgroup: Cgroup, cpu: Cpu) -> None:
-    """Write what is set.
+    """Write the fields that are set. May be called twice.
 
-    :raises ValueRefused: out of range, by name; or the kernel's own reason.
+    :raises ValueRefused: a value is out of range (the error names it), or the kernel refused it.
     """
     check(cpu)
     if cpu.weight is not None:
@@ -56,12 +56,15 @@ def set(cgroup: Cgroup, cpu: Cpu) -> None:
     if cpu.cpus is not None:
         cgroup.write("cpu.max", f"{MAX if cpu.cpus == MAX else round(cpu.cpus * _PERIOD)} {_PERIOD}")
     if cpu.burst is not None:
-        # After the quota, which it may not exceed.
+        # After the quota, because the burst may not be larger.
         cgroup.write("cpu.max.burst", str(round(cpu.burst * 1e6)))
 
 
 def check(cpu: Cpu) -> None:
-    """:raises ValueRefused: a value that the kernel would refuse."""
+    """Check without writing.
+
+    :raises ValueRefused: the kernel would refuse a value.
+    """
     if cpu.cpus is not None and cpu.cpus != MAX and not (math.isfinite(cpu.cpus) and MIN_CPUS <= cpu.cpus <= MAX_CPUS):
         raise ValueRefused(f"cpus is {cpu.cpus:g}", hint=f"Give cores, {MIN_CPUS} to {MAX_CPUS}")
     if cpu.weight is not None and not MIN_WEIGHT <= cpu.weight <= MAX_WEIGHT:
@@ -71,8 +74,11 @@ def check(cpu: Cpu) -> None:
 
 
 def stat(cgroup: Cgroup) -> CpuStat:
-    """:raises CgroupGone: the cgroup has been removed."""
-    # There without the controller too, which adds only what the limit does.
+    """What cpu.stat and cpu.max say now.
+
+    :raises CgroupGone: the cgroup has been removed.
+    """
+    # cpu.stat is there without the controller too, which adds only the figures on throttling.
     counters = flat_keyed(cgroup.read("cpu.stat"))
     return CpuStat(
         usage=counters.get("usage_usec", 0) / 1e6,
@@ -86,7 +92,7 @@ def stat(cgroup: Cgroup) -> CpuStat:
 
 
 def limits(cgroup: Cgroup) -> Cpu:
-    """What holds now; a field is None where the controller is not enabled."""
+    """The values that hold now; a field is None where the controller is not enabled."""
     quota, weight = cgroup.read_if_there("cpu.max"), limit_or_none(cgroup.read_if_there("cpu.weight"))
     return Cpu(cpus=None if quota is None else parse_limit(quota) or MAX, weight=weight)
 

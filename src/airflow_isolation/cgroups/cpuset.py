@@ -24,14 +24,14 @@ class Cpuset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpusetStat:
-    """What is granted in the end: the cgroups above may grant less than is asked for."""
+    """What the cgroup really gets: the cgroups above it may allow less than it asks for."""
 
     cpus: frozenset[int]
     mems: frozenset[int]
 
 
 def set(cgroup: Cgroup, cpuset: Cpuset) -> None:
-    """Write what is set.
+    """Write the fields that are set. May be called twice.
 
     :raises ValueRefused: not a list of numbers, or processors that this host does not have.
     """
@@ -43,14 +43,17 @@ def set(cgroup: Cgroup, cpuset: Cpuset) -> None:
 
 
 def check(cpuset: Cpuset) -> None:
-    """:raises ValueRefused: not a list of numbers. Empty is refused too: to the kernel it is no limit at all."""
+    """Check without writing.
+
+    :raises ValueRefused: not a list of numbers. Empty is refused too: for the kernel it means no limit.
+    """
     for name, value in (("cpuset", cpuset.cpus), ("cpuset memory nodes", cpuset.mems)):
         if value is not None and not (_LIST.fullmatch(value) and _numbers_grow(value)):
             raise ValueRefused(f"{name} is {value!r}", hint="Give numbers and ranges such as 0-3,8")
 
 
 def stat(cgroup: Cgroup) -> CpusetStat | None:
-    """None where the controller is not enabled.
+    """The processors and memory nodes now; None where the controller is not enabled.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -59,7 +62,7 @@ def stat(cgroup: Cgroup) -> CpusetStat | None:
 
 
 def parse_list(content: str) -> frozenset[int]:
-    r"""The kernel's list format.
+    r"""Numbers in the kernel's list format.
 
     >>> sorted(parse_list("0-2,8\n"))
     [0, 1, 2, 8]

@@ -1,7 +1,7 @@
 """One cgroup: an open directory of the cgroup file system, whose files are read and written by name.
 
-The directory is opened so that no path can lead out of the mount, and it is made sure that it is in cgroup v2. Its
-files are then opened through its descriptor: a path is resolved once, and what is written can't reach another place.
+The directory is opened so that no path can lead out of the mount, and is checked to be in cgroup v2. Its files are then
+opened through its descriptor. So a path is resolved only once, and a write can't reach another place.
 
 Source for all files of this package: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# In a limit: the kernel's word for none. A field that is None is left as it is.
+# The kernel's word for "no limit". (A field that is None is left as it is.)
 Max = Literal["max"]
 MAX: Max = "max"
 
 SUBTREE_CONTROL = "cgroup.subtree_control"
 _CHUNK = 65536
-# A file of one record comes in one piece; of one with many, such as cgroup.procs, a page is nearly filled each time.
+# A read gives a file of one record whole. Of a file with many records, such as cgroup.procs, it gives nearly a page.
 _SURELY_ALL = 2048
 
 _DENIED_HINT = (
@@ -47,7 +47,7 @@ _DENIED_HINT = (
 class Cgroup:
     """An open cgroup. ``name`` is its path below the mount, without a slash at either end; "" is the mount itself.
 
-    It stays open when the directory is removed; everything then raises ``CgroupGone``.
+    It stays open when the directory is removed; every method then raises ``CgroupGone``.
     """
 
     def __init__(self, mount: Path, name: str, descriptor: int) -> None:
@@ -66,7 +66,7 @@ class Cgroup:
         return self._descriptor
 
     def has(self, file: str) -> bool:
-        """Whether this kernel, and the controllers enabled here, give the cgroup this file."""
+        """Whether the cgroup has this file, which depends on the kernel and the controllers enabled here."""
         return os.access(file, os.F_OK, dir_fd=self._descriptor, follow_symlinks=False)
 
     def read(self, file: str) -> str:
@@ -88,7 +88,7 @@ class Cgroup:
         try:
             return self._read(file)
         except OSError as error:
-            # The usual case of statistics, and so without an error that nobody reads.
+            # Usual for statistics, so no error is built only to be dropped.
             if error.errno == errno.ENOENT and self.has("cgroup.procs"):
                 return None
             failure = self.failure(error, f"read {self.path / file}", file=file)
@@ -97,12 +97,12 @@ class Cgroup:
             raise failure from error
 
     def write(self, file: str, value: str) -> None:
-        """Write a value; the same value again does no harm.
+        """Write a value. May be called twice.
 
-        :raises ValueRefused: the kernel does not take the value.
+        :raises ValueRefused: the kernel refuses the value.
         :raises ControllerMissing: there is no such file.
-        :raises CgroupBusy: processes stand in the way.
-        :raises CgroupDenied: read-only, or not ours.
+        :raises CgroupBusy: processes in the cgroup prevent it.
+        :raises CgroupDenied: read-only, or this user may not write.
         :raises CgroupGone: the cgroup has been removed.
         """
         try:
@@ -115,7 +115,7 @@ class Cgroup:
             raise self.failure(error, f"write {value!r} to {self.path / file}", file=file) from error
 
     def open_file(self, file: str) -> int:
-        """A descriptor for reading, for poll(2); the caller closes it.
+        """A descriptor for reading and for poll(2); the caller closes it.
 
         :raises ControllerMissing: there is no such file.
         :raises CgroupGone: the cgroup has been removed.
@@ -144,10 +144,10 @@ class Cgroup:
         return _opened(self.mount, self._descriptor, self.name, name)
 
     def make_child(self, name: str) -> bool:
-        """Make the cgroup ``name`` directly below, and tell whether it was not there before.
+        """Make the cgroup ``name`` directly below. True when it is new, False when it was there already.
 
         :raises CgroupGone: this cgroup has been removed.
-        :raises CgroupDenied: read-only, or not ours.
+        :raises CgroupDenied: read-only, or this user may not write.
         """
         try:
             os.mkdir(_component(name), 0o755, dir_fd=self._descriptor)
@@ -158,7 +158,7 @@ class Cgroup:
         return True
 
     def remove_child(self, name: str) -> None:
-        """Remove the cgroup ``name``, which has neither processes nor cgroups in it. Gone already is success.
+        """Remove the cgroup ``name``, which must hold neither processes nor cgroups. Success if it is gone already.
 
         :raises CgroupBusy: it is not empty.
         """
@@ -184,15 +184,15 @@ class Cgroup:
         self.close()
 
     def failure(self, error: OSError, doing: str, *, file: str = "") -> CgroupError:
-        """The error of this package for one of the kernel's."""
+        """Translate an error of the kernel into one of this package."""
         message = f"can't {doing}: {error.strerror}"
         code = error.errno
-        # A file that was open says ENODEV when its cgroup goes; but to io.max that is a device that isn't there.
+        # An open file says ENODEV when its cgroup has gone. From io.max, ENODEV means that there is no such device.
         if code in (errno.ENOENT, errno.ENODEV) and not self.has("cgroup.procs"):
             return CgroupGone(f"{message} (the cgroup has been removed)")
         if file == SUBTREE_CONTROL and code in (errno.EBUSY, errno.EOPNOTSUPP):
             return CgroupBusy(
-                f"{message} (processes are in this cgroup itself, and so it can't hand controllers down)",
+                f"{message} (processes are in this cgroup itself, so it can't hand controllers down to those below it)",
                 hint="Move them into a cgroup below it; in a systemd unit, set DelegateSubgroup=worker",
             )
         if (code == errno.ENOENT and file) or code == errno.EOPNOTSUPP:
@@ -244,7 +244,9 @@ def open_cgroup(mount: Path, name: str = "") -> Cgroup:
 
 
 def open_directory(mount: Path, name: str) -> Cgroup:
-    """Open the cgroup ``name``, as the kernel gives it, below ``mount``, which is known to be a mount of cgroups, v1 or v2.
+    """Open the cgroup ``name`` below ``mount``, a mount of cgroups v1 or v2.
+
+    The name must come from the kernel: it is not checked.
 
     :raises CgroupGone: there is no such cgroup.
     """
@@ -258,7 +260,7 @@ def open_directory(mount: Path, name: str) -> Cgroup:
 
 
 def flat_keyed(content: str) -> dict[str, int]:
-    r"""``KEY VALUE`` lines, as in cpu.stat and memory.events; values that are no numbers are left out.
+    r"""Parse ``KEY VALUE`` lines, as in cpu.stat and memory.events; values that are no numbers are left out.
 
     >>> flat_keyed("low 0\noom_kill 2\n")
     {'low': 0, 'oom_kill': 2}
@@ -268,7 +270,7 @@ def flat_keyed(content: str) -> dict[str, int]:
 
 
 def nested_keyed(content: str) -> dict[str, dict[str, str]]:
-    r"""``NAME KEY=VALUE…`` lines, as in io.stat and the pressure files.
+    r"""Parse ``NAME KEY=VALUE…`` lines, as in io.stat and the pressure files.
 
     >>> nested_keyed("8:0 rbytes=1 wbytes=2\n")
     {'8:0': {'rbytes': '1', 'wbytes': '2'}}
@@ -278,7 +280,7 @@ def nested_keyed(content: str) -> dict[str, dict[str, str]]:
 
 
 def limit_or_none(content: str | None) -> int | None:
-    r"""A single limit; None for ``max``, and where there is no such file.
+    r"""Parse a single limit; None for ``max``, and when there is no such file.
 
     >>> limit_or_none("4096\n"), limit_or_none("max\n"), limit_or_none(None)
     (4096, None, None)
@@ -288,7 +290,7 @@ def limit_or_none(content: str | None) -> int | None:
 
 
 def limit_or_max(content: str | None) -> int | Max | None:
-    r"""A single limit as it is written; None where there is no such file.
+    r"""Parse a single limit and keep ``max``; None when there is no such file.
 
     >>> limit_or_max("4096\n"), limit_or_max("max\n"), limit_or_max(None)
     (4096, 'max', None)

@@ -31,12 +31,12 @@ class CgroupDenied(CgroupError):
 
 
 class CgroupBusy(CgroupError):
-    """Somebody is still in there."""
+    """Processes or cgroups are still in the cgroup."""
 
 
 class CgroupGone(CgroupError):
-    """The cgroup does not exist. Where something is being removed that is success."""
+    """The cgroup does not exist. A removal takes that for success."""
 
 
 class ValueRefused(CgroupError):
-    """The kernel takes no such value, or taking it would kill."""
+    """The kernel refuses the value, or would kill processes to meet it."""

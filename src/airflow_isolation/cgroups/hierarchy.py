@@ -1,4 +1,4 @@
-"""Which cgroups this host has, where this process stands in them, and which part of them it may divide up.
+"""Which cgroups this host has, which one this process is in, and below which one it may make cgroups.
 
 Sources: cgroups(7), the kernel's cgroup-v2.rst (delegation), systemd's CGROUP_DELEGATION.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["unified", "hybrid", "legacy", "none"]
 
-# systemd marks what it has delegated; the first from 251 on, the second for root alone.
+# With these systemd marks what it has delegated: the first from systemd 251 on, the second for root only.
 _DELEGATED = ("user.delegate", "trusted.delegate")
 _OPTION_HINT = "Start the host with systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
 
@@ -30,9 +30,9 @@ class Hierarchy:
     Attributes:
         kind: ``unified`` is cgroup v2. ``legacy`` is v1, ``hybrid`` is v1 with a v2 that has few controllers or none.
         mount: where cgroup v2 is mounted.
-        read_only: the mount, for this process.
+        read_only: whether the mount is, for this process.
         local_events: mounted with memory_localevents, so that counters of events leave out the cgroups below.
-        controllers: what the mount's own cgroup has to give.
+        controllers: those that the cgroup at the mount offers.
         own: the cgroup of this process, below the mount.
         delegated: the part below which cgroups may be made: a delegated unit, or "" for the whole mount.
 
@@ -47,10 +47,10 @@ class Hierarchy:
     delegated: str = ""
 
     def require(self, *controllers: str) -> None:
-        """Make sure that limits can be written here with these controllers.
+        """Check that limits can be written here with these controllers.
 
-        :raises NotUnified: no cgroup v2.
-        :raises ControllerMissing: by name.
+        :raises NotUnified: there is no cgroup v2.
+        :raises ControllerMissing: a controller is missing; the error names it.
         :raises CgroupDenied: the mount is read-only.
         """
         if self.kind == "none":
@@ -74,8 +74,8 @@ class Hierarchy:
             )
         if self.local_events:
             raise CgroupDenied(
-                f"cgroup v2 at {self.mount} is mounted with memory_localevents, and so can't tell who was killed",
-                hint="Mount it without",
+                f"cgroup v2 at {self.mount} is mounted with memory_localevents, so it can't tell which workload was killed",
+                hint="Mount it without this option",
             )
 
 
@@ -93,7 +93,7 @@ class Mount:
 def find_hierarchy(mount_path: Path = Path("/sys/fs/cgroup"), *, proc: Path = Path("/proc")) -> Hierarchy:
     """Look at this host. Nothing is written.
 
-    What stands in the way is no error here but in ``Hierarchy.require``: a host without v2 has other uses.
+    A host without v2 is no error here, only in ``Hierarchy.require``: some uses don't need v2.
     """
     try:
         mountinfo = (proc / "self/mountinfo").read_text()
@@ -119,7 +119,7 @@ def find_hierarchy(mount_path: Path = Path("/sys/fs/cgroup"), *, proc: Path = Pa
 
 
 def read_hierarchy(mountinfo: str, own: str, mount_path: Path) -> Hierarchy:
-    """From the content of /proc/self/mountinfo and /proc/self/cgroup; controllers and delegation are left open."""
+    """Parse /proc/self/mountinfo and /proc/self/cgroup (``own``); controllers and delegation are not filled in."""
     found = mounts(mountinfo)
     here = [mount for mount in found if mount.point == str(mount_path)]
     if here and here[-1].kind == "cgroup2":  # the last one covers the others
@@ -135,13 +135,13 @@ def read_hierarchy(mountinfo: str, own: str, mount_path: Path) -> Hierarchy:
     if here and here[-1].kind == "cgroup":
         below.add("cgroup")
     if "cgroup" not in below:
-        # Also a v2 in a place of its own: then that is what cgroup_mount_path must name.
+        # No cgroups here. If v2 is mounted at a place of its own, cgroup_mount_path must name that place.
         return Hierarchy(kind="none", mount=mount_path)
     return Hierarchy(kind="hybrid" if "cgroup2" in below else "legacy", mount=mount_path)
 
 
 def mounts(mountinfo: str) -> tuple[Mount, ...]:
-    """The mounts in the order of their making: a later one covers an earlier one at the same point."""
+    """The mounts, the oldest first: a later one covers an earlier one at the same point."""
     return tuple(_parse(line) for line in mountinfo.splitlines() if " - " in line)
 
 
@@ -171,7 +171,7 @@ def _is_delegated_by(mount: Path) -> Callable[[str], bool]:
         return False
 
     def owned_up_to_here(name: str) -> bool:
-        """What is delegated to a user is that user's; what is above it is not."""
+        """Whether the user owns this cgroup but not the one above it: that marks a delegation to a user."""
         return _writable(mount / name) and not _writable((mount / name).parent)
 
     return marked if root else lambda name: marked(name) or owned_up_to_here(name)

@@ -25,7 +25,7 @@ MIN_WEIGHT, MAX_WEIGHT = 1, 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Io:
-    """``weight`` is 1 to 10000 against siblings; it works only with the kernel's BFQ scheduler or io.cost."""
+    """``weight`` is 1 to 10000 against siblings; it has an effect only with the kernel's BFQ scheduler or io.cost."""
 
     max: tuple[DeviceRates, ...] = ()
     weight: int | None = None
@@ -33,7 +33,7 @@ class Io:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IoStat:
-    """Bytes and operations since the cgroup was made, over all devices. What stayed in the page cache is not in it."""
+    """Bytes and operations since the cgroup was made, of all devices. What only touched the page cache is not counted."""
 
     bytes_read: int = 0
     bytes_written: int = 0
@@ -42,10 +42,10 @@ class IoStat:
 
 
 def set(cgroup: Cgroup, io: Io) -> None:
-    """Write what is set.
+    """Write the fields that are set. May be called twice.
 
-    :raises ValueRefused: no such disk, or out of range.
-    :raises ControllerMissing: a weight is set and nothing in this kernel works with it.
+    :raises ValueRefused: there is no such disk, or a value is out of range.
+    :raises ControllerMissing: a weight is set, and this kernel has nothing that uses it.
     """
     check(io)
     for rates in io.max:
@@ -58,7 +58,7 @@ def set(cgroup: Cgroup, io: Io) -> None:
                 error.hint = f"{rates.device} must be a whole disk of this host, no partition"
                 raise
     if io.weight is not None:
-        # With BFQ alone the file has another name (block/bfq-cgroup.c).
+        # With BFQ but not io.cost, the file has another name (block/bfq-cgroup.c).
         file = next((name for name in ("io.weight", "io.bfq.weight") if cgroup.has(name)), None)
         if file is None:
             raise ControllerMissing(
@@ -69,7 +69,10 @@ def set(cgroup: Cgroup, io: Io) -> None:
 
 
 def check(io: Io) -> None:
-    """:raises ValueRefused: a value that the kernel would refuse."""
+    """Check without writing.
+
+    :raises ValueRefused: the kernel would refuse a value.
+    """
     if io.weight is not None and not MIN_WEIGHT <= io.weight <= MAX_WEIGHT:
         raise ValueRefused(f"io_weight is {io.weight}", hint=f"Give {MIN_WEIGHT} to {MAX_WEIGHT}; 100 is usual")
     for rates in io.max:
@@ -80,9 +83,9 @@ def check(io: Io) -> None:
 
 
 def device_numbers(device: str) -> str:
-    """``MAJOR:MINOR`` of a disk that is given as a path, or so already.
+    """``MAJOR:MINOR`` of a disk. ``device`` is its path, or ``MAJOR:MINOR`` already.
 
-    :raises ValueRefused: nothing there, or no block device.
+    :raises ValueRefused: there is nothing at the path, or no block device.
     """
     if _NUMBERS.fullmatch(device):
         return device
@@ -99,12 +102,12 @@ def device_numbers(device: str) -> str:
 
 
 def limits(cgroup: Cgroup) -> Mapping[str, Mapping[str, str]]:
-    """What io.max holds, by ``MAJOR:MINOR``; empty where the controller is not enabled."""
+    """The content of io.max, by ``MAJOR:MINOR``; empty where the controller is not enabled."""
     return nested_keyed(cgroup.read_if_there("io.max") or "")
 
 
 def stat(cgroup: Cgroup) -> IoStat | None:
-    """None where the controller is not enabled.
+    """The sums of io.stat now; None where the controller is not enabled.
 
     :raises CgroupGone: the cgroup has been removed.
     """

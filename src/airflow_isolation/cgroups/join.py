@@ -1,4 +1,4 @@
-"""Putting a process where another one is, in every hierarchy of this host; and ending whoever stays there."""
+"""Moves a process into the cgroups of another one, in every hierarchy of this host; and kills what is left in a cgroup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAUSE_SECONDS = 0.01
 
 
 def join_cgroups_of(model: int, pid: int) -> None:
-    """Move process ``pid`` into all cgroups of process ``model``; both in our pid namespace. May be called twice.
+    """Move process ``pid`` into all cgroups of process ``model``; both pids are of our pid namespace. May be called twice.
 
     :raises CgroupError: it could not be moved into all of them.
     """
@@ -55,9 +55,9 @@ def join_cgroups_of(model: int, pid: int) -> None:
 
 
 def own_cgroup_of(pid: int) -> Path | None:
-    """The directory of the cgroup that a container's first process has for itself; None when others may be in it.
+    """The directory of the cgroup that only this container uses, given its first process; None when others may use it too.
 
-    On a host with v1 it is that of pids, which every runtime makes.
+    On a host with v1 it is the cgroup of the pids controller, which every runtime makes.
     """
     try:
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -68,7 +68,7 @@ def own_cgroup_of(pid: int) -> Path | None:
         if path is None or mounted is None:
             continue
         name = mounted.name(path)
-        # A process whose runtime made it no cgroup is where the shim is, and who knows who else.
+        # If the runtime made no cgroup, the process is in the shim's, and other processes may be in there too.
         others = [paths_of_process(other).get(controller) or path for other in (parent, os.getpid())]
         if name and all(f"{other}/".startswith(f"{path.rstrip('/')}/") is False for other in others):
             return mounted.point / name
@@ -76,9 +76,9 @@ def own_cgroup_of(pid: int) -> Path | None:
 
 
 def end_everyone_in(directory: Path, *, seconds: float = 5.0) -> None:
-    """Kill every process in a cgroup, also those that they fork meanwhile. Gone or empty already is success.
+    """Kill every process in a cgroup, also those that they fork meanwhile. Success if it is gone or empty already.
 
-    :raises CgroupError: there are still some after so many seconds.
+    :raises CgroupError: some are still there after so many seconds.
     """
     deadline = time.monotonic() + seconds
     while found := _processes(directory):
@@ -86,7 +86,7 @@ def end_everyone_in(directory: Path, *, seconds: float = 5.0) -> None:
             with suppress(ProcessLookupError):
                 held = os.pidfd_open(pid)
                 try:
-                    # Held, the number can't be given to another process.
+                    # While the pidfd is open, the kernel gives the pid to no other process.
                     if pid in _processes(directory):
                         signal.pidfd_send_signal(held, signal.SIGKILL)
                 finally:
@@ -105,7 +105,7 @@ def _processes(directory: Path) -> frozenset[int]:
 
 @cache
 def _mounted() -> Mapping[str, Mounted]:
-    """Where each controller is, v1's named hierarchies among them. A host's mounts of cgroups don't change."""
+    """Where each controller is mounted, v1's named hierarchies too. Cached: a host's mounts of cgroups don't change."""
     found: dict[str, Mounted] = {}
     for mount in mounts(Path("/proc/self/mountinfo").read_text()):
         place = Mounted(Path(mount.point), mount.root)

@@ -23,22 +23,21 @@ class _OpenHow(ctypes.Structure):
 def open_directory_beneath(root: int, path: str) -> int:
     """Open the directory ``path`` below the directory that the descriptor ``root`` stands for.
 
-    ``path`` is relative. No symbolic link and no mount on the way is followed, and ``..`` leads nowhere. Linux has
-    openat2(2) since 5.6; where a kernel lacks it, or a seccomp filter of the time before it forbids it, each component
-    is opened by itself.
+    ``path`` is relative. No symbolic link and no mount in it is followed, and ``..`` is refused. Linux has openat2(2)
+    since 5.6. If the kernel lacks it, or an older seccomp filter forbids it, each component is opened by itself.
 
     :raises OSError: ENOENT, ENOTDIR, ELOOP (a symbolic link), EXDEV (a mount, or a way out), and the like.
     """
     if not path:
         return os.open(".", _DIRECTORY, dir_fd=root)
-    # One component is one step, and ten times cheaper so: of a call by ctypes most is ctypes.
+    # One component needs only one step, and a plain open is ten times cheaper than a call through ctypes.
     if "/" in path and _has_openat2():
         return _openat2(root, path)
     return open_step_by_step(root, path)
 
 
 def open_step_by_step(root: int, path: str) -> int:
-    """The same for kernels without openat2."""
+    """As ``open_directory_beneath``, for kernels without openat2."""
     device = os.fstat(root).st_dev
     current = os.dup(root)
     try:
@@ -57,8 +56,8 @@ def open_step_by_step(root: int, path: str) -> int:
 
 
 def is_cgroup2(descriptor: int) -> bool:
-    """Whether it stands for something in a cgroup v2 file system."""
-    # struct statfs begins with the type of the file system, a long; 256 bytes hold all of it everywhere.
+    """Whether ``descriptor`` is open on something in a cgroup v2 file system."""
+    # struct statfs begins with the type of the file system, a long; 256 bytes are enough for it on every architecture.
     answer = (ctypes.c_long * 32)()
     if _libc().fstatfs(descriptor, answer) != 0:
         number = ctypes.get_errno()

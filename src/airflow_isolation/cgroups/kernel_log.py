@@ -1,4 +1,4 @@
-"""Whom the kernel has killed for memory, from its log (/dev/kmsg; Documentation/ABI/testing/dev-kmsg)."""
+"""Which processes the kernel has killed for memory, from its log (/dev/kmsg; Documentation/ABI/testing/dev-kmsg)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KERNEL_LOG = Path("/dev/kmsg")
 # A record is one read(2) and has no more than this (kernel/printk, CONSOLE_EXT_LOG_MAX).
 _RECORD = 8192
-# The log is a ring; while it is written faster than it is read there would be no end.
+# The log is a ring buffer. If it is written faster than it is read, reading would never end, so it stops here.
 _MOST_RECORDS = 200_000
 
 # mm/oom_kill.c, dump_oom_summary, and mm/memcontrol.c, mem_cgroup_print_oom_context
@@ -23,7 +23,7 @@ _SUMMARY = re.compile(
     r"(?:global_oom|oom_memcg=(?P<limit>\S*?)),task_memcg=(?P<cgroup>\S*?),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+"
 )
 
-# Unprintable bytes, and the backslash itself, which is in the names of slices (kernel/printk, msg_print_ext_body).
+# The escapes for unprintable bytes and the backslash, which names of slices contain (kernel/printk, msg_print_ext_body).
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -31,7 +31,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 class Victim:
     """A process that the kernel chose to kill for memory.
 
-    ``cgroup`` is where it was; ``limit`` is the cgroup whose limit it was, None when the host's memory was used up.
+    ``cgroup`` is where it was; ``limit`` is the cgroup whose limit was reached, None when the host's memory was used up.
     Both are absolute paths in the kernel's own cgroup namespace. With ``memory.oom.group`` others died with it.
     """
 
@@ -44,14 +44,14 @@ class Victim:
 def read_victims(cgroup: str, log: Path = KERNEL_LOG) -> tuple[Victim, ...]:
     """The victims in the cgroup whose last component is ``cgroup``, and below it, oldest first.
 
-    Empty when the log can't be read: it is root's alone, and a container does not have it. Old records may be lost, and
-    of more than ten kills in five seconds the kernel tells no more (mm/oom_kill.c, oom_rs); its counters miss none.
+    Empty when the log can't be read: only root may, and a container does not have it. Old records may be lost, and the
+    kernel logs at most ten kills in five seconds (mm/oom_kill.c, oom_rs); its counters miss none.
     """
     return tuple(victim for victim in parse_victims(_records(log)) if cgroup in victim.cgroup.split("/"))
 
 
 def parse_victims(records: Iterable[str]) -> Iterator[Victim]:
-    """From the kernel's one-line summaries; other records are passed over."""
+    """Parse the kernel's one-line summaries; other records are skipped."""
     for record in records:
         found = _SUMMARY.search(record)
         if found:
@@ -77,7 +77,7 @@ def _records(log: Path) -> Iterator[str]:
             try:
                 record = os.read(descriptor, _RECORD)
             except BrokenPipeError:
-                continue  # what was next has been overwritten; the read after this one goes on behind the gap
+                continue  # EPIPE: the next records have been overwritten; the next read goes on after the gap
             except OSError:
                 return  # EAGAIN: that was all; EINVAL: a record that does not fit
             if not record:

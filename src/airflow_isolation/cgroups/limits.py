@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What shall be written; a field that is None is left as it is."""
+    """The limits to write; a field that is None is left as it is."""
 
     cpu: cpu.Cpu = field(default_factory=cpu.Cpu)
     memory: memory.Memory = field(default_factory=memory.Memory)
@@ -27,7 +27,7 @@ class Limits:
 
     @property
     def controllers(self) -> frozenset[str]:
-        """The controllers without which these limits can't be."""
+        """The controllers that these limits need."""
         wanted = {
             "cpu": self.cpu != cpu.Cpu(),
             "memory": self.memory != memory.Memory(),
@@ -42,7 +42,7 @@ NO_LIMITS = Limits()
 
 
 def limits_of(resources: Resources) -> Limits:
-    """A workload's limits. Swap is off unless set."""
+    """The limits of one workload. Swap is off unless set."""
     high = resources.memory_high
     if high is None:
         high = memory.throttle_from(limit=resources.memory, request=resources.memory_request)
@@ -62,7 +62,7 @@ def limits_of(resources: Resources) -> Limits:
 
 
 def budget_of(resources: Resources) -> Limits:
-    """What a purpose's workloads may use together; what is not set is without limit, also where there was one before."""
+    """The limits of all workloads of a purpose together. What is not set becomes "no limit", so that an old limit goes."""
     if resources == type(resources)():
         return NO_LIMITS
     return Limits(
@@ -73,7 +73,7 @@ def budget_of(resources: Resources) -> Limits:
 
 
 def read_limits(cgroup: Cgroup) -> Limits:
-    """What the kernel holds of cpu, memory and pids; ``MAX`` is no limit, None what is not enabled here.
+    """The limits of cpu, memory and pids that hold now; ``MAX`` is no limit, None a controller that is not enabled here.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -81,9 +81,9 @@ def read_limits(cgroup: Cgroup) -> Limits:
 
 
 def change_of(resources: Resources, now: Limits) -> Limits:
-    """What is to be written to a workload that has ``now``; what ``resources`` leaves open stays as it is.
+    """What to write to change a workload that has the limits ``now``. What ``resources`` leaves open stays as it is.
 
-    A ``memory.high`` that came from request and limit follows them; one that was set stays.
+    A ``memory.high`` that was computed from request and limit is computed anew; one that was set stays.
     """
     held = now.memory
     low = held.low if resources.memory_request is None else resources.memory_request
@@ -111,10 +111,11 @@ def _throttle(limit: int | Max | None, request: int | None) -> int | Max:
 
 
 def change_limits(cgroup: Cgroup, change: Limits) -> None:
-    """Write what is set to a workload that runs. When the kernel refuses one, those of cpu, memory and pids are as before.
+    """Write limits to a running workload. When the kernel refuses one, those of cpu, memory and pids are put back.
 
-    :raises ValueRefused: a limit, by name, also because of one that holds already; or less memory than is in use.
-    :raises CgroupError: what the kernel said, with file and value.
+    :raises ValueRefused: a limit is wrong (the error names it), alone or beside those that hold already; or it is less
+        memory than is in use.
+    :raises CgroupError: the kernel's error, with file and value.
     """
     before = read_limits(cgroup)
     memory.check(_over(before.memory, change.memory))
@@ -132,7 +133,10 @@ def _over(lower: memory.Memory, upper: memory.Memory) -> memory.Memory:
 
 
 def check_limits(limits: Limits) -> None:
-    """:raises ValueRefused: a value that the kernel would refuse, or in which nothing can live. Nothing is looked up."""
+    """Check without looking at the host.
+
+    :raises ValueRefused: the kernel would refuse a value, or no process could run with it.
+    """
     cpu.check(limits.cpu)
     memory.check(limits.memory)
     pids.check(limits.pids)
@@ -141,10 +145,10 @@ def check_limits(limits: Limits) -> None:
 
 
 def set_limits(cgroup: Cgroup, limits: Limits) -> None:
-    """Write what is set, and nothing if a value is wrong in itself. May be called twice.
+    """Check all values, then write those that are set. May be called twice.
 
-    :raises ValueRefused: by name.
-    :raises CgroupError: what the kernel said, with file and value.
+    :raises ValueRefused: a value is wrong; the error names it.
+    :raises CgroupError: the kernel's error, with file and value.
     """
     check_limits(limits)
     cpu.set(cgroup, limits.cpu)

@@ -12,7 +12,7 @@ from airflow_isolation.cgroups.errors import ValueRefused
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
 
-# No process lives in less; Docker refuses less too.
+# No process can run in less; Docker refuses less too.
 MIN_LIMIT: Final = 6 * 1024 * 1024
 # kubelet's memoryThrottlingFactor (KEP-2570)
 _THROTTLING_FACTOR = (9, 10)
@@ -24,11 +24,11 @@ class Memory:
     """Bytes.
 
     Attributes:
-        max: the limit. What goes over it and can't be reclaimed is killed.
-        high: over it, the kernel slows the processes down and reclaims, and kills nobody.
-        low: up to here the memory is spared when others need some.
-        swap: how much of it may be in swap, besides ``max``; 0 is none.
-        oom_group: when one is killed for memory, all are.
+        max: the limit. When it is reached and nothing can be reclaimed, the kernel kills.
+        high: over it, the kernel slows the processes down and reclaims memory, but kills nothing.
+        low: up to here the kernel does not take memory away when others need some.
+        swap: how much may be in swap, besides ``max``; 0 is none.
+        oom_group: when one process is killed for memory, all are.
 
     """
 
@@ -41,10 +41,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEvents:
-    """How often it came to this, in a cgroup and all below it.
+    """How often memory ran out in a cgroup and all below it.
 
-    ``oom``: the limit was reached and nothing could be reclaimed. ``oom_kill``: processes killed for memory, whoever's
-    limit it was. ``oom_group_kill``: kills of a whole cgroup; None before Linux 5.17, which does not count them.
+    ``oom``: the limit was reached and nothing could be reclaimed. ``oom_kill``: processes killed for memory, whichever
+    cgroup's limit was reached. ``oom_group_kill``: kills of a whole cgroup; None before Linux 5.17, which doesn't count them.
     """
 
     high: int = 0
@@ -55,15 +55,15 @@ class MemoryEvents:
 
     @property
     def kills(self) -> int:
-        """How often the kernel had to kill for memory. A whole cgroup counts once: ``oom_kill`` counts each process of
-        it, and the one that was chosen twice if it has not yet ended when the others' turn comes (mm/oom_kill.c).
+        """How often the kernel had to kill for memory; a whole cgroup killed counts once. ``oom_kill`` counts each of its
+        processes. It counts the chosen process twice if that has not ended when the others are killed (mm/oom_kill.c).
         """
         return self.oom_group_kill or self.oom_kill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStat:
-    """Bytes. None where there is no limit, or where this kernel does not have the figure (``peak``: from 5.19 on)."""
+    """Bytes. None means no limit, or that this kernel does not have the figure (``peak`` exists from 5.19 on)."""
 
     current: int
     peak: int | None = None
@@ -74,18 +74,18 @@ class MemoryStat:
 
 
 def set(cgroup: Cgroup, memory: Memory) -> None:
-    """Write what is set.
+    """Write the fields that are set. May be called twice.
 
-    A limit below what is in use would make the kernel kill until it is met, so it is tried softly first: over
-    ``memory.high`` it only reclaims. What is in use after that, the limit may not be below.
+    The kernel would kill processes to meet a limit below the memory in use. So the value is first written to
+    ``memory.high``, over which the kernel only reclaims. If more is still in use after that, the limit is refused.
 
-    :raises ValueRefused: below the use, or out of range.
+    :raises ValueRefused: the limit is below the memory in use, or a value is out of range.
     """
     check(memory)
     if memory.oom_group is not None:
         cgroup.write("memory.oom.group", str(int(memory.oom_group)))
     if memory.swap is not None and not (memory.swap == 0 and not cgroup.has("memory.swap.max")):
-        # A kernel without swap accounting has no such file. Nothing is ever an empty string: that would mean 0.
+        # A kernel without swap accounting has no such file. An empty string is never written: the kernel would read 0.
         cgroup.write("memory.swap.max", str(memory.swap))
     if memory.low is not None:
         cgroup.write("memory.low", str(memory.low))
@@ -98,7 +98,10 @@ def set(cgroup: Cgroup, memory: Memory) -> None:
 
 
 def check(memory: Memory) -> None:
-    """:raises ValueRefused: a value that the kernel would refuse, or in which nothing can live."""
+    """Check without writing.
+
+    :raises ValueRefused: the kernel would refuse a value, or no process could run with it.
+    """
     if isinstance(memory.max, int) and memory.max < MIN_LIMIT:
         raise ValueRefused(f"memory is {memory.max} bytes", hint=f"Give at least {MIN_LIMIT} bytes")
     for name, value in (("memory_high", memory.high), ("memory_request", memory.low), ("memory_swap", memory.swap)):
@@ -113,7 +116,7 @@ def check(memory: Memory) -> None:
 
 
 def limits(cgroup: Cgroup) -> Memory:
-    """What holds now; a field is None where the kernel does not have it, or the controller is not enabled."""
+    """The values that hold now; a field is None when the kernel does not have it, or the controller is not enabled."""
     return Memory(
         max=limit_or_max(cgroup.read_if_there("memory.max")),
         high=limit_or_max(cgroup.read_if_there("memory.high")),
@@ -123,7 +126,7 @@ def limits(cgroup: Cgroup) -> Memory:
 
 
 def stat(cgroup: Cgroup) -> MemoryStat | None:
-    """None where the controller is not enabled.
+    """The memory in use, its peak, limit and events now; None where the controller is not enabled.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -141,7 +144,7 @@ def stat(cgroup: Cgroup) -> MemoryStat | None:
 
 
 def own_events(cgroup: Cgroup) -> MemoryEvents:
-    """What happened at this cgroup's own limit, and to processes directly in it; nothing where the controller is off."""
+    """The events of this cgroup alone: at its own limit, and of processes directly in it. All 0 without the controller."""
     return parse_events(cgroup.read_if_there("memory.events.local") or "")
 
 
@@ -160,7 +163,7 @@ def parse_events(content: str) -> MemoryEvents:
 def throttle_from(*, limit: int | None, request: int | None) -> int | None:
     """memory.high as kubelet sets it: request + 0.9 · (limit - request), in whole pages.
 
-    None without a limit or a request, and where they are the same: then nobody is to be slowed down before the limit.
+    None without a limit or a request, and when they are equal: then nothing is slowed down before the limit.
 
     >>> throttle_from(limit=1000 * 4096, request=500 * 4096) // 4096
     950

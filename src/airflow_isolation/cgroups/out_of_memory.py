@@ -1,8 +1,8 @@
-"""Whose limit was it? From counters before and after, to what an operator reads.
+"""Finds which limit made the kernel kill a workload for memory, from counters before and after; and words it.
 
-A kill is counted in ``memory.events`` (``oom_kill``) of the victim's cgroup and of all above it, whoever's limit it was.
-Whose limit it was tells ``memory.events.local`` (``oom``): it counts in the one cgroup that had reached its limit. And
-when nobody's limit was reached, the host's memory was used up. (mm/memcontrol.c, mm/oom_kill.c)
+A kill is counted in ``memory.events`` (``oom_kill``) of the victim's cgroup and of all above it, whichever limit was
+reached. ``memory.events.local`` (``oom``) tells which: it counts only in the cgroup that reached its limit. When no
+cgroup reached its limit, the host's memory was used up. (mm/memcontrol.c, mm/oom_kill.c)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Limit(str, Enum):
-    """Whose memory was used up. ``outer`` is a cgroup above ours, such as the worker's systemd unit."""
+    """Which memory was used up. ``OUTER`` is a cgroup above ours, such as the worker's systemd unit."""
 
     OWN = "own limit"
     PURPOSE = "purpose budget"
@@ -43,7 +43,7 @@ class MemoryLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySample:
-    """What is to be known of a workload at one moment. ``levels`` are the cgroups above it, the nearest first."""
+    """A workload's memory counters at one moment. ``levels`` are the cgroups above it, the nearest first."""
 
     events: memory.MemoryEvents = field(default_factory=memory.MemoryEvents)
     levels: tuple[MemoryLevel, ...] = ()
@@ -52,21 +52,21 @@ class MemorySample:
     oom_group: bool = True
 
 
-#: Of a workload that has just been made; its levels may have been there before, and are not in it.
+#: The sample of a workload that has just been made. It has no levels: they may be older than the workload.
 NOTHING_YET = MemorySample(events=memory.MemoryEvents(oom_group_kill=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:
-    """The kernel has killed in this workload for memory.
+    """The kernel has killed processes of this workload for memory.
 
     Attributes:
         fatal: the workload died of it. False: a child was killed, and the workload went on.
-        limit: whose memory was used up.
-        cgroup: the cgroup whose limit it was, below the mount; "" is the host.
+        limit: which memory was used up.
+        cgroup: the cgroup whose limit was reached, below the mount; "" is the host.
         kills: how often; a whole cgroup at a time counts once.
         peak, size: the workload's peak and its own limit in bytes, None where not known or not limited.
-        victims: whom the kernel chose; empty when its log can't be read.
+        victims: the processes that the kernel chose; empty when its log can't be read.
 
     """
 
@@ -114,7 +114,7 @@ class OutOfMemory:
 
 
 def take_sample(cgroup: Cgroup, tree: Tree) -> MemorySample:
-    """The sample of a workload now: one after it was made, one before it is removed.
+    """The sample of a workload now. Take one after it was made, and one before it is removed.
 
     :raises CgroupGone: it has been removed.
     """
@@ -136,10 +136,10 @@ def attribute(
     pid: int = 0,
     victims: Sequence[Victim] = (),
 ) -> OutOfMemory | None:
-    """None when the kernel has killed nobody for memory in between, whatever else sent a SIGKILL.
+    """What the kernel killed for memory between two samples; None when nothing, whoever else sent a SIGKILL.
 
     ``killed``: the workload's main process was ended by SIGKILL. ``pid``: that process, in the host's pid namespace, 0
-    when not known. ``victims``: those of this workload in the kernel's log; they settle what counters leave open.
+    when not known. ``victims``: those of this workload in the kernel's log; they decide what counters leave open.
     """
     if after.events.oom_kill <= before.events.oom_kill:
         return None
@@ -157,7 +157,7 @@ def attribute(
 
 def _whose(before: MemorySample, after: MemorySample, victims: Sequence[Victim]) -> tuple[Limit, str]:
     if victims:
-        # The log names it. The paths may begin above our mount, in a container.
+        # The log names the cgroup. In a container, its paths may begin above our mount.
         named = victims[-1].limit
         if named is None:
             return Limit.HOST, ""
@@ -177,12 +177,12 @@ def _whose(before: MemorySample, after: MemorySample, victims: Sequence[Victim])
 
 
 def _was_main(before: MemorySample, after: MemorySample, pid: int, victims: Sequence[Victim]) -> bool:
-    """Given that the main process died of SIGKILL, and that somebody was killed for memory."""
+    """Whether the main process was killed for memory, if it died of SIGKILL and something was killed for memory."""
     if before.events.oom_group_kill is not None and after.events.oom_group_kill is not None:
         if after.events.oom_group_kill > before.events.oom_group_kill:
             return True
         if after.oom_group:
-            # All would have died together. It was a limit that the workload set for a cgroup of its own.
+            # With oom_group all would have died together. So the limit is one that the workload set on a cgroup it made.
             return bool(pid) and any(victim.pid == pid for victim in victims)
     if pid and victims:
         return any(victim.pid == pid for victim in victims)

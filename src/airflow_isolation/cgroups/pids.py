@@ -24,7 +24,7 @@ class Pids:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PidsStat:
-    """``refused`` is how often the limit said no to a fork. ``peak`` is None before Linux 6.1."""
+    """``refused`` is how often the limit made a fork fail. ``peak`` is None before Linux 6.1."""
 
     current: int
     peak: int | None = None
@@ -33,7 +33,7 @@ class PidsStat:
 
 
 def set(cgroup: Cgroup, pids: Pids) -> None:
-    """Write what is set. A limit below what there is now ends nobody: there are just no new ones.
+    """Write the limit if it is set. May be called twice. A limit below the present number ends nothing, but stops forks.
 
     :raises ValueRefused: out of range.
     """
@@ -43,18 +43,21 @@ def set(cgroup: Cgroup, pids: Pids) -> None:
 
 
 def check(pids: Pids) -> None:
-    """:raises ValueRefused: a value that the kernel would refuse, or with which nothing can begin."""
+    """Check without writing.
+
+    :raises ValueRefused: the kernel would refuse the value, or no process could start with it.
+    """
     if isinstance(pids.max, int) and not 1 <= pids.max <= MAX_PIDS:
         raise ValueRefused(f"pids is {pids.max}", hint=f"Give 1 to {MAX_PIDS}")
 
 
 def limits(cgroup: Cgroup) -> Pids:
-    """What holds now; None where the controller is not enabled."""
+    """The limit that holds now; ``max`` is None where the controller is not enabled."""
     return Pids(max=limit_or_max(cgroup.read_if_there("pids.max")))
 
 
 def stat(cgroup: Cgroup) -> PidsStat | None:
-    """None where the controller is not enabled.
+    """The counters now; None where the controller is not enabled.
 
     :raises CgroupGone: the cgroup has been removed.
     """

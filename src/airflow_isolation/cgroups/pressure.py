@@ -17,7 +17,7 @@ _LINE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """The share of time, 0 to 100, over the last 10, 60 and 300 seconds, and the seconds altogether."""
+    """The share of time with a wait, 0 to 100, over the last 10, 60 and 300 seconds, and the total in seconds."""
 
     avg10: float = 0.0
     avg60: float = 0.0
@@ -34,7 +34,7 @@ class Pressure:
 
 
 def stat(cgroup: Cgroup, resource: Literal["cpu", "memory", "io"]) -> Pressure | None:
-    """None where the kernel was built without it, or started with ``psi=0``: then the file says EOPNOTSUPP.
+    """The pressure now; None when the kernel was built without it, or started with ``psi=0`` (the file says EOPNOTSUPP).
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -43,7 +43,7 @@ def stat(cgroup: Cgroup, resource: Literal["cpu", "memory", "io"]) -> Pressure |
 
 
 def parse(content: str) -> Pressure:
-    """The content of such a file. cpu.pressure has no line ``full`` before Linux 5.13."""
+    """Parse a pressure file. cpu.pressure has no line ``full`` before Linux 5.13."""
     lines = {line["share"]: line for line in _LINE.finditer(content)}
     return Pressure(some=_stall(lines.get("some")), full=_stall(lines.get("full")))
 

@@ -1,4 +1,4 @@
-"""The processes of a cgroup: who is in it, moving them, freezing them, and ending all of them."""
+"""The processes of a cgroup: listing, moving, freezing and killing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAGE = 4096
 
 
 def members(cgroup: Cgroup) -> tuple[int, ...]:
-    """The processes directly in it. One of another pid namespace is 0.
+    """The pids of the processes directly in it. A process that our pid namespace does not see is 0.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -29,10 +29,10 @@ def members(cgroup: Cgroup) -> tuple[int, ...]:
 
 
 def move(cgroup: Cgroup, pid: int) -> None:
-    """Put a process, with all its threads, into the cgroup. What it uses already stays charged to where it came from.
+    """Put a process, with all its threads, into the cgroup. Memory that it uses already stays charged to its old cgroup.
 
-    :raises CgroupBusy: the cgroup hands controllers down, and so takes no processes itself.
-    :raises CgroupError: no such process, and others.
+    :raises CgroupBusy: the cgroup hands controllers down to those below, so no process may be in it.
+    :raises CgroupError: there is no such process, or the kernel refused for another reason.
     """
     cgroup.write(PROCS, str(pid))
 
@@ -54,7 +54,7 @@ def freeze(cgroup: Cgroup, *, frozen: bool = True) -> None:
 
 
 def is_frozen(cgroup: Cgroup) -> bool:
-    """Whether all have stopped; ``freeze`` returns before that.
+    """Whether all processes have stopped; ``freeze`` returns before that.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -64,29 +64,29 @@ def is_frozen(cgroup: Cgroup) -> bool:
 def kill_all(cgroup: Cgroup) -> None:
     """Send SIGKILL to every process in it and below it, and to those that they fork meanwhile. Frozen ones die too.
 
-    Returns at once; ``wait_until_empty`` waits. Gone already is success.
+    Returns at once; ``wait_until_empty`` waits. Success if the cgroup is gone already. May be called twice.
     """
     with suppress(CgroupGone):
         try:
             cgroup.write("cgroup.kill", "1")
         except ControllerMissing:
-            # Linux has it since 5.14. Before, nobody forks while frozen, so that one pass gets all.
+            # cgroup.kill exists since Linux 5.14. Before: frozen processes can't fork, so one pass reaches all.
             freeze(cgroup)
             _kill_each(cgroup)
             freeze(cgroup, frozen=False)
 
 
 def wait_until_empty(cgroup: Cgroup, seconds: float) -> None:
-    """Wait until no process is in it or below it. Gone already is success.
+    """Wait until no process is in it or below it. Success if the cgroup is gone already.
 
-    :raises CgroupBusy: not within ``seconds``.
+    :raises CgroupBusy: some are still there after ``seconds``.
     """
     deadline = time.monotonic() + seconds
     try:
         with os.fdopen(cgroup.open_file(_EVENTS), "rb", buffering=0) as events:
             changed = select.poll()
             changed.register(events, select.POLLPRI)
-            # Read through the same descriptor: the kernel tells of changes since its last reading.
+            # poll(2) reports changes since the last read of this descriptor, so read through the same one.
             while flat_keyed(events.read(_PAGE).decode()).get("populated", 0):
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -107,7 +107,7 @@ def _kill_each(cgroup: Cgroup) -> None:
         with suppress(CgroupGone), cgroup.child(name) as one:
             waiting += [f"{name}/{child}" for child in one.children()]
             for pid in members(one):
-                # 0 is a process that this pid namespace does not see; to kill(2) it would be ourselves.
+                # 0 is a process that this pid namespace does not see; kill(2) would take it for our own process group.
                 if pid > 0:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)

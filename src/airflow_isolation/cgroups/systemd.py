@@ -27,16 +27,19 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def check_reach() -> None:
-    """:raises CgroupDenied: systemd won't be told anything by this process."""
+    """Check that this process can give systemd orders.
+
+    :raises CgroupDenied: it can't.
+    """
     if os.geteuid() != 0 or not BOOTED.is_dir():
         raise CgroupDenied(
-            "systemd, which has the slices, takes orders from the host's root alone",
+            "systemd, which manages the slices, takes orders only from the host's root",
             hint="Run the worker as root and outside of a container",
         )
 
 
 def limits_of_slice(mount: Path, name: str) -> Limits:
-    """What the kernel holds for a slice of cpu, memory and pids; nothing while it is not there."""
+    """The limits of cpu, memory and pids that hold for a slice; none while the slice does not exist."""
     try:
         with open_cgroup(mount, slice_path(name)) as cgroup:
             return read_limits(cgroup)
@@ -45,11 +48,11 @@ def limits_of_slice(mount: Path, name: str) -> Limits:
 
 
 def limit_slice(mount: Path, name: str, limits: Limits) -> None:
-    """Have systemd make a slice and hold cpus, memory and pids for all that is in it together. May be called twice.
+    """Have systemd make a slice and limit the cpus, memory and pids of all in it together. May be called twice.
 
-    :raises ValueRefused: a limit, by name.
-    :raises CgroupDenied: systemd can't be told from here, or another one has the slices.
-    :raises CgroupError: what systemctl said.
+    :raises ValueRefused: a limit is wrong; the error names it.
+    :raises CgroupDenied: this process can't give systemd orders, or another systemd manages the slices.
+    :raises CgroupError: systemctl failed; the error has its words.
     """
     check_limits(limits)
     if limits == NO_LIMITS or _holds(limits_of_slice(mount, name), limits):
@@ -57,7 +60,7 @@ def limit_slice(mount: Path, name: str, limits: Limits) -> None:
     check_reach()
     _systemctl("set-property", "--runtime", name, *properties(limits))
     _systemctl("start", name)
-    # A systemd of the worker's own container would agree too, and has nothing to say where dockerd's containers are.
+    # In a container with a systemd of its own, that one would accept the limits too, without effect on dockerd's containers.
     if not _holds(limits_of_slice(mount, name), limits):
         raise CgroupDenied(
             f"systemd was told the limits of {name}, but {mount / slice_path(name)} does not hold them",
@@ -66,12 +69,12 @@ def limit_slice(mount: Path, name: str, limits: Limits) -> None:
 
 
 def properties(limits: Limits) -> tuple[str, ...]:
-    """In the words of systemd.resource-control(5); what is None is left out.
+    """The limits in the words of systemd.resource-control(5); what is None is left out.
 
     >>> properties(Limits(cpu=cpu.Cpu(cpus=1.5), memory=memory.Memory(max=2**20), pids=pids.Pids(max="max")))
     ('CPUQuota=150%', 'MemoryMax=1048576', 'TasksMax=infinity')
 
-    :raises ValueRefused: there is no word for it here.
+    :raises ValueRefused: a limit that this function can't word is set.
     """
     known = Limits(
         cpu=cpu.Cpu(cpus=limits.cpu.cpus),
@@ -79,11 +82,11 @@ def properties(limits: Limits) -> tuple[str, ...]:
         pids=pids.Pids(max=limits.pids.max),
     )
     if limits != known:
-        raise ValueRefused("a slice is given cpus, memory and pids alone")
+        raise ValueRefused("of a slice only cpus, memory and pids can be limited")
     found = []
     if limits.cpu.cpus is not None:
-        # Without a value: no limit. Finer than a hundredth of a core it keeps it only until it reads its files again, to
-        # which it writes whole numbers (dbus-cgroup.c).
+        # Without a value: no limit. systemd writes whole percents to its files (dbus-cgroup.c), so it keeps anything finer
+        # than a hundredth of a core only until it reads them again.
         found.append("CPUQuota=" + ("" if isinstance(limits.cpu.cpus, str) else f"{limits.cpu.cpus * 100:.0f}%"))
     if limits.memory.max is not None:
         found.append(f"MemoryMax={_number(limits.memory.max)}")
@@ -110,8 +113,8 @@ def _number(limit: int | Max) -> str:
 
 
 def _holds(held: Limits, wanted: Limits) -> bool:
-    """As exactly as systemd takes cpus, and the kernel memory, in whole pages. A controller that is not enabled limits
-    nothing.
+    """Compares as exactly as systemd keeps cpus, and the kernel memory (whole pages). A controller that is not enabled
+    limits nothing.
     """
     triples = (
         (held.cpu.cpus, wanted.cpu.cpus, 0.01),

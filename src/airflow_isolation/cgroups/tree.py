@@ -1,13 +1,13 @@
-"""The tree in which workloads are held: who makes its directories, and who takes them away.
+"""The tree of cgroups that holds the workloads: who makes its directories, and who removes them.
 
     <mount>/<delegated part>/<parent>/      one for all workloads of the host
       task_execution/  dag_parsing/         one for each purpose, with its budget
         <id>/                               one for each workload: limits are written and counters read here
           container/                        the runtime's own
 
-Several workers share the tree without talking to each other. The upper levels are made by whoever comes first and go
-with the last workload. A workload's directory is locked (flock) by the process that made it for as long as that process
-lives; what is not locked has been left behind by a dead worker, and once nobody is in it anybody may remove it.
+Several workers share the tree without talking to each other. The first worker makes the upper levels, and they go with
+the last workload. The process that makes a workload's directory locks it (flock) for as long as the process lives. So an
+unlocked directory was left by a dead worker. Once no process is in it, any worker may remove it.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 LEAF = "container"
 #: The levels below the root: one for each purpose.
 TASKS, PARSING, OTHERS = LEVELS = ("task_execution", "dag_parsing", "others")
-#: All that gives limits or counters. Those come first that a cgroup with processes in it can't hand down: by the others
-#: it would become the root of a threaded subtree.
+#: All controllers that give limits or counters. The first ones can't be handed down by a cgroup with processes in it, so
+#: the attempt fails; with the others it would become the root of a threaded subtree.
 CONTROLLERS = ("memory", "io", "cpu", "pids", "cpuset")
-#: Where a delegated unit's own processes go, which may not stay in an inner directory.
+#: Where a delegated unit's own processes are moved: they may not stay in a cgroup that hands controllers down.
 WORKER = "worker"
 
-# Another worker may remove an empty level, or look for left-overs, in between.
+# Several attempts, because another worker may meanwhile remove an empty level, or look for left-overs.
 _TRIES = 50
 _PAUSE_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """``root`` is the directory for all workloads, below ``mount``; ``delegated`` the part of it that isn't ours to make."""
+    """``root`` is the directory for all workloads, below ``mount``. ``delegated`` is its first part, which we don't make."""
 
     mount: Path
     root: str
@@ -61,14 +61,15 @@ class Tree:
         return f"{self.root}/{purpose}/{id}"
 
     def leaf(self, purpose: str, id: str) -> str:
-        """For the runtime: ``linux.cgroupsPath`` without its leading slash."""
+        """The runtime's directory: ``linux.cgroupsPath`` without its leading slash."""
         return f"{self.root}/{purpose}/{id}/{LEAF}"
 
 
 def directory_around(leaf: str) -> tuple[str, str] | None:
-    """The tree's root and the workload's directory around the cgroup of a runtime; None when it isn't in a tree of ours.
+    """The tree's root and the workload's directory, given the runtime's cgroup; None when that isn't in a tree of ours.
 
-    containerd names it as we tell it to, dockerd by an id of its own. In a slice of ours it is the runtime's own.
+    containerd uses the name that we give it, dockerd an id of its own. In a slice of ours, the runtime's cgroup itself is
+    the workload's directory.
 
     >>> directory_around("airflow/task_execution/w1/container")
     ('airflow', 'airflow/task_execution/w1')
@@ -86,7 +87,7 @@ def directory_around(leaf: str) -> tuple[str, str] | None:
 def find_tree(hierarchy: Hierarchy, parent: str) -> Tree:
     """The tree below ``parent``, in the part of the hierarchy that is delegated to us.
 
-    :raises NotUnified: no cgroup v2. Also what else ``Hierarchy.require`` raises.
+    :raises CgroupError: as ``Hierarchy.require``, such as NotUnified without cgroup v2.
     """
     hierarchy.require("memory")
     root = "/".join(part for part in (hierarchy.delegated, parent.strip("/")) if part)
@@ -94,7 +95,7 @@ def find_tree(hierarchy: Hierarchy, parent: str) -> Tree:
 
 
 class Workload:
-    """One workload's directory, made and locked; ``remove`` ends everything in it and takes it away."""
+    """One workload's directory, made and locked; ``remove`` kills everything in it and removes it."""
 
     def __init__(self, tree: Tree, purpose: str, id: str, cgroup: Cgroup) -> None:
         self.tree = tree
@@ -111,15 +112,15 @@ class Workload:
         return self.tree.leaf(self.purpose, self.id)
 
     def remove(self, seconds: float = 10.0) -> None:
-        """Kill what is in it, remove it and the levels that are empty then, and unlock it. May be called twice.
+        """Kill what is in it, remove it and the levels that are then empty, and unlock it. May be called twice.
 
-        :raises CgroupBusy: its processes don't end within ``seconds``; it is then still locked.
+        :raises CgroupBusy: its processes don't end within ``seconds``; the directory stays locked.
         """
         remove_workload(self.tree, self.purpose, self.id, seconds)
         self.close()
 
     def close(self) -> None:
-        """Unlock it and leave it to whoever removes left-overs. May be called twice."""
+        """Unlock it, and leave its removal to ``remove_abandoned``. May be called twice."""
         self.cgroup.close()
         _LOCKED.discard(self)
 
@@ -128,7 +129,9 @@ _LOCKED: set[Workload] = set()
 
 
 def _unlock_in_child() -> None:
-    """A lock is held until the last copy of its descriptor is closed: a fork must not keep a dead worker's."""
+    """Close the locks in a forked child: a lock lasts until the last copy of its descriptor is closed, and the worker may
+    die.
+    """
     for workload in list(_LOCKED):
         workload.close()
 
@@ -139,14 +142,14 @@ os.register_at_fork(after_in_child=_unlock_in_child)
 def make_workload(
     tree: Tree, purpose: str, id: str, limits: Limits = NO_LIMITS, *, budget: Limits = NO_LIMITS
 ) -> Workload:
-    """Make a workload's directory with its limits, and what is missing above it. When that fails, it is not there.
+    """Make a workload's directory with its limits, and the levels that are missing above it. Failure removes it again.
 
-    ``budget`` is written for the purpose, each time: the last worker's settings hold.
+    ``budget`` is written for the purpose each time, so the settings of the last worker hold.
 
-    :raises ValueRefused: a limit, by name; or it is more than the budget.
+    :raises ValueRefused: a limit is wrong (the error names it), or more than the budget.
     :raises CgroupBusy: another process has a workload of this id, or processes are in an inner directory.
     :raises ControllerMissing: a limit needs a controller that is not handed down to us.
-    :raises CgroupDenied: the tree is not ours to make.
+    :raises CgroupDenied: this process may not make the tree.
     """
     check_limits(limits)
     check_budget(limits, budget, purpose)
@@ -167,7 +170,10 @@ def make_workload(
 
 
 def check_budget(limits: Limits, budget: Limits, purpose: str) -> None:
-    """:raises ValueRefused: one workload may use more than all of its purpose together."""
+    """Check a workload's limits against the budget of its purpose.
+
+    :raises ValueRefused: the one workload could use more than all of the purpose together.
+    """
     pairs = (
         ("memory", limits.memory.max, budget.memory.max, "bytes"),
         ("cpus", limits.cpu.cpus, budget.cpu.cpus, "cores"),
@@ -184,8 +190,8 @@ def check_budget(limits: Limits, budget: Limits, purpose: str) -> None:
 
 
 def remove_workload(tree: Tree, purpose: str, id: str, seconds: float = 10.0) -> None:
-    """Kill what is in a workload's directory and remove it, with the cgroups that the workload made in it. Levels above
-    it go too when they are empty. Gone already is success; may be called twice, also at the same time.
+    """Kill what is in a workload's directory and remove it, with the cgroups that the workload made in it. Empty levels
+    above it are removed too. Success if it is gone already; may be called twice, also at the same time.
 
     :raises CgroupBusy: its processes don't end within ``seconds``.
     """
@@ -195,7 +201,7 @@ def remove_workload(tree: Tree, purpose: str, id: str, seconds: float = 10.0) ->
 
 
 def list_workloads(tree: Tree) -> tuple[tuple[str, str], ...]:
-    """Purpose and id of every workload's directory that there is."""
+    """Purpose and id of every workload's directory."""
     found = []
     with suppress(CgroupGone), open_cgroup(tree.mount, tree.root) as root:
         for purpose in root.children():
@@ -205,7 +211,7 @@ def list_workloads(tree: Tree) -> tuple[tuple[str, str], ...]:
 
 
 def take_over(tree: Tree, purpose: str, id: str) -> Workload | None:
-    """The directory of a workload whose maker is dead, locked by us from now on; None when he lives, or it is gone."""
+    """Lock the directory of a workload whose maker is dead. None when the maker lives, or the directory is gone."""
     with suppress(CgroupGone), ExitStack() as undo:
         cgroup = undo.enter_context(open_cgroup(tree.mount, tree.workload(purpose, id)))
         if not _lock(cgroup):
@@ -219,11 +225,11 @@ def take_over(tree: Tree, purpose: str, id: str) -> Workload | None:
 
 
 def remove_abandoned(tree: Tree, seconds: float = 10.0, *, dry_run: bool = False) -> tuple[str, ...]:
-    """Remove directories that dead workers left and nobody is in, and give their ids; with ``dry_run`` that alone.
+    """Remove directories that dead workers left and that hold no process; return their ids. ``dry_run`` only returns them.
 
-    Where processes are, a container is: it may have gone over to another worker, and goes with its own removal.
+    A directory with processes is kept: its container may belong to another worker by now, and goes with that container.
 
-    :raises CgroupBusy: somebody came in meanwhile and does not end within ``seconds``; the rest has been removed.
+    :raises CgroupBusy: a process came in meanwhile and does not end within ``seconds``; the rest has been removed.
     """
     deadline = time.monotonic() + seconds
     removed, busy = [], None
@@ -245,7 +251,10 @@ def remove_abandoned(tree: Tree, seconds: float = 10.0, *, dry_run: bool = False
 
 
 def _made_and_locked(tree: Tree, purpose: str, id: str, *, required: frozenset[str], budget: Limits) -> Cgroup:
-    """:raises CgroupGone: somebody removed it, or a level above it, meanwhile."""
+    """One attempt of ``make_workload``.
+
+    :raises CgroupGone: another worker removed the directory, or a level above it, meanwhile.
+    """
     with _level(tree, purpose, required | budget.controllers) as level:
         if budget != NO_LIMITS:
             set_limits(level, budget)
@@ -258,7 +267,7 @@ def _made_and_locked(tree: Tree, purpose: str, id: str, *, required: frozenset[s
                 raise CgroupBusy(
                     f"{cgroup.path} belongs to another process", hint="Each workload needs an id of its own"
                 )
-            # Locked, it stays. But what is locked may have been removed before that, and another be in its place.
+            # From now on the lock keeps it. But it may have been removed before, and another one made in its place.
             with level.child(id) as now:
                 if not os.path.sameopenfile(now.fileno(), cgroup.fileno()):
                     raise CgroupGone(f"{cgroup.path} has been removed")
@@ -290,7 +299,7 @@ def _below(tree: Tree, purpose: str) -> list[str]:
 
 
 def _hand_down(cgroup: Cgroup, required: frozenset[str]) -> None:
-    """Enable the controllers for the cgroups below this one: those that are required, and what else there is."""
+    """Enable the controllers for the cgroups below this one: those that are required, and the others if possible."""
     available = set(cgroup.read("cgroup.controllers").split())
     missing = required - available
     if missing:
@@ -302,7 +311,7 @@ def _hand_down(cgroup: Cgroup, required: frozenset[str]) -> None:
     enabled = set(cgroup.read(SUBTREE_CONTROL).split())
     for name in CONTROLLERS:
         if name in available and name not in enabled:
-            # One at a time: a kernel that refuses one (cpu, with realtime processes about) refuses the whole line.
+            # One at a time: a kernel that refuses one (cpu, when there are realtime processes) refuses the whole line.
             try:
                 _enable(cgroup, name)
             except CgroupGone:
@@ -323,7 +332,7 @@ def _enable(cgroup: Cgroup, controller: str) -> None:
 
 
 def _is_own_unit(cgroup: Cgroup) -> bool:
-    """This process is directly in it: a delegated unit that systemd has put us into, and nobody else's business."""
+    """Whether this process is directly in it: then it is a delegated unit of ours, in which we may move processes."""
     return os.getpid() in processes.members(cgroup)
 
 
@@ -336,7 +345,7 @@ def _vacate(cgroup: Cgroup) -> None:
             if not here:
                 return
             for pid in here:
-                # Ended meanwhile. What can't be moved for another reason is still there in the end.
+                # It may have ended meanwhile. A process that can't be moved for another reason just stays.
                 with suppress(CgroupError):
                     processes.move(worker, pid)
 
@@ -363,7 +372,7 @@ def _remove_whole(above: Cgroup, name: str, deadline: float) -> None:
         except CgroupGone:
             return
         except CgroupBusy:
-            # Somebody came in since; or the kernel is not yet done with what has just ended.
+            # A process came in meanwhile, or the kernel is still cleaning up those that have just ended.
             if time.monotonic() >= deadline:
                 raise
         else:
@@ -372,7 +381,7 @@ def _remove_whole(above: Cgroup, name: str, deadline: float) -> None:
 
 
 def _descendants(cgroup: Cgroup) -> Iterator[str]:
-    """Paths below the cgroup, each before those below it."""
+    """Paths of all cgroups below this one, parents first."""
     waiting = [""]
     while waiting:
         name = waiting.pop()

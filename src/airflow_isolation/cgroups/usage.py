@@ -1,4 +1,4 @@
-"""What one try has used, for the line at its end, for metrics, and for whoever sizes the next one."""
+"""What one try has used: for the line at the end of its log, for metrics, and for choosing limits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Seconds, bytes and counts of a workload, everything in its cgroup included. None: this host doesn't tell.
+    """Seconds, bytes and counts of all processes of a workload. None means that this host doesn't count it.
 
-    Every field is a number, so that ``dataclasses.asdict`` is all that metrics and JSON need.
+    Every field is a number, so metrics and JSON can use ``dataclasses.asdict`` as it is.
     """
 
     wall: float
@@ -33,7 +33,7 @@ class Usage:
 
     @property
     def memory_share(self) -> float | None:
-        """Of the limit, 0 to 1; None without one."""
+        """The peak as a share of the limit, 0 to 1; None without a limit."""
         return self.memory_peak / self.memory_limit if self.memory_peak is not None and self.memory_limit else None
 
     @property
@@ -62,7 +62,7 @@ class Usage:
 
 
 def usage_of(statistics: Statistics, *, wall: float) -> Usage:
-    """From the counters of a workload's own cgroup, which began at nothing when it was made."""
+    """The usage by the counters of a workload's own cgroup, which began at 0 when it was made."""
     memory, pids, io = statistics.memory, statistics.pids, statistics.io
     return Usage(
         wall=wall,

@@ -1,4 +1,4 @@
-"""The counters of cgroup v1, which has a hierarchy for each controller, in the form that cgroup v2 has them.
+"""The counters of cgroup v1 in the form of cgroup v2's. In v1 each controller has a hierarchy of its own.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v1, mm/memcontrol-v1.c, kernel/sched/cpuacct.c, block/blk-throttle.c.
 """
@@ -16,18 +16,18 @@ from airflow_isolation.cgroups.memory import MemoryEvents, MemoryStat
 if TYPE_CHECKING:
     from airflow_isolation.cgroups.directory import Cgroup
 
-# "No limit" is the largest number of pages that fits, and no limit of anybody's is near it.
+# v1 shows "no limit" as the largest possible number of pages; no real limit is near it.
 _NO_LIMIT: Final = 2**62
-# The last that was wanted may have been several pages at once, such as a thread's stack.
+# The last request, which failed, may have been for several pages at once, such as a thread's stack.
 _NEAR: Final = 16 * os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def memory_stat(cgroup: Cgroup) -> MemoryStat | None:
-    """None without these files.
+    """The memory counters now; None without their files.
 
-    ``events.oom`` says that the limit was reached: v1 does not tell how often in vain, and some kernels not even how
-    often. Where memory and swap together may be no more than memory alone, the limit of both is the one that is reached.
+    ``events.oom`` tells only that the limit was reached: v1 does not count how often reclaiming was in vain, and some
+    kernels don't count at all. When the limit of memory and swap equals that of memory, the former is the one reached.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -48,7 +48,7 @@ def memory_stat(cgroup: Cgroup) -> MemoryStat | None:
 
 
 def oom_kills(cgroup: Cgroup) -> int | None:
-    """None before Linux 4.13, which does not count them.
+    """How many processes the kernel killed for memory; None before Linux 4.13, which does not count them.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -56,7 +56,7 @@ def oom_kills(cgroup: Cgroup) -> int | None:
 
 
 def cpu_stat(cpuacct: Cgroup, cpu: Cgroup | None) -> CpuStat | None:
-    """From the two controllers, which are often mounted together. None without the files of ``cpuacct``.
+    """The cpu counters of two controllers, which are often mounted together. None without the files of ``cpuacct``.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -79,7 +79,7 @@ def cpu_stat(cpuacct: Cgroup, cpu: Cgroup | None) -> CpuStat | None:
 
 
 def io_stat(cgroup: Cgroup) -> IoStat | None:
-    """None where no disk is named: since Linux 6.10 they are counted only where a limit for disks has been set.
+    """The disk counters; None when no disk is listed: since Linux 6.10 they count only where a limit for disks was set.
 
     :raises CgroupGone: the cgroup has been removed.
     """
@@ -88,7 +88,7 @@ def io_stat(cgroup: Cgroup) -> IoStat | None:
 
 
 def parse_io(served: str) -> IoStat | None:
-    r"""``MAJOR:MINOR OPERATION BYTES`` lines, and a last one with their sum.
+    r"""Parse ``MAJOR:MINOR OPERATION BYTES`` lines; the last line is their sum.
 
     >>> parse_io("8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n8:16 Read 1\nTotal 31\n")
     IoStat(bytes_read=11, bytes_written=20, reads=0, writes=0)

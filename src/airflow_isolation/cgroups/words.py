@@ -1,10 +1,10 @@
-"""Quantities for people. Exact figures are for machines; a reader wants three digits."""
+"""Quantities for people, with about three digits. Machines get exact figures."""
 
 from __future__ import annotations
 
 
 def amount(count: int | None) -> str:
-    """Bytes.
+    """A number of bytes with a unit.
 
     >>> amount(536870912), amount(10), amount(1288490189)
     ('512 MiB', '10 bytes', '1.2 GiB')
@@ -20,7 +20,7 @@ def amount(count: int | None) -> str:
 
 
 def share(part: int | None, whole: int | None) -> str:
-    """In brackets, with a blank before; nothing where there is no whole.
+    """The share in percent, in brackets with a blank before; empty when there is no whole.
 
     >>> share(1, 2)
     ' (50 %)'

@@ -1,11 +1,11 @@
 """Reading an image archive: an OCI layout in a tar file, or what ``docker save`` writes.
 
-Nothing is unpacked and nothing is trusted: sizes are bounded, digests are checked, and what an image needs is known
-to be there before a daemon hears of it. Of an archive with both an OCI index and a docker manifest (docker 25 and
-later) the OCI side counts, as in containerd; the docker side then only lends its names.
+Nothing is unpacked and nothing is trusted: sizes are bounded, digests are checked, and all parts of an image are known
+to be there before a daemon gets any. If an archive has both an OCI index and a docker manifest (docker 25 and later), the
+OCI index is used, as in containerd, and the docker manifest gives only names.
 
-What an archive holds besides the images for this host is passed over: images of other platforms, signatures and the
-like, and images without a name beside named ones, which skopeo leaves where a tag has moved.
+Whatever else an archive holds is passed over: images of other platforms, signatures and the like, and images without a
+name beside named ones, which skopeo leaves behind when a tag has moved.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ OCI_NAME = "org.opencontainers.image.ref.name"
 
 @dataclass(frozen=True, slots=True)
 class ArchivedImage:
-    """``names`` are whole ones; ``target`` is what they shall stand for; ``layout`` is this host's image in it."""
+    """``names`` are full names; ``target`` is the index or manifest to store under them; ``layout`` is this host's image
+    in it.
+    """
 
     names: tuple[str, ...]
     target: Blob
@@ -45,7 +47,7 @@ class ArchivedImage:
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """What the archive holds and nobody gets: a name or digest, and the reason."""
+    """Something in the archive that is not imported: its name or digest, and the reason."""
 
     name: str
     reason: str
@@ -66,7 +68,7 @@ class Archive:
         given = normalised(name) if name else ""
         self.path = str(path)
         self._platform = platform or Platform.of_this_host()
-        # Documents that are not in the archive but follow from it, by digest.
+        # Manifests that are not in the archive but are made from it, by digest.
         self._made: dict[str, bytes] = {}
         self._places: dict[str, Member] = {}
         self._digests: dict[Member, str] = {}
@@ -91,7 +93,7 @@ class Archive:
     def chunks(self, blob: Blob) -> Iterator[bytes]:
         """A blob's bytes.
 
-        :raises InvalidArchive: they are not those of its digest, or fewer.
+        :raises InvalidArchive: they don't match its digest, or some are missing.
         """
         if blob.digest in self._made:
             yield self._made[blob.digest]
@@ -117,7 +119,7 @@ class Archive:
     # --- the images --------------------------------------------------------------------------------------------
 
     def _find_images(self) -> Sequence[ArchivedImage]:
-        """Those for this host, with or without names."""
+        """The images for this host, with or without names."""
         try:
             if self._has("oci-layout") and self._has("index.json"):
                 found = self._oci_images()
@@ -144,7 +146,7 @@ class Archive:
                 continue
             names = self._annotated_names(target) or tags.get(image.config.digest, ())
             before = known.names if known else ()
-            # The names are the record's; the annotations have done their work.
+            # The names go into the store's record, so the annotations are not kept.
             plain = Blob(target.media_type or image.manifest.media_type, target.digest, target.size)
             images[target] = ArchivedImage(tuple(dict.fromkeys((*before, *names))), plain, image)
         return self._some(tuple(images.values()), faults)
@@ -182,14 +184,14 @@ class Archive:
         return self._some(images, faults)
 
     def _resolved(self, target: Blob, name: str, faults: list[InvalidImage | WrongPlatform]) -> Layout | None:
-        """This host's image below ``target``; None where there is none, which is noted."""
+        """This host's image below ``target``. If there is none: None, and the reason is added to ``faults``."""
         try:
             return layout.resolve(self._documents, target, self._platform)
         except layout.TooMuch:
             raise
         except (InvalidImage, WrongPlatform) as error:
             faults.append(error)
-            # What is no name is not shown: it may hold anything.
+            # A text that is no valid name is not shown: it may hold anything.
             self._passed_over.append(PassedOver(name if is_name(name) else target.digest, error.detail))
             return None
 
@@ -251,7 +253,7 @@ class Archive:
     # --- its files ---------------------------------------------------------------------------------------------
 
     def _placed(self, media_type: str, name: str) -> Blob:
-        """The file as a blob; its digest has to be computed, docker's file names don't tell."""
+        """The file as a blob. Its digest is computed, because docker's file names don't tell it."""
         member = self._existing(name)
         digest = self._digest_of(member)
         self._places[digest] = member
@@ -269,7 +271,7 @@ class Archive:
     def _read_chunks(self, member: Member) -> Iterator[bytes]:
         done = 0
         while done < member.size:
-            # Each time, because others read from the same file in between.
+            # Seek each time, because others read from the same file in between.
             self.file.seek(member.offset + done)
             chunk = self.file.read(min(blobs.CHUNK, member.size - done))
             if not chunk:

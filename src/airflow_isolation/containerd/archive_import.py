@@ -1,8 +1,8 @@
 """Bringing an image archive into the store: ``import_archive``.
 
 The archive is read and checked here, and the daemon gets only what belongs to this host's images, blob by blob. Its
-Transfer service (1.7 and later) would take the archive as one stream, with whatever else is in it, and is slower: on
-two cores 300 MB take about 6 s through it, for which messages are small, and 2 to 4 s written as blobs.
+Transfer service (1.7 and later) would take the archive as one stream, with everything in it. It is also slower, because
+its messages are small: on two cores 300 MB take about 6 s through it, and 2 to 4 s written as blobs.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def import_archive(
 ) -> tuple[Image, ...]:
     """Load an OCI or docker archive and unpack it for this host.
 
-    Images keep the names that the archive gives them; ``name`` replaces those of an archive with one image. A name
-    that exists moves to the new image. What is not for this host is passed over, which ``progress`` gets as an event.
-    Fails whole: then nothing of the archive stays.
+    Images keep the names that the archive gives them; ``name`` replaces those of an archive with one image. A name that
+    exists moves to the new image. What is not for this host is passed over, and ``progress`` is told so. If it fails,
+    nothing of the archive stays. May be called twice.
 
     :raises InvalidArchive: not an archive, truncated, damaged, without a name, or ``name`` for several images.
     :raises WrongPlatform: made for another operating system or processor.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_isolation.containerd.client import Leased, Services
     from airflow_isolation.containerd.layout import Blob
 
-# Big enough that a message's cost doesn't count, small enough for the daemon's limit of 16 MiB.
+# Large enough that the cost of each message doesn't matter, and below the daemon's limit of 16 MiB.
 CHUNK = 1 << 20
 
 
@@ -31,7 +31,7 @@ def read_document(services: Services, blob: Blob) -> bytes:
         for part in reading:
             text += part.data
             if len(text) > blob.size:
-                # A descriptor may call a layer of many gigabytes a document of a few bytes.
+                # A descriptor may give a layer of many gigabytes the size of a small document.
                 reading.cancel()
                 raise InvalidImage(f"{blob.digest} has more than the {blob.size} bytes that are said of it")
     except NotFound as error:
@@ -44,8 +44,8 @@ def read_document(services: Services, blob: Blob) -> bytes:
 
 
 def keep(leased: Leased, blob: Blob) -> bool:
-    """Whether the store has it; if so, it stays while the lease does."""
-    # Leased first, looked up second: the other way round the garbage collector could come between.
+    """Whether the store has the blob; if so, it stays as long as the lease."""
+    # Leased first, looked up second: the other way round, the garbage collector could remove it in between.
     leased.leases.AddResource(
         leases_pb2.AddResourceRequest(id=leased.lease_id, resource=leases_pb2.Resource(id=blob.digest, type="content"))
     )
@@ -59,7 +59,7 @@ def keep(leased: Leased, blob: Blob) -> bool:
 def write(
     leased: Leased, blob: Blob, chunks: Iterable[bytes], *, done: Callable[[int], None], timeout: float = 3600.0
 ) -> None:
-    """Store a blob; its digest is checked by the daemon. There already is success. ``done`` gets the bytes stored.
+    """Store a blob; the daemon checks its digest. Success if it is there already. ``done`` gets the bytes stored so far.
 
     :raises FailedPrecondition: the bytes don't have the digest or the size.
     """
@@ -80,7 +80,7 @@ def write(
                 )
                 offset += len(chunk)
         except BaseException as error:  # noqa: BLE001
-            # This runs in a thread of gRPC's, which would print the error and forget it.
+            # This runs in a thread of gRPC, which would only print the error.
             failure.append(error)
             return
         yield content_pb2.WriteContentRequest(
@@ -103,12 +103,12 @@ def abort(leased: Leased, ref: str) -> None:
     try:
         leased.content.Abort(content_pb2.AbortRequest(ref=ref))
     except ContainerdError:
-        # Not begun, committed, or the daemon is gone: then the end of the lease removes it.
+        # It was not begun, or is committed, or the daemon is gone: then the end of the lease removes it.
         return
 
 
 def label(services: Services, blob: Blob, labels: Mapping[str, str]) -> None:
-    """Add labels; those with another name stay."""
+    """Add labels; labels with other names stay."""
     paths = [f"labels.{key}" for key in labels]
     if paths:
         info = content_pb2.Info(digest=blob.digest, labels=labels)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_DEADLINE = math.inf
-"""As a call's ``timeout``: wait for ever. For ``Tasks.Wait`` and streams; everything else has a deadline."""
+"""A call's ``timeout`` that means: wait for ever. For ``Tasks.Wait`` and streams; everything else has a deadline."""
 
-# Calls that may be made twice: they change nothing, or the second one finds it done.
+# Calls that may be made twice: they change nothing, or the second finds the work done.
 IDEMPOTENT = frozenset(
     {
         *("Containers.Get", "Containers.List", "Containers.ListStream", "Containers.Update"),
@@ -48,12 +48,12 @@ IDEMPOTENT = frozenset(
     }
 )
 
-# gRPC's words for a call that never left this process: doing it again can't do it twice.
+# gRPC's words for a call that never left this process: to repeat it can't do its work twice.
 NEVER_SENT = ("failed to connect to all addresses", "connections to all backends failing")
 
 
 class CallDetails(NamedTuple):
-    """grpc.ClientCallDetails, which is an interface without an implementation."""
+    """Implements grpc.ClientCallDetails, which is only an interface."""
 
     method: str
     timeout: float | None
@@ -80,10 +80,10 @@ class EveryKindOfCall(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """One way in for gRPC's four."""
+    """One method, ``intercept``, for gRPC's four kinds of calls."""
 
     def intercept(self, continuation: Callable[..., Any], details: CallDetails, request: Any, *, stream: bool) -> Any:
-        """``stream``: the answer is one."""
+        """Make the call by ``continuation``. ``stream``: the answer is a stream."""
         raise NotImplementedError
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
@@ -113,7 +113,7 @@ class Headers(EveryKindOfCall):
 class Calls(EveryKindOfCall):
     """Deadline, retries and errors. ``timeout`` and ``retry_for`` in seconds.
 
-    A future is asked once: whoever holds it asks again.
+    A call by future is made once; its caller may make it again.
     """
 
     def __init__(self, *, address: Path, timeout: float, retry_for: float) -> None:
@@ -140,9 +140,9 @@ class Calls(EveryKindOfCall):
         def attempt() -> Any:
             answer = continuation(details, request)
             if stream:
-                # The first message is fetched here, where the question can still be asked again.
+                # The first message is fetched here, where the call can still be repeated.
                 return OpenCall(answer, name, fetch_first=name in IDEMPOTENT, repair=self._say_why)
-            # What a blocking call comes back with is done and no iterator; a future of grpcio's always is one.
+            # A blocking call returns something that is done and no iterator; a future of grpcio is always an iterator.
             if hasattr(answer, "__next__"):
                 return OpenCall(answer, name, repair=self._say_why)
             error = answer.exception()
@@ -170,7 +170,7 @@ class Calls(EveryKindOfCall):
             raise ClientClosed(f"the client of {self._address} is closed", call=name)
 
     def _say_why(self, error: ContainerdError) -> ContainerdError:
-        """Where gRPC only knows that it could not connect, the reason."""
+        """Find the reason when gRPC only knows that it could not connect."""
         if not was_never_sent(error):
             return error
         try:
@@ -190,7 +190,7 @@ def may_be_repeated(error: BaseException, name: str) -> bool:
 
 
 class OpenCall:
-    """A future or a stream whose errors are ours. Everything else is grpcio's."""
+    """A future or a stream of grpcio, but with the errors of this package."""
 
     def __init__(
         self,
@@ -222,17 +222,24 @@ class OpenCall:
             raise self._translated(error) from error
 
     def result(self, timeout: float | None = None) -> Any:
-        """:raises ContainerdError: the call failed. :raises TimeoutError: not within ``timeout`` seconds."""
+        """The call's answer.
+
+        :raises ContainerdError: the call failed.
+        :raises TimeoutError: there is no answer within ``timeout`` seconds.
+        """
         try:
             return self._call.result(timeout)
         except grpc.FutureTimeoutError as error:
             raise TimeoutError(f"{self._name}: no answer within {timeout} s") from error
         except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
-            # ValueError: the channel was closed between our look and the call.
+            # ValueError: the channel was closed after we had checked it.
             raise self._translated(error) from error
 
     def exception(self, timeout: float | None = None) -> ContainerdError | None:
-        """:raises TimeoutError: not within ``timeout`` seconds."""
+        """The call's error, None when it succeeded.
+
+        :raises TimeoutError: the call has not ended within ``timeout`` seconds.
+        """
         try:
             self.result(timeout)
         except ContainerdError as error:

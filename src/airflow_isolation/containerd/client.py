@@ -1,4 +1,4 @@
-"""A connection to containerd: every service as a stub, with headers, deadlines, retries and errors seen to.
+"""A connection to containerd: a stub for every service, with headers, deadlines, retries and our own errors.
 
     with Client("/run/containerd/containerd.sock", namespace="airflow") as client:
         client.containers.Get(containers_pb2.GetContainerRequest(id="a"))             # NotFound, never grpc.RpcError
@@ -59,7 +59,7 @@ CHANNEL_OPTIONS = (
     # containerd's own limit, both ways (defaults.DefaultMaxRecvMsgSize).
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
-    # gRPC's pause between connection attempts grows to two minutes otherwise: much longer than a daemon's restart.
+    # Otherwise gRPC's pause between connection attempts grows to two minutes, much longer than a daemon's restart.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -89,19 +89,19 @@ class Services:
 
     @cached_property
     def server_version(self) -> str:
-        """Such as ``1.6.20~ds1``, as the daemon's packager wrote it."""
+        """The daemon's version as its packager wrote it, such as ``1.6.20~ds1``."""
         return self.version.Version(Empty()).version
 
     @cached_property
     def has_transfer(self) -> bool:
-        """Whether the daemon has the Transfer service: 1.7 and later, where nobody disabled it."""
+        """Whether the daemon has the Transfer service: 1.7 and later, unless it is disabled."""
         request = introspection_pb2.PluginsRequest(filters=["type==io.containerd.grpc.v1,id==transfer"])
         plugins = self.introspection.Plugins(request).plugins
         return any(not plugin.HasField("init_err") for plugin in plugins)
 
 
 class Leased(Services):
-    """The same services; what is made through them belongs to the lease ``lease_id`` and lives as long as it."""
+    """The same services. What is made through them belongs to the lease ``lease_id``, and stays as long as the lease."""
 
     def __init__(self, channel: grpc.Channel, lease_id: str) -> None:
         super().__init__(channel)
@@ -109,7 +109,7 @@ class Leased(Services):
 
 
 class Client(Services):
-    """A connection to one containerd. Usable from several threads; not over a fork, which is refused.
+    """A connection to one containerd. Several threads may use it. Use after a fork is refused.
 
     Parameters
     ----------
@@ -120,16 +120,16 @@ class Client(Services):
     timeout:
         seconds for a call that names no ``timeout`` of its own; ``timeout=NO_DEADLINE`` waits for ever.
     retry_for:
-        seconds for which a call is asked again while the daemon restarts: one that changes nothing or may be done
-        twice, and any that can't have reached the daemon.
+        seconds for which a call is repeated while the daemon restarts: calls that change nothing or may be made twice,
+        and any call that can't have reached the daemon.
     wait_for_daemon:
         seconds to wait here for a daemon that is just starting. Zero fails at once.
     lease_labels:
-        for every lease that is made here, such as whose it is.
+        labels for every lease of this client, such as its owner.
 
-    :raises SocketMissing: nothing at ``address``, or nobody listens there.
-    :raises NotASocket: something else is there.
-    :raises PermissionDenied: this user may not use it.
+    :raises SocketMissing: there is nothing at ``address``, or no process listens there.
+    :raises NotASocket: there is something else at ``address``.
+    :raises PermissionDenied: this user may not use the socket.
 
     """
 
@@ -157,12 +157,12 @@ class Client(Services):
 
     @contextmanager
     def lease(self, *, expires: timedelta, id: str = "") -> Iterator[Leased]:
-        """Keep what is made through the given services from the garbage collector until the block ends.
+        """Keep what is made through the yielded services from the garbage collector until the block ends.
 
-        When the block fails, everything that only the lease held is gone before the error goes on. If this process
+        When the block fails, everything that only the lease kept is removed before the error goes on. If this process
         dies, the lease ends by itself after ``expires``.
 
-        :raises AlreadyExists: ``id`` is taken; by default one is made up.
+        :raises AlreadyExists: ``id`` is taken. Without ``id``, a new one is made.
         """
         until = (datetime.now(timezone.utc) + expires).isoformat(timespec="seconds")
         request = leases_pb2.CreateRequest(
@@ -173,7 +173,7 @@ class Client(Services):
         try:
             yield Leased(grpc.intercept_channel(self._channel, Headers({"containerd-lease": lease.id})), lease.id)
         except BaseException:
-            # With sync the daemon answers after the garbage collector's run: nothing of the failure is left then.
+            # With sync the daemon answers after the garbage collector has run: then nothing is left.
             try:
                 self.leases.Delete(leases_pb2.DeleteRequest(id=lease.id, sync=True))
             except ContainerdError as error:

@@ -21,12 +21,12 @@ from airflow_isolation.containerd.errors import CredentialsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Docker Hub's entry carries this name, whichever of the Hub's hosts asks.
+# The entry for Docker Hub has this name, whichever of the Hub's hosts asks.
 HUB = "https://index.docker.io/v1/"
 HUB_HOSTS = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io", "auth.docker.io"})
-# A helper says so on stdout when it simply has nothing.
+# A helper says this on stdout when it has nothing for the host.
 NOTHING_STORED = "credentials not found"
-# What a helper gives as user name when the secret is an identity token.
+# The user name that a helper gives when the secret is an identity token.
 TOKEN = "<token>"  # noqa: S105
 CONFIG_LIMIT = 1 << 20
 _HELPER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -43,7 +43,7 @@ class Credentials:
 def credentials_for(
     host: str, *, timeout: float = 15.0, environment: Mapping[str, str] = os.environ
 ) -> Credentials | None:
-    """None when the config has none for ``host``: then the pull is anonymous.
+    """The credentials for ``host``. None when the config has none: then the pull is anonymous.
 
     :raises CredentialsError: the config is not readable, or a helper failed or took longer than ``timeout`` seconds.
     """
@@ -75,13 +75,13 @@ def config_path(environment: Mapping[str, str] = os.environ) -> Path:
     try:
         home = Path.home()
     except RuntimeError:
-        # A user whom nobody knows, without HOME.
+        # HOME is not set, and the uid has no entry in /etc/passwd.
         home = Path("/")
     return home / ".docker" / "config.json"
 
 
 def _names(host: str) -> Iterator[str]:
-    """What a host may be called in the config: docker itself writes the bare host, older tools a URL."""
+    """The names that a host may have in the config: docker itself writes the bare host, older tools a URL."""
     if host in HUB_HOSTS:
         yield HUB
     yield host
@@ -117,7 +117,7 @@ def _table(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]
 
 
 def _text(value: Any, where: str, path: Path) -> str:
-    """Text that can be sent: JSON also has halves of characters, and characters that nobody's password has."""
+    """Check that the value is text that can be sent: JSON also allows lone surrogates and NUL."""
     if not isinstance(value, str) or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise CredentialsError(f"the docker config {path}: {where} is not text")
     return value
@@ -171,7 +171,7 @@ def _ask(helper: str, host: str, timeout: float, environment: Mapping[str, str])
     if answer.returncode != 0:
         if NOTHING_STORED in text:
             return None
-        # Only what it says about the failure: a helper never prints a secret when it fails.
+        # Its words are safe to show: a helper never prints a secret when it fails.
         reason = (text or answer.stderr.decode(errors="replace").strip())[:200] or "no reason given"
         raise CredentialsError(f"the credential helper {program} failed for {host}: {reason}")
     try:

@@ -8,7 +8,7 @@ ContainerdError              what was called, the daemon's own words, and its co
 │   └── NotASocket           the address is a file, a directory, …
 ├── PermissionDenied         of the socket, or by the daemon
 ├── Unauthenticated
-├── Unavailable              the daemon is down, restarting, or something of it is busy: trying again may help
+├── Unavailable              the daemon is down, restarting or busy: trying again may help
 │   └── SocketMissing        nothing is at the address, or nobody listens there
 ├── DeadlineExceeded         no answer in time; whether the daemon did it is not known
 ├── Cancelled
@@ -18,8 +18,8 @@ ContainerdError              what was called, the daemon's own words, and its co
 ├── ResourceExhausted        a message over 16 MiB, a full disk
 ├── Internal
 ├── DataLoss
-├── Unknown                  most failures of runc arrive as this; the text tells
-├── ClientForked             a client was carried over a fork
+├── Unknown                  most failures of runc arrive as this; read the text
+├── ClientForked             a client was used after a fork
 ├── ClientClosed
 └── ImageError               the image, the archive or the registry, not the daemon
     ├── InvalidArchive       not an archive, truncated, a blob missing or not matching its digest
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 
 class ContainerdError(Exception):
-    """``call`` is what was called, such as ``Tasks.Start``; ``detail`` the daemon's own words; ``hint`` what to do.
+    """A call failed. ``call`` is its name, such as ``Tasks.Start``; ``detail`` the daemon's own words; ``hint`` what to do.
 
-    ``code`` is the gRPC status, None where the daemon was never asked.
+    ``code`` is the gRPC status, None when the daemon was never asked.
     """
 
     def __init__(self, detail: str, *, call: str = "", code: grpc.StatusCode | None = None, hint: str = "") -> None:
@@ -89,7 +89,7 @@ class Unauthenticated(ContainerdError):
 
 
 class Unavailable(ContainerdError):
-    """Not now: the daemon is away, or what is asked for is busy."""
+    """The daemon is down, or what is asked for is busy. Trying again may help."""
 
 
 class SocketMissing(Unavailable):
@@ -109,15 +109,15 @@ class Unimplemented(ContainerdError):
 
 
 class Aborted(ContainerdError):
-    """Given up by the daemon."""
+    """The daemon gave up."""
 
 
 class OutOfRange(ContainerdError):
-    """An offset that isn't there."""
+    """There is no such offset."""
 
 
 class ResourceExhausted(ContainerdError):
-    """Too large a message, or no room."""
+    """A message is too large, or a disk is full."""
 
 
 class Internal(ContainerdError):
@@ -129,7 +129,7 @@ class DataLoss(ContainerdError):
 
 
 class Unknown(ContainerdError):
-    """No code fits; the text tells."""
+    """No code fits; read the text."""
 
 
 class ClientForked(ContainerdError):
@@ -141,7 +141,7 @@ class ClientClosed(ContainerdError):
 
 
 class ImageError(ContainerdError):
-    """An image, an archive or a registry, not the daemon, is the trouble."""
+    """The cause is an image, an archive or a registry, not the daemon."""
 
 
 class InvalidArchive(ImageError):
@@ -200,7 +200,7 @@ def from_status(code: grpc.StatusCode | None, detail: str | None, call: str) -> 
     """The one place where gRPC's codes become our errors."""
     detail = detail or "no reason given"
     if code is grpc.StatusCode.UNKNOWN:
-        # Go's own words, which containerd passes on without their code: a matter of who noticed first.
+        # These are Go's own words. containerd passes them on without a code when it notices before gRPC does.
         if detail.endswith("context deadline exceeded"):
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         elif detail.endswith("context canceled"):

@@ -43,7 +43,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``topic`` is such as ``/tasks/exit``; ``message`` one of ``KINDS``, None for those that nobody here reads."""
+    """One event. ``topic`` is such as ``/tasks/exit``; ``message`` is one of ``KINDS``, or None for all other kinds."""
 
     topic: str
     namespace: str
@@ -82,7 +82,7 @@ class Subscription:
 
 
 def subscribe(client: Client, *topics: str) -> Subscription:
-    """Events of the client's namespace; of ``topics`` only (such as ``/tasks/exit``) where some are given."""
+    """Events of the client's namespace. If ``topics`` are given (such as ``/tasks/exit``), only events of these."""
     ours = f"namespace=={json.dumps(client.namespace)}"
     return Subscription(client, tuple(f"{ours},topic=={json.dumps(topic)}" for topic in topics) or (ours,))
 

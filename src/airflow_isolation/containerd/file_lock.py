@@ -1,4 +1,4 @@
-"""A lock among threads and processes. The kernel gives a dead holder's lock to the next. Standard library only."""
+"""A lock among threads and processes. When a holder dies, the kernel releases its lock. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PAUSE_SECONDS = 0.05
 
 @contextmanager
 def locked(path: str | os.PathLike[str], *, end: float, shared: bool = False) -> Iterator[int]:
-    """Hold the file at ``path``, which is made when it is missing and stays; gives its descriptor.
+    """Lock the file at ``path`` for a block; yields its descriptor. A missing file is made, and stays.
 
-    ``shared``: together with all who ask for no more than that.
+    ``shared``: together with all other holders that ask for a shared lock.
 
-    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
+    :raises TimeoutError: others held it until ``end``, a time of ``time.monotonic``.
     :raises OSError: the file can't be made.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -32,13 +32,13 @@ def locked(path: str | os.PathLike[str], *, end: float, shared: bool = False) ->
 
 
 def lock(descriptor: int, *, end: float, what: str, shared: bool = False) -> None:
-    """Lock an open file or directory, which is unlocked when it is closed.
+    """Lock an open file or directory. Closing it unlocks it.
 
-    :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``; ``what`` names it.
+    :raises TimeoutError: others held it until ``end``, a time of ``time.monotonic``; ``what`` names it.
     """
     while True:
         try:
-            # Of each open file its own, so threads of one process wait for each other too.
+            # The lock belongs to the open file, not to the process, so threads of one process wait for each other too.
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Reading files of an image, such as /etc/passwd, without running anything of it: ``read_files``, ``closed_to_others``.
+"""Reads files of an image, such as /etc/passwd, without running anything of it: ``read_files``, ``closed_to_others``.
 
-The image is mounted in a mount namespace that a short-lived process has for itself: whatever happens, kill -9 included,
-the kernel unmounts it with that process. There the image is the root directory, so no symbolic link leads out of it.
+A short-lived process mounts the image in a mount namespace of its own. When that process ends, even by kill -9, the kernel
+unmounts the image. The image is the process's root directory, so no symbolic link leads out of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _LOOK_SECONDS = 120.0
 _READER = Path(__file__).with_name("read_mounted.py")
 _CACHE_SIZE = 256
 
-# By chain id and paths, and whether these are listed. What a chain id names never changes, so an entry is right for ever.
+# By chain id and paths, and whether these are directories to list. A chain id's content never changes, so entries stay
+# valid.
 _cache: dict[tuple[str, tuple[str, ...], bool], Files] = {}
 _cache_lock = threading.Lock()
 
@@ -57,14 +58,14 @@ def read_files(
     cache_directory: Path | None = None,
     timeout: float = 30.0,
 ) -> Files:
-    """The files' bytes by path; None for one that the image doesn't have. The image must be unpacked.
+    """The files' bytes by path; None for a path that the image doesn't have. The image must be unpacked.
 
-    Of ``directories`` the names in them, one a line; of a path that is none, the path.
+    With ``directories``: the names in each directory, one a line; for a path that is no directory, the path itself.
 
-    Answers are kept in memory and, where given, in ``cache_directory``, which nobody else may write to.
+    Answers are cached in memory, and in ``cache_directory`` if given; no other user may write to that.
 
-    :raises PermissionDenied: not called by root, and not in a cache: only root may mount.
-    :raises InvalidImage: something else than a regular file, or one over ``FILE_LIMIT``.
+    :raises PermissionDenied: not called by root, who alone may mount, and the answer is in no cache.
+    :raises InvalidImage: a path is no regular file, or larger than ``FILE_LIMIT``.
     :raises NotFound: the image isn't unpacked.
     """
     wanted = tuple(sorted(paths))
@@ -90,9 +91,10 @@ def read_files(
 def closed_to_others(
     client: Client, layout: Layout, *, uid: int, gids: Iterable[int], snapshotter: str, timeout: float = _LOOK_SECONDS
 ) -> str:
-    """What in the image that account may read or run and others may not: a path and its mode. Empty: there is nothing.
+    """The first path in the image, with its mode, that this account may read or run and others may not; empty: there is
+    none.
 
-    Every file is looked at, which takes a second for some ten thousand. The answer is kept by the caller.
+    Every file is looked at, which takes a second for some ten thousand. The caller should keep the answer.
 
     :raises InvalidImage: the image has more than a million files.
     :raises ContainerdError: it can't be mounted, or takes longer than ``timeout`` seconds.
@@ -121,7 +123,7 @@ def _from_image(
 def snapshot(
     client: Client, layout: Layout, snapshotter: str, timeout: float, *, writable: bool = False
 ) -> Iterator[list[dict[str, Any]]]:
-    """A snapshot of an unpacked image, gone afterwards: how it would be mounted (type, source, options)."""
+    """A temporary snapshot of an unpacked image; yields how to mount it (type, source, options)."""
     key = f"read-{secrets.token_hex(8)}"
     with client.lease(expires=timedelta(seconds=timeout) + timedelta(minutes=5)) as leased:
         parent = layout.top_chain_id
@@ -167,7 +169,7 @@ def _cache_name(chain_id: str, wanted: tuple[str, ...], directories: bool) -> st
 
 
 def _from_disk(kept: Path, wanted: tuple[str, ...]) -> Files | None:
-    """None when it isn't there or isn't whole: then the image is asked."""
+    """The cached answer. None when it is missing or incomplete: then the image is read."""
     try:
         answer = json.loads(kept.read_bytes())
         files = {path: None if text is None else base64.b64decode(text) for path, text in answer.items()}
@@ -179,7 +181,7 @@ def _from_disk(kept: Path, wanted: tuple[str, ...]) -> Files | None:
 def _to_disk(kept: Path, files: Files) -> None:
     kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     answer = {path: None if text is None else base64.b64encode(text).decode() for path, text in files.items()}
-    # Whole or not at all, also for a reader in between.
+    # Written under another name, then renamed: a reader sees a whole file or none.
     with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
         try:
             json.dump(answer, file)

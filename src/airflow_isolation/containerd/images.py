@@ -1,4 +1,4 @@
-"""Images of a namespace: what is there, what an image is made of, and its end."""
+"""Images of a namespace: finding and listing them, what an image consists of, and removing it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A name in the store and what it stands for: ``target``, an index or a manifest."""
+    """A name in the store, and its ``target``: an index or a manifest."""
 
     name: str
     target: Blob
@@ -36,10 +36,10 @@ class Image:
 
 
 def get(services: Services, reference: str) -> Image:
-    """``reference`` as a user writes it.
+    """The image of this name. ``reference`` is as a user writes it.
 
     :raises NotFound: no image has that name.
-    :raises InvalidReference: none can have it.
+    :raises InvalidReference: it can't be an image's name.
     """
     name = normalised(reference)
     try:
@@ -50,13 +50,13 @@ def get(services: Services, reference: str) -> Image:
 
 
 def list_all(services: Services) -> tuple[Image, ...]:
-    """By name."""
+    """All images, sorted by name."""
     images = services.images.List(images_pb2.ListImagesRequest()).images
     return tuple(sorted(map(_image, images), key=lambda image: image.name))
 
 
 def remove(services: Services, reference: str, *, sync: bool = True) -> None:
-    """Remove the name. With ``sync``, come back when what only it needed is gone from the disk.
+    """Remove the name. With ``sync``, return only when the content that nothing else needs is gone from the disk.
 
     :raises NotFound: no image has that name.
     """
@@ -65,10 +65,10 @@ def remove(services: Services, reference: str, *, sync: bool = True) -> None:
 
 
 def resolve(services: Services, image: Image, platform: Platform | None = None) -> Layout:
-    """What ``image`` is on this host, or on ``platform``: configuration, layers, chain ids.
+    """The parts of ``image`` for this host, or for ``platform``: configuration, layers, chain ids.
 
     :raises WrongPlatform: it holds nothing for the platform.
-    :raises InvalidImage: something of it is missing or can't be read.
+    :raises InvalidImage: a part is missing or can't be read.
     """
     return layout.resolve(partial(blobs.read_document, services), image.target, platform or Platform.of_this_host())
 
@@ -79,7 +79,7 @@ def image_config(services: Services, reference: str) -> bytes:
 
 
 def record(services: Services, name: str, target: Blob) -> bool:
-    """Give ``target`` the (normalised) name, from whatever had it. True when nothing had."""
+    """Give ``target`` the (normalised) name, and take it from the image that had it. True when none had it."""
     image = images_pb2.Image(
         name=name,
         target=types_pb2.Descriptor(
@@ -96,7 +96,7 @@ def record(services: Services, name: str, target: Blob) -> bool:
 
 
 def forget(services: Services, name: str) -> None:
-    """Take the name away; absent already is success. What only it needed goes when the garbage collector next runs."""
+    """Remove the name; success if it is gone already. The garbage collector removes its content when it next runs."""
     try:
         services.images.Delete(images_pb2.DeleteImageRequest(name=name))
     except NotFound:

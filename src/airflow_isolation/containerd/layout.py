@@ -1,4 +1,4 @@
-"""How an image hangs together: index, manifest, configuration, layers. Pure: blobs come from a function given.
+"""What an image consists of: index, manifest, configuration, layers. Pure: the caller passes a function that reads blobs.
 
 Sources: OCI image-spec 1.1 (descriptor, image-index, manifest, config) and Docker's image manifest version 2, schema 2.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Read = Callable[["Blob"], bytes]
-    """Gives a blob's bytes, or raises what is right where it comes from."""
+    """Returns a blob's bytes. It raises its source's own errors."""
 
 JSON_LIMIT = 4 << 20
-"""Bytes of an index, manifest or configuration: what registries take of a manifest (OCI distribution-spec 1.1)."""
+"""Bytes of an index, manifest or configuration: the size of a manifest that registries take (OCI distribution-spec 1.1)."""
 DOCUMENT_COUNT = 2000
-"""How many documents are looked at for one image, or for all images of an archive. An image of twenty platforms has 41."""
+"""How many documents are read for one image, or for all images of an archive. An image for twenty platforms has 41."""
 DOCUMENT_BYTES = 32 << 20
 """Bytes of these documents together."""
 
@@ -40,8 +40,8 @@ MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LAYER_COUNT = 1000
-"""More than any snapshotter mounts, or Docker's 127."""
-# Of what an image is made for, in a sentence.
+"""More than any snapshotter mounts, and more than Docker's 127."""
+# How many platforms an error lists.
 _PLATFORMS_TOLD = 10
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
 
@@ -61,7 +61,7 @@ class Platform:
     def runs(self, other: Platform) -> bool:
         """Whether this host runs what was made for ``other``. An unnamed variant is taken to be the plain one."""
         same = (self.os, self.architecture) == (other.os, other.architecture)
-        # arm's variants are v6 < v7; amd64's and arm64's say what a processor has, not what it is.
+        # arm's variants are ordered, v6 < v7. amd64's and arm64's only name features of a processor.
         return same and (self.architecture != "arm" or not self.variant or other.variant <= self.variant)
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A descriptor: what something is, its digest, and its size in bytes."""
+    """A descriptor: the kind of a blob (media type), its digest, and its size in bytes."""
 
     media_type: str
     digest: str
@@ -92,7 +92,7 @@ class Layout:
 
     @property
     def chain_ids(self) -> tuple[str, ...]:
-        """The name of each layer's snapshot: of itself and everything below it (OCI image-spec, config.md)."""
+        """The name of each layer's snapshot, which stands for the layer and all below it (OCI image-spec, config.md)."""
         chain: list[str] = []
         for diff_id in self.diff_ids:
             above = f"{chain[-1]} {diff_id}".encode() if chain else b""
@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def top_chain_id(self) -> str:
-        """Empty for an image without layers."""
+        """The last chain id; empty for an image without layers."""
         return self.chain_ids[-1] if self.diff_ids else ""
 
     @property
@@ -110,15 +110,15 @@ class Layout:
         return self.manifest.size + self.config.size + sum(layer.size for layer in self.layers)
 
     def blobs(self) -> Iterator[Blob]:
-        """Each once, those that others name first."""
+        """All blobs, each once. A blob comes before the one that names it."""
         yield from dict.fromkeys((*self.layers, self.config, self.manifest, *reversed(self.indexes)))
 
 
 class Documents:
-    """Indexes, manifests and configurations, from where ``read`` finds them. Each is read once.
+    """Indexes, manifests and configurations, read by ``read``. Each is read once.
 
-    Looking is bounded, not only reading: indexes that name the same indexes again and again make few documents and
-    very many ways to look at them.
+    Repeated looks count against the bound too: a few indexes that name each other many times would otherwise take very
+    many steps.
     """
 
     def __init__(self, read: Read) -> None:
@@ -128,7 +128,10 @@ class Documents:
         self._bytes = 0
 
     def __call__(self, blob: Blob) -> bytes:
-        """:raises InvalidImage: it is too large, or too much has been looked at already."""
+        """The document's bytes.
+
+        :raises InvalidImage: it is too large, or too much has been looked at already.
+        """
         self._count += 1
         if self._count > DOCUMENT_COUNT:
             raise TooMuch(f"more than {DOCUMENT_COUNT} indexes, manifests and configurations belong to it")
@@ -144,16 +147,16 @@ class Documents:
 
 
 class TooMuch(InvalidImage):
-    """A bound on all that belongs to an image is reached: there is no use in looking at the rest."""
+    """The bound for a whole image is reached, so the rest is not looked at."""
 
 
 def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
-    """Find ``platform``'s image below ``target``, an index or a manifest. What is no image there is passed over.
+    """Find ``platform``'s image below ``target``, an index or a manifest. Whatever is no image is passed over.
 
-    With a ``Documents`` for several images its bounds are for all of them together, else for this one.
+    If ``read`` is a ``Documents``, its bounds hold for all images read through it; else for this image.
 
-    :raises WrongPlatform: there is none for ``platform``; says what there is.
-    :raises InvalidImage: there is no image, with the reason, or more than ``Documents`` looks at.
+    :raises WrongPlatform: there is none for ``platform``; the error lists the platforms that there are.
+    :raises InvalidImage: there is no image (the error has the reason), or ``Documents`` reached a bound.
     """
     documents = read if isinstance(read, Documents) else Documents(read)
     found: Layout | None = None
@@ -180,7 +183,9 @@ def resolve(read: Read, target: Blob, platform: Platform) -> Layout:
 def _candidates(
     documents: Documents, target: Blob, platform: Platform
 ) -> Iterator[tuple[Layout, Platform] | Platform | InvalidImage]:
-    """What lies below ``target``, in its order: images that run here, others' platforms, and what is no image."""
+    """What is below ``target``, in its order: images that run here, platforms of other images, and reasons why one is
+    none.
+    """
     waiting: list[tuple[Blob, tuple[Blob, ...]]] = [(target, ())]
     seen: set[str] = set()
     while waiting:
@@ -238,7 +243,7 @@ def _manifest(
 
 
 def parse(text: bytes, blob: Blob) -> dict[str, Any]:
-    """A JSON document that is an object."""
+    """Parse a JSON document that must be an object."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,14 +1,14 @@
-"""A program of its own, run by mapped_layers: shows directories of the host with other owners, where the daemon sees it.
+"""A program of its own, run by mapped_layers: mounts directories of the host with other owners, where the daemon sees them.
 
-Standard library only, and not imported by anybody: it runs with ``python -I -S``. On stdin one JSON object: do, pid,
-directory, layers, first, size; on stdout one: empty, or failed (a sentence). What it does:
+Standard library only, and imported by no module: it runs with ``python -I -S``. It reads one JSON object on stdin: do, pid,
+directory, layers, first, size. It writes one on stdout: empty, or failed (a sentence). What it does:
 
     try     whether the kernel maps the owners of the first layer; nothing stays
-    map     mounts layer n at <directory>/n, after what was mounted there before is gone
-    unmap   takes all that away, the directory too
+    map     unmounts what was at <directory>/n before, then mounts layer n there
+    unmap   unmounts all of that, and removes the directory
 
-``pid`` is of a process in whose mount namespace it works: a service of systemd may have one of its own, and what is
-mounted there nobody else sees. Sources: mount_setattr(2), open_tree(2), move_mount(2), user_namespaces(7).
+It works in the mount namespace of the process ``pid``, the daemon: a service of systemd may have a mount namespace of its
+own, and sees only mounts made there. Sources: mount_setattr(2), open_tree(2), move_mount(2), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def enter_mounts_of(pid: int) -> None:
 
 @contextmanager
 def user_namespace(first: int, size: int) -> Iterator[int]:
-    """A descriptor of one in which ids 0 to ``size`` - 1 are ``first`` and those after it; the kernel keeps it while open."""
+    """A descriptor of a user namespace that maps ids 0 to ``size`` - 1 to ``first`` and up; it lives while this is open."""
     ready_end, ready = os.pipe()
     child = os.fork()
     if child == 0:
@@ -104,7 +104,7 @@ def user_namespace(first: int, size: int) -> Iterator[int]:
 
 @contextmanager
 def mapped(layer: str, namespace: int) -> Iterator[int]:
-    """A mount of the layer that is nowhere yet, and gone when its descriptor is closed before it is somewhere."""
+    """An idmapped mount of the layer, not attached anywhere yet. If its descriptor is closed before, the mount is gone."""
     path = ctypes.c_char_p(layer.encode())
     flags = ctypes.c_uint(OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
     descriptor = system_call(OPEN_TREE, f"opening {layer}", ctypes.c_int(AT_FDCWD), path, flags)
@@ -144,7 +144,7 @@ def map_all(directory: Path, layers: list[str], namespace: int) -> None:
     unmap(directory)
     directory.mkdir(parents=True, mode=0o700)
     place = bytes(directory)
-    # On itself and private, so that what is mounted below it stays in this mount namespace alone.
+    # The directory is mounted on itself, private: so mounts below it stay in this mount namespace.
     checked(LIBC.mount(place, place, None, ctypes.c_ulong(MS_BIND), None), f"mounting on {directory}")
     checked(LIBC.mount(None, place, None, ctypes.c_ulong(MS_PRIVATE), None), f"keeping {directory} private")
     for number, layer in enumerate(layers):
@@ -157,7 +157,7 @@ def map_all(directory: Path, layers: list[str], namespace: int) -> None:
 def unmap(directory: Path) -> None:
     while True:
         try:
-            # With all that is mounted below it.
+            # It unmounts all that is mounted below it too.
             checked(LIBC.umount2(bytes(directory), MNT_DETACH | UMOUNT_NOFOLLOW), f"unmounting {directory}")
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.ENOENT}:

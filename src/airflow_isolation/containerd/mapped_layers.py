@@ -1,10 +1,10 @@
-"""An image's layers with the owners that they have in a user namespace: mounts of them, below one directory.
+"""Mounts of an image's layers, below one directory, whose files have the owners that they need in a user namespace.
 
-They are made once for an image and its uids, by the first who needs them, and serve all containers of both: an overlay
-takes mounts of its own of its layers, so a container that has been mounted needs these no more. Read-only, in a
-directory that root alone may enter. They stay until ``unmap_unless``, which a clean-up calls.
+In the kernel these are idmapped mounts, which an overlay accepts as lower layers since Linux 5.19.
 
-In the kernel these are idmapped mounts, which an overlay takes as lower layers since Linux 5.19.
+The first container that needs the mounts makes them, and they serve all containers with the same image and uids. They are
+needed only while a container is mounted: an overlay makes mounts of its own of its layers. They are read-only, in a
+directory that only root may enter. They stay until ``unmap_unless``, which a clean-up calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_isolation.containerd.file_lock import locked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: mount(2) takes one page of options, and of an overlay's the layers are nearly all.
+#: mount(2) takes one page of options, and an overlay's options are nearly all layers.
 _LAYERS_LENGTH = 3500
 _SECONDS = 30.0
 _PROGRAM = Path(__file__).with_name("map_layers.py")
@@ -36,9 +36,9 @@ class MappingError(Exception):
 
 
 def why_not_mapped(place: Path, layers: Sequence[str], *, first: int, size: int, pid: int) -> str:
-    """Tries whether ``layers`` can be mounted so. Takes some 50 ms, and leaves nothing. Empty: they can.
+    """Try whether ``layers`` can be mounted with other owners; empty: they can. Takes some 50 ms, and leaves nothing.
 
-    ``pid``: of the daemon, in whose mount namespace all of this is done.
+    ``pid``: the daemon's, because all of this happens in its mount namespace.
     """
     try:
         directory, _ = _places(place, layers, first)
@@ -52,12 +52,12 @@ def why_not_mapped(place: Path, layers: Sequence[str], *, first: int, size: int,
 def mapped_layers(
     place: Path, layers: Sequence[str], *, first: int, size: int, pid: int, end: float
 ) -> Iterator[tuple[str, ...]]:
-    """Directories in which id n of the layers is ``first`` + n, made below ``place`` unless they are there.
+    """Directories below ``place`` in which id n of the layers is ``first`` + n; made if they are missing.
 
-    While this is open nobody takes them away. ``pid``: as for ``why_not_mapped``; ``end``: a time of ``time.monotonic``.
+    They are not removed before the block ends. ``pid``: as for ``why_not_mapped``; ``end``: a time of ``time.monotonic``.
 
-    :raises MappingError: the kernel refuses, or the layers are too many for one overlay.
-    :raises TimeoutError: another has been at it until ``end``.
+    :raises MappingError: the kernel refuses, or there are too many layers for one overlay.
+    :raises TimeoutError: another process held their lock until ``end``.
     """
     directory, shown = _places(place, layers, first)
     while True:
@@ -73,7 +73,9 @@ def mapped_layers(
 
 
 def unmap_unless(needed: Callable[[int], bool], place: Path, *, pid: int, dry_run: bool = False) -> tuple[Path, ...]:
-    """Take away the layers of all first uids that are not ``needed`` and that nobody holds now; gives their directories.
+    """Unmount the layers of each first uid that is not ``needed``, unless they are in use now; returns their directories.
+
+    May be called twice. ``dry_run`` only returns them.
 
     :raises MappingError: the kernel refuses.
     """
@@ -120,8 +122,8 @@ def _lock(path: Path, end: float, shared: bool, held: ExitStack) -> bool:
         try:
             descriptor = taken.enter_context(locked(path, end=end, shared=shared))
         except FileNotFoundError:
-            return False  # a clean-up has taken the empty directory away
-        # Who waited may have waited for a clean-up, and have the lock of what is gone.
+            return False  # a clean-up has removed the empty directory
+        # If we waited for a clean-up, we now hold the lock of a directory that is gone.
         if not os.fstat(descriptor).st_nlink:
             return False
         held.push(taken.pop_all())
@@ -129,7 +131,7 @@ def _lock(path: Path, end: float, shared: bool, held: ExitStack) -> bool:
 
 
 def _are_there(shown: Sequence[str], layers: Sequence[str], *, first: int, size: int, pid: int) -> bool:
-    """The same directories, not others that were at these paths before, and with the other owners."""
+    """Whether these mounts show the layers that are at these paths now, not older ones, and with the mapped owners."""
     root = f"/proc/{pid}/root"
     try:
         for one, layer in zip(shown, layers, strict=True):

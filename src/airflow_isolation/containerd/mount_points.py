@@ -1,9 +1,9 @@
-"""Making the directories and files in a snapshot on which something will be mounted.
+"""Makes the directories and files in a snapshot on which something will be mounted.
 
 Runtimes make what is missing in the image, but in a user namespace they may not: the image belongs to the host's root.
-So it is made here, in the snapshot's own layer, before anybody mounts it. Where the image's symbolic links lead is found
-out beforehand, by ``followed``, which asks the kernel to follow none of them; where one is in the way when something is
-made, that is an error. Standard library only.
+So it is made here, in the snapshot's own layer, before that is mounted. ``followed`` finds out beforehand where the
+image's symbolic links lead; it resolves them itself, and never has the kernel follow one. A link that is still in the way
+when something is made is an error. Standard library only.
 
 Sources: the kernel's Documentation/filesystems/overlayfs.rst (upper and lower, whiteouts, opaque directories); symlink(7).
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _OPAQUE = "trusted.overlay.opaque"
 
-#: As many as the kernel follows on one way.
+#: How many symbolic links are followed for one path: as many as the kernel does.
 _MOST_LINKS = 40
 
-#: Without a user namespace.
+#: The ids without a user namespace.
 HOST_IDS = range(2**32)
 
 
@@ -32,10 +32,10 @@ class MountPointError(Exception):
 
 
 def followed(layers: Sequence[str], target: str, *, elsewhere: Collection[str] = ()) -> str:
-    """Where in the container ``target`` is, once the image's links are followed: to there the runtime mounts it.
+    """The place in the container to which the image's links lead ``target``: there the runtime mounts it.
 
-    The image is the root, as for a process in it. ``elsewhere``: where something else is mounted by then; the
-    image has no say in there.
+    The image is the root directory, as for a process in the container. ``elsewhere``: places where something else is
+    mounted by then; the image's links below them don't count.
 
     :raises MountPointError: the links go in a circle, or the kernel refuses.
     """
@@ -52,7 +52,7 @@ def _followed(layers: list[str], target: str, elsewhere: Collection[str]) -> str
     while todo:
         part = todo.pop()
         if part == "..":
-            del way[-1:]  # above the root is the root
+            del way[-1:]  # ".." of the root is the root itself
             continue
         path = "/".join(["", *(name for name, _ in way), part])
         found, first = ([], None) if path in elsewhere else _descend(way[-1][1] if way else layers, part)
@@ -70,18 +70,18 @@ def _followed(layers: list[str], target: str, elsewhere: Collection[str]) -> str
 
 
 def _parts(path: str) -> list[str]:
-    """The last is the first."""
+    """The path's components in reverse order."""
     return [part for part in reversed(path.split("/")) if part not in {"", "."}]
 
 
 def make_mount_points(
     layers: Sequence[str], targets: Iterable[tuple[str, bool]], *, merged: bool, ids: range = HOST_IDS
 ) -> None:
-    """Make each target, a path in the container and whether it is a directory, where it is missing.
+    """Make the targets that are missing. A target is a path in the container, and whether it is a directory.
 
-    ``layers`` are directories of the host, the snapshot's own first. ``merged``: an overlay lies over them, so what
-    is in the first hides what is in the others, and directories are to look as they did. ``ids`` are
-    those of the host that the container's are, by number: what is made belongs to its root, or to whom it did.
+    ``layers`` are directories of the host, the snapshot's own first. ``merged``: an overlay merges them. Then a directory
+    that is made in the first layer, but is in a lower one too, gets the lower one's owner and mode. ``ids`` are the host's
+    ids of the container's users, by number: what is new belongs to the container's root.
 
     :raises MountPointError: a symbolic link or a file is in the way, or the kernel refuses.
     """
@@ -93,9 +93,9 @@ def make_mount_points(
 
 
 def layers_of(kind: str, source: str, options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """The layers of a snapshot that is mounted so, its own first, and whether an overlay merges them.
+    """The layers of a snapshot with such a mount, its own first, and whether an overlay merges them.
 
-    :raises MountPointError: a kind of mount that is not understood here.
+    :raises MountPointError: this function does not know this kind of mount.
     """
     if kind == "overlay":
         values = dict(option.split("=", 1) for option in options if "=" in option)
@@ -107,9 +107,9 @@ def layers_of(kind: str, source: str, options: Sequence[str]) -> tuple[tuple[str
 
 
 def with_layers(options: Sequence[str], layers: Sequence[str], *, writable: bool) -> tuple[str, ...]:
-    """An overlay's options with other layers below its own, which takes what is written unless nothing can be."""
+    """An overlay's options, with other layers below its own. If not ``writable``, its own becomes a lower layer too."""
     values = dict(option.split("=", 1) for option in options if "=" in option)
-    # An overlay of lower layers alone is read-only for everybody, whatever is mounted anew.
+    # An overlay of lower layers only is always read-only; no remount can change that.
     own = () if writable else (values["upperdir"],)
     dropped = ("lowerdir=",) if writable else ("lowerdir=", "upperdir=", "workdir=", "volatile")
     return (*(option for option in options if not option.startswith(dropped)), f"lowerdir={':'.join([*own, *layers])}")
@@ -152,15 +152,15 @@ def _make(layers: Sequence[str], target: PurePosixPath, *, is_directory: bool, m
 
 
 def dress(directory: Path, like: os.stat_result, ids: range) -> None:
-    """Give it the owners and the mode of another one, which has the container's ids."""
-    # Who has no number among them is nobody in there, and stays whoever it is on the host.
+    """Give a directory the owners and the mode of another one, whose owners are ids of the container."""
+    # An id that the container does not have stays the host's, which the container sees as nobody.
     owner, group = (ids[id] if id < len(ids) else id for id in (like.st_uid, like.st_gid))
     os.chown(directory, owner, group)
     directory.chmod(stat.S_IMODE(like.st_mode))
 
 
 def _give_to_root(place: Path, ids: range) -> None:
-    if ids != HOST_IDS:  # whose root has it
+    if ids != HOST_IDS:  # otherwise it belongs to the right root already
         os.chown(place, ids[0], ids[0])
 
 
@@ -170,7 +170,7 @@ class _Entry(NamedTuple):
 
 
 def _descend(layers: list[str], part: str) -> tuple[list[str], _Entry | None]:
-    """The directories called ``part`` that an overlay of ``layers`` merges, and what the uppermost is; None: nothing."""
+    """The directories called ``part`` that an overlay of ``layers`` merges, and the uppermost entry; None: there is none."""
     found: list[str] = []
     first: _Entry | None = None
     for layer in layers:
@@ -180,7 +180,7 @@ def _descend(layers: list[str], part: str) -> tuple[list[str], _Entry | None]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-            break  # a whiteout: whatever lies below it has been deleted
+            break  # a whiteout: the entries in the layers below have been deleted
         if first is None:
             first = _Entry(path, status)
         if not stat.S_ISDIR(status.st_mode):

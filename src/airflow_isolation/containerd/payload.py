@@ -1,7 +1,7 @@
 """What containerd carries in a ``google.protobuf.Any``: protobuf messages and JSON.
 
-containerd names a protobuf message by its bare full name; the usual ``type.googleapis.com/`` before it is understood
-from 1.7 on only. JSON travels under a URL of its own.
+containerd names a protobuf message by its bare full name. It accepts the usual prefix ``type.googleapis.com/`` only from
+1.7 on. JSON has URLs of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def holds(packed: AnyMessage, kind: type[Message]) -> bool:
 
 
 def unpack(packed: AnyMessage, kind: type[MessageType]) -> MessageType:
-    """:raises InvalidArgument: it holds something else."""
+    """The message in it.
+
+    :raises InvalidArgument: it holds something else.
+    """
     if not holds(packed, kind):
         raise InvalidArgument(f"expected {kind.DESCRIPTOR.full_name}, got {packed.type_url or 'nothing'}")
     return kind.FromString(packed.value)

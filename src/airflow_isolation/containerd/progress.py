@@ -1,4 +1,4 @@
-"""How far an import or a pull is."""
+"""The progress of an import or a pull."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ Report = Callable[[Progress], None]
 
 
 def ignore(_: Progress) -> None:
-    """Nobody watches."""
+    """Drop the progress."""

@@ -55,15 +55,15 @@ def pull(
     progress: Report = ignore,
     timeout: float = 600.0,
 ) -> Image:
-    """Have the image here, unpacked: pull it unless it is here already, or ``always``.
+    """Pull the image unless it is here already (``always``: even then), and unpack it. May be called twice.
 
-    Callers for one image, in this process or another with the same ``lock_directory``, make one pull: the others wait
-    and take what it brought. ``timeout`` in seconds is for waiting and pulling together. ``host_directory`` holds
-    containerd's hosts.toml files; daemons before 1.7.25 don't read it on a pull.
+    Callers that ask for one image at the same time, in this process or others with the same ``lock_directory``, make one
+    pull: the others wait and take its result. ``timeout`` in seconds is for waiting and pulling together.
+    ``host_directory`` holds containerd's hosts.toml files; daemons before 1.7.25 don't read it on a pull.
 
-    :raises PullRefused: the registry wants credentials, or others.
+    :raises PullRefused: the registry wants credentials, or other ones.
     :raises PullNotFound: the registry doesn't know the image.
-    :raises PullFailed: anything else on the way, or not within ``timeout``.
+    :raises PullFailed: the pull failed for another reason, or did not end within ``timeout``.
     :raises WrongPlatform: the registry has nothing for this host.
     :raises CredentialsError: there are credentials, but they can't be read.
     :raises Unimplemented: containerd 1.6, which can't pull.
@@ -83,7 +83,7 @@ def pull(
     # The lock is per daemon too: two daemons may share a lock directory, but not an image store.
     key = f"{client.address} {client.namespace} {snapshotter} {name}"
     with _our_turn(lock_directory, key, name, end) as last_pull:
-        # Somebody else's pull that began after we asked is as good as ours, even when asked for always.
+        # Another caller's pull that began after we asked is as good as ours, even with ``always``.
         if (not always or last_pull.began() >= asked) and (image := _ready(client, name, snapshotter)) is not None:
             progress(Progress(name, "pulled by another"))
             return image
@@ -116,7 +116,7 @@ def _our_turn(directory: Path, key: str, name: str, end: float) -> Iterator[Last
             last_pull = stack.enter_context(turn(directory, key, end=end))
         except TimeoutError as error:
             raise PullFailed(
-                f"somebody else has been pulling {name} all the time", hint="Allow more time, or look at its log"
+                f"another pull of {name} did not end in time", hint="Allow more time, or look at its log"
             ) from error
         except OSError as error:
             raise PullFailed(
@@ -162,11 +162,11 @@ def _pull(
             progress=progress,
             timeout=left,
         )
-        # The name is given by the transfer; should the rest fail, it goes back to what it stood for.
+        # The transfer sets the name. If what follows fails, the name goes back to the image that it had.
         try:
             image = images.get(client, name)
             layout = images.resolve(client, image)
-            # A daemon that isn't set up for this platform and snapshotter leaves the layers packed, silently.
+            # A daemon that isn't set up for this platform and snapshotter leaves the layers packed without an error.
             unpack(leased, layout, snapshotter=snapshotter, progress=progress, timeout=max(end - time.monotonic(), 1))
             link(leased, layout, snapshotter)
         except BaseException:
@@ -220,7 +220,7 @@ def _transfer(
 
 
 class Answering(threading.Thread):
-    """Answers the daemon's questions for credentials. ``asked`` tells the hosts for which there were none."""
+    """Answers the daemon's questions for credentials. ``asked`` has the hosts asked for, and whether there were any."""
 
     def __init__(
         self, stream: Stream, credentials: Callable[[str], Credentials | None], *, give_up: Callable[[], object]
@@ -243,7 +243,7 @@ class Answering(threading.Thread):
             self.failure = error
             self._give_up()
         except ContainerdError:
-            # Cancelled with the transfer, or ended by the daemon: the transfer itself tells.
+            # Cancelled with the transfer, or ended by the daemon: the transfer itself reports the error.
             return
 
 
@@ -268,9 +268,9 @@ def _report(stream: Stream, progress: Report) -> None:
 
 
 def explained(error: ContainerdError, reference: Reference, asked: dict[str, bool]) -> ContainerdError:
-    """What the daemon's words about a failed pull mean. The words stay in the sentence."""
+    """The error for a failed pull, chosen by the daemon's words. The words stay in its sentence."""
     name, host, words = str(reference), reference.host, error.detail
-    # An image may be called team/forbidden: only what is said about it counts.
+    # The image's own name is ignored: it may be team/forbidden.
     below = words.lower().replace(reference.path, "")
     if "no match for platform" in below:
         return WrongPlatform(f"{name} is not made for {Platform.of_this_host()}: {words}")

@@ -1,9 +1,9 @@
-"""A program of its own, run by image_files: mounts an image for itself alone and tells of its files.
+"""A program of its own, run by image_files: mounts an image where only this process sees it, and reads files of it.
 
-Standard library only, and not imported by anybody: it runs with ``python -I -S``. On stdin one JSON object: mounts (as
-containerd gives them), limit, and either paths and directories (whether these are listed and not read), or account (uid
-and gids). On stdout one: files (base64 or null by path), or closed (what that account may read or run and others may
-not, in words), or refused or failed (a sentence).
+Standard library only, and imported by no module: it runs with ``python -I -S``. It reads one JSON object on stdin: mounts
+(as containerd gives them), limit, and either paths and directories (true: the paths are listed, not read), or account (uid
+and gids). It writes one on stdout: files (base64 or null by path), or closed (in words, what that account may read or run
+and others may not), or refused or failed (a sentence).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE = 16384, 1 << 18
-# Any directory that is everywhere: what is below it is hidden from this process only.
+# Any directory that every host has. The mount hides what is below it, but from this process only.
 MOUNT_POINT = "/tmp"  # noqa: S108
 SAFE = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
 class Refused(Exception):
-    """The image is to blame."""
+    """The image is the cause of the failure."""
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +86,7 @@ def read(path: str, limit: int) -> bytes | None:
 
 
 def closed_to_others(uid: int, gids: list[int], limit: int) -> str:
-    """The first file or directory that this account may read or run and others may not; empty: there is none."""
+    """The first file or directory, with its mode, that this account may read or run and others may not; empty: none."""
     waiting = [("/", os.lstat("/"))]
     seen = 0
     while waiting:
@@ -114,7 +114,7 @@ def allowed(status: os.stat_result, uid: int, gids: list[int]) -> int:
 
 
 def names(path: str, limit: int) -> bytes | None:
-    """Of a directory the names in it, one a line; of anything else its own."""
+    """The names in a directory, one a line. For anything else, its own path."""
     try:
         found = os.listdir(os.fsencode(path))  # noqa: PTH208 - of bytes, as the names may be anything
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def names(path: str, limit: int) -> bytes | None:
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         call("unshare", CLONE_NEWNS)
-        # Otherwise the mount would reach the host's namespace after all.
+        # Otherwise the mount would appear in the host's mount namespace too.
         call("mount", b"none", b"/", b"none", ctypes.c_ulong(MS_REC | MS_PRIVATE), b"")
         mount_image(question["mounts"])
         os.chroot(MOUNT_POINT)

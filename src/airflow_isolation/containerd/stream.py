@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """One stream, open until the block ends. ``timeout`` in seconds is for all of its life.
+    """One stream, open until the block ends. ``timeout`` is for its whole life, in seconds.
 
     Iterate over it for what the daemon sends; the iteration ends when the daemon or ``cancel`` ends the stream.
     """
 
     def __init__(self, services: Services, purpose: str, *, timeout: float) -> None:
         self.id = f"{purpose}-{secrets.token_hex(8)}"
-        # One message waits while another travels: the daemon's flow control reaches the one who sends.
+        # The queue holds one message. So ``send`` blocks when the daemon's flow control stops the stream.
         self._outgoing: queue.Queue[AnyMessage | None] = queue.Queue(maxsize=2)
         self._call = services.streaming.Stream(self._requests(), timeout=timeout)
         self._outgoing.put(payload.pack(streaming_pb2.StreamInit(id=self.id)))
@@ -56,7 +56,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        # gRPC's thread that takes from the queue ends with its iterator.
+        # gRPC's thread, which takes messages from the queue, ends when its iterator ends.
         try:
             self._outgoing.put_nowait(None)
         except queue.Full:

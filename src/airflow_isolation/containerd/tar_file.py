@@ -1,7 +1,7 @@
-"""A tar file that somebody else made: ``open_tar`` decompresses it, ``list_members`` says what it holds. Both have bounds.
+"""A tar file from an untrusted source: ``open_tar`` decompresses it, ``list_members`` lists its files. Both have bounds.
 
-A compressed file of a few kilobytes may become terabytes, and a tar header says itself how much of the file belongs to
-it. So what is written to the temporary directory is counted, and what is read as headers too.
+A compressed file of a few kilobytes may become terabytes, and a tar header gives its own size. So the bytes that are
+written to the temporary directory are counted, and so are the bytes of headers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 UNPACKED_LIMIT = 64 << 30
-"""Bytes that a compressed archive may become. Who has a larger one decompresses it himself."""
+"""Bytes that a compressed archive may become. A larger one has to be decompressed before."""
 XZ_MEMORY = 128 << 20
-"""Bytes that decompressing xz may take: ``xz -9`` needs 65 MiB, and the format allows 4 GiB."""
+"""Bytes of memory for decompressing xz: ``xz -9`` needs 65 MiB, and the format allows 4 GiB."""
 MEMBER_LIMIT = 100_000
 HEADER_LIMIT = 64 << 10
-"""Bytes of one header. It holds two paths, of 4 KiB at most, and a few times."""
+"""Bytes of one header. It holds two paths of at most 4 KiB each, and a few time stamps."""
 HEADERS_LIMIT = 64 << 20
-"""Bytes of all headers. An ordinary one has 512, one with a long path 2 KiB."""
+"""Bytes of all headers together. An ordinary one has 512, one with a long path 2 KiB."""
 
 _CHUNK = 1 << 20
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -39,7 +39,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a file lies in the archive."""
+    """A file's position in the archive."""
 
     offset: int
     size: int
@@ -47,16 +47,16 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Files by their normalised path, with the links to them; ``broken_links`` lead to no file, by path with target."""
+    """Files by normalised path, also under the paths of links to them; ``broken_links`` (path to target) lead to no file."""
 
     files: Mapping[str, Member]
     broken_links: Mapping[str, str]
 
 
 def open_tar(path: str) -> IO[bytes]:
-    """The tar file itself; a compressed one is decompressed into a nameless file first.
+    """Open the tar file. A compressed one is first decompressed into a temporary file without a name.
 
-    :raises InvalidArchive: it can't be read, is damaged, or becomes larger than ``UNPACKED_LIMIT`` or the room for it.
+    :raises InvalidArchive: it can't be read, is damaged, or becomes larger than ``UNPACKED_LIMIT`` or the free space.
     """
     try:
         file = open(path, "rb")  # noqa: PTH123, SIM115
@@ -84,7 +84,7 @@ def open_tar(path: str) -> IO[bytes]:
 
 def _unpacked(path: str, chunks: Iterator[bytes]) -> IO[bytes]:
     directory = tempfile.gettempdir()
-    # Others need room there, too.
+    # Leave room for other programs.
     room = min(UNPACKED_LIMIT, shutil.disk_usage(directory).free // 10 * 9)
     with ExitStack() as undo:
         plain = undo.enter_context(tempfile.TemporaryFile(dir=directory))
@@ -102,7 +102,7 @@ def _unpacked(path: str, chunks: Iterator[bytes]) -> IO[bytes]:
         except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise InvalidArchive(f"{path} is truncated or damaged: {error}") from error
         except OSError as error:
-            # The decompressors' own have no number.
+            # Errors of the decompressors have no errno.
             if error.errno is None:
                 raise InvalidArchive(f"{path} is truncated or damaged: {error}") from error
             raise InvalidArchive(f"{path} can't be unpacked in {directory}: {error.strerror}") from error
@@ -123,7 +123,7 @@ def _bzip2(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _xz(file: IO[bytes]) -> Iterator[bytes]:
-    # lzma.open, which knows no bound on memory. Streams may follow one another, with zeros between them.
+    # Does what lzma.open does, which has no bound on memory. Several streams may follow, with zeros between them.
     packed = b""
     while packed := packed.lstrip(b"\0") or file.read(_CHUNK).lstrip(b"\0"):
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
@@ -143,7 +143,7 @@ _DECOMPRESS: Mapping[bytes, Callable[[IO[bytes]], Iterator[bytes]]] = {
 
 
 def list_members(file: IO[bytes], path: str) -> Members:
-    """What the tar file holds. Links inside it are followed (docker save before 1.10); ``path`` is for the words of errors.
+    """List the files. Links inside the archive are followed (docker save before 1.10); ``path`` is for the words of errors.
 
     :raises InvalidArchive: not a tar file, truncated or damaged, or over a bound.
     """
@@ -182,13 +182,15 @@ def _entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(fileobj=cast("IO[bytes]", _Headers(file)), mode="r:") as tar:
         while (entry := tar.next()) is not None:
             yield entry
-            # Else tarfile would keep every header, and copy the global ones into each that follows.
+            # Otherwise tarfile would keep every header, and copy the global ones into each later one.
             cast("Any", tar).members.clear()
             tar.pax_headers = {}
 
 
 class _Headers:
-    """What tarfile reads headers through. It takes a header's own word for its size, and reads that much at once."""
+    """The file through which tarfile reads headers. tarfile believes a header's own size and reads it at once, so it is
+    bounded.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -196,7 +198,7 @@ class _Headers:
         self.tell = file.tell
 
     def seek(self, offset: int) -> int:
-        # A header may say that its file has a negative size, and would be read again and again.
+        # A header may give its file a negative size, and would then be read again and again.
         if offset < self.tell():
             raise tarfile.ReadError("a header leads back to one before it")
         return self._file.seek(offset)

@@ -1,4 +1,4 @@
-"""One pull of an image at a time, among threads and processes: ``turn``. Standard library only, so anybody may use it."""
+"""One pull of an image at a time, among threads and processes: ``turn``. Standard library only, so any module may use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LastPull:
-    """When the last pull of an image began, kept in the file that also is its lock."""
+    """When the last successful pull of an image began. The lock file of the image holds it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -28,14 +28,14 @@ class LastPull:
             return 0.0
 
     def record(self, began: float) -> None:
-        """Say that a pull that began then has succeeded."""
+        """Record that a pull succeeded that began at this time."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, repr(began).encode(), 0)
 
 
 @contextmanager
 def turn(directory: Path, key: str, *, end: float) -> Iterator[LastPull]:
-    """Wait until nobody else has the turn for ``key``. The kernel gives a dead process's turn to the next.
+    """Wait for the turn for ``key``, and hold it for a block. When a holder dies, the kernel releases its turn.
 
     The lock is a file in ``directory``, which is made when it is missing; both stay.
 

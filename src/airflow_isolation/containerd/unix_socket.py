@@ -1,4 +1,4 @@
-"""Is somebody listening at containerd's address? gRPC says "failed to connect" for everything; here is said why."""
+"""Checks that a process listens at containerd's address. gRPC only says "failed to connect"; this module says why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def await_socket(address: Path, seconds: float) -> None:
-    """Check that somebody listens at ``address``; for ``seconds``, wait for it."""
+    """Check that a process listens at ``address``; wait up to ``seconds`` for it.
+
+    :raises SocketMissing, NotASocket, PermissionDenied: as ``check_socket``.
+    """
     end = time.monotonic() + seconds
     while True:
         try:

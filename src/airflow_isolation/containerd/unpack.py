@@ -1,4 +1,6 @@
-"""An image's layers as snapshots, ready to start containers from, and the labels that keep it all from being collected."""
+"""Makes snapshots of an image's layers, from which containers start, and sets the labels that protect them from
+collection.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def unpack(
     """
     parent = ""
     for layer, diff_id, chain_id in zip(layout.layers, layout.diff_ids, layout.chain_ids, strict=True):
-        # As with blobs: leased first, looked up second.
+        # Leased first, looked up second, as in ``blobs.keep``.
         resource = leases_pb2.Resource(id=chain_id, type=f"snapshots/{snapshotter}")
         leased.leases.AddResource(leases_pb2.AddResourceRequest(id=leased.lease_id, resource=resource))
         if not has_snapshot(leased, chain_id, snapshotter):
@@ -61,7 +63,7 @@ def unpack(
                 timeout=timeout,
             )
         progress(Progress(layer.digest, "unpacked", layer.size, layer.size))
-        # A layer whose snapshot is here from another image, compressed otherwise there, has not been fetched.
+        # A layer may not have been fetched: its snapshot came from another image, which compresses it in another way.
         with suppress(NotFound):
             blobs.label(leased, layer, {"containerd.io/uncompressed": diff_id})
         parent = chain_id
@@ -93,7 +95,7 @@ def _apply(
             snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=chain_id, key=key), timeout=timeout
         )
     except AlreadyExists:
-        # Somebody else unpacked the same layer meanwhile: theirs is as good.
+        # Another process unpacked the same layer meanwhile. Its snapshot is as good.
         remove_snapshot(leased, key, snapshotter)
     except BaseException:
         remove_snapshot(leased, key, snapshotter)
@@ -101,7 +103,7 @@ def _apply(
 
 
 def is_damage(error: ContainerdError) -> bool:
-    """Whether the layer is to blame, and not the disk or the daemon. Go's decoders begin their words with their names."""
+    """Whether the layer is the cause, not the disk or the daemon. Go's decoders begin their errors with their names."""
     signs = ("archive/tar:", "gzip:", "zstd:", "flate:", "unexpected EOF", "wrong diff id")
     return any(sign in error.detail for sign in signs)
 
@@ -110,7 +112,7 @@ def remove_snapshot(services: Services, key: str, snapshotter: str) -> None:
     try:
         services.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key))
     except ContainerdError:
-        # Gone, or the daemon is: then the end of the lease removes it.
+        # It is gone, or the daemon is: then the end of the lease removes it.
         return
 
 

@@ -1,1 +1,1 @@
-"""How Airflow reaches us: coordinator, activation, provider info and command line."""
+"""What Airflow calls of this project: activation, coordinator, DAG processor, provider info and command line."""

@@ -1,7 +1,8 @@
-"""Loaded by ``import airflow`` in every process (entry point ``airflow.policy``): puts the feature flags into force.
+"""Puts the two feature flags into force. ``import airflow`` loads this in every process (entry point ``airflow.policy``).
 
-With both flags empty nothing is touched and nothing heavy is imported. A flag with an unknown value, or an Airflow that
-is not as we know it, stops the component: user code never runs outside a container because of a mistake.
+The flags are [core] task_execution_runtime and scheduler_dag_parsing_runtime. With both empty nothing is touched and
+nothing heavy is imported. A flag with an unknown value, or an Airflow that we don't know, stops the component: user code
+never runs outside a container because of a mistake.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def activate() -> None:
-    """Read the flags and, when one is set, have its seam applied as soon as Airflow imports the module in question.
+    """Read the flags. For each that is set, change Airflow's modules (``seams``) as soon as Airflow imports them.
 
-    :raises SystemExit: a flag has an unknown value, or this Airflow is of another minor than we are made for.
+    :raises SystemExit: a flag has an unknown value, or this release is made for another minor version of Airflow.
     """
     from airflow import __version__ as airflow_version
     from airflow.configuration import conf
@@ -57,7 +58,7 @@ def _run_tasks_in_containers(backend: Backend) -> None:
         return ContainerCoordinator(backend=backend)
 
     def prepare(_: ModuleType) -> None:
-        # Finds out at start what would otherwise fail every task, and does once what every worker would do.
+        # Finds mistakes at the start that would fail every task, and does once what every worker would do.
         try:
             container_coordinator()
         except IsolationError as error:
@@ -87,7 +88,7 @@ def parse_in_containers(backend: Backend) -> None:
         from airflow_isolation.settings.airflow_configuration import airflow_configuration
         from airflow_isolation.settings.resolve import check_configuration, parse_pool_settings
 
-        # A mistake of the administrator's must not become an import error of every DAG file, which unschedules them all.
+        # Without this check a mistake in airflow.cfg would be an import error of every DAG file, which unschedules them all.
         try:
             checks.check_names(checks.DAG_PROCESSING)
             configuration = airflow_configuration()

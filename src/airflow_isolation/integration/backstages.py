@@ -1,4 +1,7 @@
-"""This process's ``Backstage`` for each daemon, made when it is first needed and closed when the process ends."""
+"""This process's ``Backstage`` (threads for work that no task waits for) for each daemon.
+
+It is made when it is first needed, and closed when the process ends.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from airflow_isolation.integration.connection import connect
 if TYPE_CHECKING:
     from airflow_isolation.settings.effective import ConnectionSettings
 
-#: Processes of executors end without Python's own atexit; these run what is registered with them.
+#: Executors' processes end without Python's atexit. Their own modules for this run what is registered there.
 _EXITS: Final = ("multiprocessing.util", "billiard.util")
 
 _lock = threading.Lock()
@@ -22,13 +25,13 @@ _open: dict[tuple[int, ConnectionSettings], Backstage] = {}
 
 
 def backstage(connection: ConnectionSettings) -> Backstage:
-    """Not over a fork: a child gets its own."""
+    """The backstage for a daemon. A forked child gets its own."""
     key = (os.getpid(), connection)
     with _lock:
         found = _open.get(key)
         if found is None:
             if not any(pid == os.getpid() for pid, _ in _open):
-                # What a parent left here is the parent's to close.
+                # After a fork: those made by the parent belong to the parent, which closes them.
                 _open.clear()
                 _close_at_exit()
             found = _open[key] = Backstage(connect(connection), state_dir=connection.state_dir)
@@ -36,7 +39,7 @@ def backstage(connection: ConnectionSettings) -> Backstage:
 
 
 def close_all() -> None:
-    """Close those of this process. May be called twice."""
+    """Close the backstages of this process. May be called twice."""
     with _lock:
         mine = [_open.pop(key) for key in list(_open) if key[0] == os.getpid()]
     for one in mine:

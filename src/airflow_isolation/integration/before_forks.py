@@ -1,4 +1,6 @@
-"""What every worker would do with its first task, done once in the process that forks them (scheduler, Celery, Edge)."""
+"""Does once, in the process that forks the workers (scheduler, Celery, Edge), what each worker would do for its first
+task.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,21 @@ from airflow_isolation.integration.seams import supervision
 if TYPE_CHECKING:
     from airflow_isolation.settings.effective import Backend
 
-#: Airflow imports this with its first log.
+#: Modules that Airflow imports for its first log.
 _IMPORTED_LATE = "airflow.sdk._shared.logging.factory"
 
-#: gRPC imports these with its first channel.
+#: Modules that gRPC imports for its first channel.
 _IMPORTED_BY_CHANNELS = ("grpc._channel", "grpc._interceptor")
 
 
 def prepare_workers(backend: Backend) -> None:
-    """Import, load and compile; nothing is connected, and no thread is started, which a fork would lose."""
+    """Import, load and compile. Nothing is connected and no thread started, because a fork would lose both."""
     importlib.import_module(f"airflow_isolation.runtime.{backend}")
     for module in (_IMPORTED_LATE, *(_IMPORTED_BY_CHANNELS if backend == "containerd" else ())):
         with suppress(ImportError):
             importlib.import_module(module)
     supervision.load_certificates()
     local_settings_digest()
-    # A task without it says so.
+    # If it fails here, the task reports it.
     with suppress(IsolationError):
         compile_default_filter()

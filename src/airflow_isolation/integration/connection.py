@@ -1,4 +1,4 @@
-"""From settings to a runtime."""
+"""Makes the runtime that the settings name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def connect(settings: ConnectionSettings) -> ContainerRuntime:
-    """The runtime that the settings name; the caller closes it. It connects with its first call."""
+    """The runtime that the settings name. It connects at its first call. The caller closes it."""
     return runtimes.connect(
         settings.backend,
         socket_path=settings.socket_path,

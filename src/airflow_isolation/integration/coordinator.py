@@ -1,4 +1,7 @@
-"""The coordinator that runs a task in a container: Airflow's supervisor here, user code there."""
+"""Runs a task in a container: Airflow's supervisor in this process, user code in the container.
+
+A coordinator is what Airflow asks to run a task.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class ContainerCoordinator(BaseCoordinator):
     """Runs each task in a container of its own, on the backend that ``[core] task_execution_runtime`` names."""
 
     def __init__(self, *, backend: Backend) -> None:
-        """:raises AirflowNotSupported: this Airflow is not the one that we know."""
+        """Check that this Airflow is the one that we know.
+
+        :raises AirflowNotSupported: it is not.
+        """
         checks.check_version(airflow_version)
         checks.check_names(checks.SUPERVISION)
         self._backend = backend
@@ -55,7 +61,7 @@ class ContainerCoordinator(BaseCoordinator):
         subprocess_logs_to_stdout: bool,
         **_: Any,
     ) -> BaseCoordinator.ExecutionResult:
-        """Run one task to its end.
+        """Run one task to its end. Blocks.
 
         :raises IsolationError: it could not be started; its log says why.
         """
@@ -84,15 +90,15 @@ class ContainerCoordinator(BaseCoordinator):
                 outcome = supervision.put_off(client, what, pid=told_pid, before=before, waited=waited)
                 if outcome is supervision.PutOff.RESCHEDULED:
                     task_log.warning(
-                        "Infrastructure trouble, not the task's: it will be tried again and no try is used up"
+                        "The infrastructure failed, not the task: it will be tried again and no try is used up"
                     )
                     supervision.upload_logs(client, task_log, what)
                     return self.ExecutionResult(1, "up_for_reschedule")
                 if outcome is supervision.PutOff.WAITS_HERE:
                     delay = supervision.put_off_delay()
                     task_log.warning(
-                        "Infrastructure trouble, not the task's: it waits here, with the event that resumes it,"
-                        " will be tried again, and no try is used up",
+                        "The infrastructure failed, not the task: it waits here, with the event that resumes it,"
+                        " and will be tried again, and no try is used up",
                         seconds=delay,
                     )
                     supervision.wait_alive(client, what, pid=told_pid, seconds=delay)
@@ -182,7 +188,7 @@ def _start(asked: Asked, task_log: FilteringBoundLogger) -> StartedTask:
 
 @dataclasses.dataclass(eq=False)
 class _NotStarted(Exception):
-    """No user code ran."""
+    """The task was not started: no user code ran."""
 
     error: IsolationError
     state_dir: Path | None = None

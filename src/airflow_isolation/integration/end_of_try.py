@@ -1,4 +1,4 @@
-"""The last words of a try in its task's log, and the same numbers as metrics."""
+"""Writes the last lines of a try into its task's log, and sends the same numbers as metrics."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _GONE_WELL = frozenset({"success", "skipped", "deferred", "up_for_reschedule", "
 
 
 def tell(task_log: FilteringBoundLogger, ending: Ending, *, state: str, container: str, what: Any) -> None:
-    """Write them; ``state`` is the try's, ``what`` the task instance. Never raises for trouble with metrics."""
+    """Write lines and metrics. ``state`` is the try's, ``what`` the task instance. A failure of metrics is only logged."""
     killing = ending.out_of_memory
     if killing is not None:
-        # A child's end that the task could bear is worth a warning; when the task then failed, it is the likely cause.
+        # If the task went on and succeeded, a killed child is only a warning. If it failed, that is the likely cause.
         level = "warning" if not killing.fatal and state in _GONE_WELL else "error"
         getattr(task_log, level)(killing.sentence, container=container)
     if ending.from_outside:

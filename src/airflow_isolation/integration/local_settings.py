@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.local_settings")
 
-#: Endings of the files that decide what airflow_local_settings and plugins are.
+#: Endings of the files by which airflow_local_settings and plugins are compared.
 SETTINGS_FILES: Final = (".py", ".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 
-#: Files and directories that are looked at, which takes some 50 ms.
+#: How many files and directories are looked at, which takes some 50 ms.
 MOST_FILES: Final = 10_000
 
 
 def local_settings_digest() -> str:
-    """What tells one state of airflow_local_settings and the plugins from another: both may be imported with Airflow.
+    """A digest of airflow_local_settings and the plugins: a zygote may have imported both with Airflow.
 
-    Files below count as well: modules that these import, and what they read. Looked at once in a process, as stock Airflow
-    imports them once: what is changed later holds after a restart.
+    Files below their directories count too, because they may import or read them. The digest is computed once in a process,
+    as stock Airflow imports them once: a later change takes effect after a restart.
     """
     return _digest(tuple(administrators_directories()))
 
@@ -41,7 +41,7 @@ def _digest(directories: tuple[Path, ...]) -> str:
     if len(files) > MOST_FILES:
         log.warning(
             "There are more files of local settings and plugins than are looked at: after a change in one of the others, "
-            "zygotes that are there go on with what they have imported",
+            "running zygotes still have the old version",
             directories=[str(directory) for directory in directories],
             looked_at=MOST_FILES,
         )
@@ -49,7 +49,7 @@ def _digest(directories: tuple[Path, ...]) -> str:
 
 
 def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, int, int]]:
-    """Links are followed, as Python does it, and no directory is entered twice."""
+    """The files below these directories. Links are followed, as Python does, and no directory is entered twice."""
     entered: set[tuple[int, int]] = set()
     for top in directories:
         for directory, names, files in os.walk(top, followlinks=True):
@@ -60,7 +60,7 @@ def _settings_files(directories: tuple[Path, ...]) -> Iterator[tuple[str, int, i
                     continue
                 entered.add((status.st_dev, status.st_ino))
             yield directory, 0, 0, 0
-            # Also the order in which they are walked through.
+            # Sorted, so that directories are always walked in the same order.
             names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
             for file in sorted(Path(directory, name) for name in files if name.endswith(SETTINGS_FILES)):
                 with suppress(OSError):  # gone, or a link that leads nowhere

@@ -1,4 +1,4 @@
-"""What Airflow's provider discovery reads about us. Every Airflow process calls it, so it imports little."""
+"""The provider info that Airflow's discovery reads. Every Airflow process calls it, so it imports little."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What of Airflow's configuration and files a workload's process gets, and what it never gets.
+"""Which parts of Airflow's configuration and files a workload gets, and which it never gets.
 
 It gets the component's effective configuration as environment variables, the bundle read-only at its own absolute
 path, ``$AIRFLOW_HOME/config`` (airflow_local_settings) and the plugins folder. It never gets options that Airflow or
-a provider declares sensitive or whose names sound so (password, token, …), the database, the secrets backends or our own sections.
+a provider declares sensitive, options whose names sound sensitive (password, token, …), the database, the secrets backends
+or our own sections.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.workload_environment")
 
-#: Sections of which nothing enters a container.
+#: No option of these sections enters a container.
 PRIVATE_SECTIONS: Final = frozenset({"database", "secrets", "api_auth", "celery", "celery_broker_transport_options"})
 
-#: Single options that make sense on the worker only; the bundle options are replaced by ``bundle_environment``.
+#: Single options that stay on the worker, because they make sense only there; ``bundle_environment`` replaces the bundle's.
 PRIVATE_OPTIONS: Final = frozenset(
     {
         # The container runs as this user; inside, Airflow would execute sudo.
@@ -41,7 +42,7 @@ PRIVATE_OPTIONS: Final = frozenset(
         ("core", "task_execution_runtime"),
         ("core", "scheduler_dag_parsing_runtime"),
         ("core", "execution_api_server_url"),
-        # The edge worker names a function of its own provider, which the image need not have.
+        # The edge worker sets a function of its own provider, which the image may lack.
         ("core", "hostname_callable"),
         ("dag_processor", "dag_bundle_config_list"),
         ("dag_processor", "dag_bundle_storage_path"),
@@ -76,7 +77,7 @@ def is_private(section: str, option: str, sensitive: set[tuple[str, str]]) -> bo
 def configuration_environment(
     options: Mapping[str, Mapping[str, str]], sensitive: set[tuple[str, str]]
 ) -> dict[str, str]:
-    """AIRFLOW__SECTION__OPTION for everything that is set and may enter a container."""
+    """AIRFLOW__SECTION__OPTION for each option that is set and may enter a container."""
     return {
         f"AIRFLOW__{section.upper().replace('.', '_')}__{option.upper()}": value
         for section, values in options.items()
@@ -93,9 +94,9 @@ def forwarded_environment() -> Mapping[str, str]:
     return {
         **_of_this_host(configuration_environment(configured_options(), sensitive_options())),
         "AIRFLOW_HOME": AIRFLOW_HOME,
-        # An empty file, so that Airflow does not write a default one, secrets made up for it included.
+        # An empty file, so that Airflow does not write a default one, with newly made secrets.
         "AIRFLOW_CONFIG": os.devnull,
-        # Skips the set-up of the database's engine (settings.initialize), which no workload may use.
+        # Skips the set-up of the database's engine (settings.initialize): no workload may use the database.
         "PYTHON_OPERATORS_VIRTUAL_ENV_MODE": "1",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": f"{_SCRATCH}/logs",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": f"{_SCRATCH}/bundles",
@@ -103,14 +104,14 @@ def forwarded_environment() -> Mapping[str, str]:
 
 
 def _of_this_host(environment: dict[str, str]) -> dict[str, str]:
-    """With what means one thing here and another in a container put as this host means it."""
+    """Replace values that would mean something else in a container by what they mean on this host."""
     if environment.get(_DEFAULT_TIMEZONE) == "system" and (name := system_timezone()):
-        # An image's is UTC as a rule, and would move the schedules of all DAGs without a time zone of their own.
+        # An image's time zone is usually UTC. That would move the schedules of all DAGs without a time zone of their own.
         environment[_DEFAULT_TIMEZONE] = name
     if environment.get(_LOGGING_CONFIG) and (handlers := handlers_of_this_host()):
-        # A file that is not there in a container, or can't be written, would fail every import of Airflow.
+        # A log file that a container lacks, or can't write, would fail every import of Airflow.
         log.warning(
-            "[logging] logging_config_class has handlers of this host, so containers log as Airflow does without it",
+            "[logging] logging_config_class has handlers of this host, so containers use Airflow's default logging",
             handlers=handlers,
         )
         del environment[_LOGGING_CONFIG]
@@ -118,7 +119,7 @@ def _of_this_host(environment: dict[str, str]) -> dict[str, str]:
 
 
 def bundle_environment(name: str, path: Path) -> dict[str, str]:
-    """Make a bundle, of whatever kind it is on the worker, a local directory in the container."""
+    """Options that make any kind of bundle a local directory in the container."""
     bundle = {
         "name": name,
         "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
@@ -128,7 +129,7 @@ def bundle_environment(name: str, path: Path) -> dict[str, str]:
 
 
 def administrators_directories() -> list[Path]:
-    """The local settings and the plugins, where they are."""
+    """The directories of the local settings and the plugins, as far as they exist."""
     from airflow.configuration import AIRFLOW_HOME, conf
 
     wanted = [Path(AIRFLOW_HOME, "config"), Path(conf.get("core", "plugins_folder"))]
@@ -150,7 +151,7 @@ def airflow_mounts(bundle_path: Path, dag_file: Path) -> tuple[Mount, ...]:
 
 
 def read_only_mounts(directories: list[Path]) -> tuple[Mount, ...]:
-    """Each directory at its own path, outer ones first; one that lies in another, and really does, needs no mount."""
+    """Mounts of each directory at its own path, outer ones first. A directory that really lies in another needs no mount."""
     mounts: dict[str, Mount] = {}
     for directory in sorted(set(directories)):
         source = directory.resolve()
@@ -165,7 +166,7 @@ def read_only_mounts(directories: list[Path]) -> tuple[Mount, ...]:
 
 
 def _hidden_home(mounts: Mapping[str, Mount]) -> Mount | None:
-    """Images keep /root closed to others (0700); what is mounted below it could then not be reached."""
+    """A mount over /root, if something is mounted below it: images close /root to other users (0700)."""
     if any(PurePosixPath("/root") in PurePosixPath(target).parents for target in mounts):
         return Mount(target="/root", kind="tmpfs", size=1024 * 1024, mode=0o755)
     return None

@@ -1,4 +1,4 @@
-"""From a ContainerSpec to the OCI runtime-spec JSON: pure functions, and the few looks at the host that they need."""
+"""From a ContainerSpec to the OCI runtime-spec JSON: pure functions, and the few that read what they need of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a container's process is: a user string resolved in the image's own account files, without running anything."""
+"""Which uid, gid and groups a container's process has: resolves a user in the image's account files, runs nothing."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class _Group(NamedTuple):
 
 
 def needs_account_files(user: str) -> bool:
-    """Whether ``user`` names somebody, so that it can't be resolved without the image's /etc/passwd and /etc/group.
+    """Whether ``user`` holds a name, which can't be resolved without the image's /etc/passwd and /etc/group.
 
-    Numeric ids can; the files then only add home and memberships.
+    Numeric ids need no files; then the files only add the home directory and memberships.
     """
     name, _, group = user.partition(":")
     return not (_is_number(name or "0") and _is_number(group or "0"))
@@ -54,10 +54,11 @@ def resolve_account(
 
     ``passwd`` and ``group`` are the texts of the image's files, None when they could not be read; ``image`` is only
     for the words of an error. As with Docker, a uid that the image doesn't know has group 0 unless a group is given:
-    images for arbitrary uids, apache/airflow among them, count on it. Memberships of /etc/group always apply, and the
+    images for arbitrary uids, apache/airflow among them, rely on it. Memberships of /etc/group always apply, and the
     primary group is always among the additional ones (CVE-2022-36109).
 
-    :raises SpecRefused: not in the image, out of 0…2147483647, not of that form, or uid 0 without ``allow_root``.
+    :raises SpecRefused: the user is not in the image, not of that form or outside 0…2147483647, or it is uid 0 without
+        ``allow_root``.
     """
     where = f"the image {image}" if image else "the image"
     wanted_user, colon, wanted_group = user.partition(":")
@@ -112,7 +113,7 @@ def _unknown(kind: str, wanted: str, where: str, file: str, *, readable: bool) -
 
 
 def _users(passwd: str | None) -> Iterator[_User]:
-    # Lines of another shape (comments, NIS) are passed over, as libc does.
+    # Lines of another form (comments, NIS) are skipped, as libc does.
     for line in (passwd or "").split("\n"):
         fields = line.split(":")
         if len(fields) == 7 and fields[0]:

@@ -1,6 +1,6 @@
 """What confines every container, as data: paths masked or read-only in it, devices, limits, capability names.
 
-Sources: containerd's oci.WithDefaultSpec and Docker's defaults, of which this is the union.
+It is the union of containerd's oci.WithDefaultSpec and Docker's defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MASKED_PATHS = (
     "/sys/firmware",
 )
 
-#: What hosts mount in their /sys. A sysfs of the container's own has it not; the host's, bound, has.
+#: What hosts mount in their /sys. It is seen only where the host's /sys is bound; a sysfs of the container's own lacks it.
 MOUNTED_IN_SYS = (
     "/sys/fs/bpf",
     "/sys/fs/fuse/connections",
@@ -49,11 +49,11 @@ DEVICES: tuple[tuple[int, int | None], ...] = (
     (136, None),
 )
 
-# 1024 keeps select() right and old programs from closing half a million descriptors; who needs more may raise it.
+# With 1024 select() works, and old programs don't close half a million descriptors. A program may raise it.
 NOFILE_SOFT = 1024
 NOFILE_HARD = 524288
 
-# When the host runs out of memory, a workload goes before the worker that watches it.
+# When the host runs out of memory, the kernel shall kill a workload before the worker that watches it.
 OOM_SCORE_ADJ = 100
 
 UMASK = 0o022

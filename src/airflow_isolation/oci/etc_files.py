@@ -1,4 +1,4 @@
-"""/etc/hostname, /etc/hosts and /etc/resolv.conf of a container, which no image can know beforehand.
+"""/etc/hostname, /etc/hosts and /etc/resolv.conf of a container: no image can contain the right ones.
 
 The ``…_text`` functions are pure; ``write_etc_files`` reads the host's files and writes the container's.
 """
@@ -17,7 +17,7 @@ _LOOPBACK = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcFiles:
-    """Paths of files on the host, mounted read-only under /etc; an empty one leaves the image's file as it is."""
+    """Paths of files on the host, mounted read-only under /etc. An empty path leaves the image's file as it is."""
 
     hostname: str = ""
     hosts: str = ""
@@ -25,7 +25,7 @@ class EtcFiles:
 
     @classmethod
     def within(cls, directory: Path) -> Self:
-        """As ``write_etc_files`` writes them there."""
+        """The paths to which ``write_etc_files`` writes in that directory."""
         return cls(
             hostname=str(directory / "hostname"),
             hosts=str(directory / "hosts"),
@@ -38,7 +38,7 @@ def hostname_text(hostname: str) -> str:
 
 
 def hosts_text(hostname: str, *, network: str, host_file: str = "") -> str:
-    """The host's own names where the container is on the host's network, else only the loopback's; and ``hostname``."""
+    """The names in the host's file when the container is on the host's network, else loopback's only; and ``hostname``."""
     known = host_file if network == "host" and host_file.strip() else _LOOPBACK
     if known[-1:] != "\n":
         known += "\n"
@@ -46,22 +46,22 @@ def hosts_text(hostname: str, *, network: str, host_file: str = "") -> str:
 
 
 def resolv_conf_text(*, network: str, host_file: str = "") -> str:
-    """The host's name servers where the container is on the host's network, else none.
+    """The host's name servers when the container is on the host's network, else none.
 
-    A local stub such as 127.0.0.53 stays: on the host's network the container reaches it.
+    A local resolver such as 127.0.0.53 stays: on the host's network the container reaches it.
     """
     return host_file if network == "host" else "# This container has no network.\n"
 
 
 def write_etc_files(directory: Path, *, hostname: str, network: str, host_etc: Path = Path("/etc")) -> EtcFiles:
-    """Write the three files into ``directory``, readable for all, and give their paths. May be called again.
+    """Write the three files into ``directory``, readable for all, and return their paths. May be called again.
 
-    It is made when it is missing. Whoever called this removes it.
+    A missing directory is made. The caller removes it.
 
     :raises OSError: ``directory`` can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # Whatever the umask: the shim's user and the container's may be others.
+    # Readable whatever the umask is: the shim and the container may run as other users.
     directory.chmod(0o755)
     texts = {
         "hostname": hostname_text(hostname),
@@ -76,7 +76,7 @@ def write_etc_files(directory: Path, *, hostname: str, network: str, host_etc: P
 
 
 def _read(path: Path) -> str:
-    # A host without the file is a host that knows no names.
+    # A host without the file has no names to give.
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:

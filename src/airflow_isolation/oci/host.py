@@ -35,7 +35,7 @@ class HostFacts:
         kernel: major and minor version.
         cgroup_v2: the unified hierarchy is mounted at /sys/fs/cgroup; False on v1 and hybrid hosts.
         swap_limit: the kernel can limit swap. Where it can't, asking for it would fail.
-        recursive_read_only: kernel and runtime know ``rro``. Where not, a read-only bind leaves out the mounts below it.
+        recursive_read_only: kernel and runtime know ``rro``. If not, a read-only bind leaves out the mounts below it.
         apparmor_profile: a loaded profile for containers; empty where AppArmor is off.
         masked_paths: paths of this host's sysfs to be masked beside the usual ones.
         open_files: the most open files that the daemon may allow a container.
@@ -57,10 +57,10 @@ class HostFacts:
 def read_host(
     *, daemon_pid: int = 0, daemon_paths: tuple[str, ...] = (), root: Path = Path("/"), runtime: str = "runc"
 ) -> HostFacts:
-    """Look at this host. ``runtime`` is asked for its features (5 s at most); unknown or silent means: it has none.
+    """Look at this host. ``runtime`` is asked for its features (5 s at most); one that doesn't answer counts as having none.
 
-    ``daemon_pid`` (SO_PEERCRED tells it) is the process whose limits its containers inherit; 0 is this process.
-    Takes some 20 ms, and the answer holds while the daemon is up: ask once.
+    ``daemon_pid`` (from SO_PEERCRED) is the process whose limits the containers inherit; 0 is this process.
+    Takes some 20 ms. The answer holds as long as the daemon runs: ask once.
     """
     kernel = kernel_version(platform.release())
     cgroup = root / "sys/fs/cgroup"
@@ -82,12 +82,12 @@ def read_host(
 
 
 def host_architecture() -> str:
-    """Go's name for this host's."""
+    """Go's name for this host's architecture."""
     return _GO_ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """Major and minor version of what ``uname -r`` says; (0, 0) when it can't be read, which grants nothing new.
+    """Major and minor version of what ``uname -r`` says; (0, 0) when it can't be parsed, so that no new feature is used.
 
     >>> kernel_version("6.1.0-18-amd64")
     (6, 1)
@@ -99,12 +99,12 @@ def kernel_version(release: str) -> tuple[int, int]:
 def _swap_limit(cgroup: Path, *, cgroup_v2: bool) -> bool:
     if not cgroup_v2:
         return (cgroup / "memory/memory.memsw.limit_in_bytes").exists()
-    # The root group has no limits, so a child tells; where none has the memory controller yet, assume what is usual.
+    # The root cgroup has no limit files, so look at a child. If none has the memory controller yet, assume the usual.
     return any(cgroup.glob("*/memory.swap.max")) or not any(cgroup.glob("*/memory.max"))
 
 
 def _open_files(process: Path) -> int:
-    """The hard limit that ``process`` can give its children: beyond its own only with CAP_SYS_RESOURCE."""
+    """The highest limit that ``process`` can give its children: more than its own only with CAP_SYS_RESOURCE."""
     try:
         capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", (process / "status").read_text(), re.MULTILINE)
         limit = re.search(r"^Max open files\s+\S+\s+(\d+)", (process / "limits").read_text(), re.MULTILINE)
@@ -116,16 +116,16 @@ def _open_files(process: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeFeatures:
-    """What an OCI runtime says that it can (runtime-spec, features.md)."""
+    """The features that an OCI runtime reports (runtime-spec, features.md)."""
 
     recursive_read_only: bool = False
     idmapped_mounts: bool = False
 
 
 def runtime_features(runtime: str) -> RuntimeFeatures:
-    """Of a program in PATH or at a path; one that is missing, silent for 5 s or not to be understood has none.
+    """The features of a program in PATH or at a path; none when it is missing, silent for 5 s or gives no valid answer.
 
-    Asked once, until the program changes.
+    The answer is remembered until the program changes.
     """
     program = shutil.which(runtime, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
     if program is None:

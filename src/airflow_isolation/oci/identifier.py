@@ -1,4 +1,4 @@
-"""Container ids: made by us, never derived from a dag_id, and within containerd's rule."""
+"""Container ids: made by us, never derived from a dag_id, and valid by containerd's rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OURS = re.compile(f"[a-z]+-[{_DIGITS}]{{{_TIME_DIGITS + _RANDOM_DIGITS}}}")
 
 
 def check_identifier(identifier: str) -> str:
-    """Give ``identifier`` back when containerd takes it as a container id.
+    """Return ``identifier`` if containerd accepts it as a container id.
 
     :raises SpecRefused: it is empty, longer than 76 characters, or holds other than letters, digits and single ``. _ -``.
     """
@@ -33,7 +33,7 @@ def check_identifier(identifier: str) -> str:
 
 
 def new_container_id(purpose: str) -> str:
-    """Make an id such as ``task-01jd4w6z8k9q2v5x7b3n1m0c8r``: unique, and in order of time (milliseconds).
+    """Make an id such as ``task-01jd4w6z8k9q2v5x7b3n1m0c8r``: unique, and later ids sort after earlier ones (milliseconds).
 
     :raises SpecRefused: ``purpose`` can't begin an identifier.
     """
@@ -44,7 +44,7 @@ def new_container_id(purpose: str) -> str:
 
 
 def is_container_id(text: str) -> bool:
-    """Whether it looks as what ``new_container_id`` makes.
+    """Whether ``text`` has the form of an id of ``new_container_id``.
 
     >>> is_container_id("task-01jd4w6z8k9q2v5x7b3n1m0c8r"), is_container_id("task-1"), is_container_id("kubepods")
     (True, False, False)

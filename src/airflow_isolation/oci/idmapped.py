@@ -1,4 +1,6 @@
-"""Whether files of the host can have their owners in a container of a user namespace, too: idmapped mounts."""
+"""Whether the host's files can keep their owners in a container with a user namespace, by idmapped mounts
+(docs/glossary.md).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from airflow_isolation.oci.host import kernel_version, runtime_features
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: The file systems that can, and since which Linux: mount_setattr(2).
+#: The file systems that can be mounted idmapped, and since which Linux: mount_setattr(2).
 _SINCE = {
     "ext4": (5, 12),
     "xfs": (5, 12),
@@ -25,18 +27,18 @@ _SINCE = {
     "ceph": (6, 7),
 }
 
-#: The first Linux whose overlays take idmapped lower layers.
+#: The first Linux that allows idmapped lower layers in an overlay.
 _OVERLAY = (5, 19)
 
 
 def why_no_overlay(release: str) -> str:
-    """Why an overlay can't have layers whose ids are mapped, on the kernel of that ``uname -r``; empty when it can."""
+    """Why an overlay can't have idmapped layers on a kernel with this ``uname -r``; empty when it can."""
     kernel = kernel_version(release)
     return "" if kernel >= _OVERLAY else f"Linux {kernel[0]}.{kernel[1]} can't map ids below an overlay, as 5.19 can"
 
 
 def why_not_idmapped(source: str, *, runtime: str) -> str:
-    """Why ``source``, with all that is mounted below it, can't be mounted so; empty when it can.
+    """Why ``source``, with all that is mounted below it, can't be mounted idmapped; empty when it can.
 
     ``runtime`` is asked once for its features, which takes some 20 ms.
     """
@@ -51,7 +53,7 @@ def why_not_idmapped(source: str, *, runtime: str) -> str:
 
 
 def file_systems(source: str, mounts: Iterable[tuple[str, str]]) -> list[str]:
-    """The kinds of file system at and below a path, of all ``mounts`` (point and kind, in the order of their making)."""
+    """The kinds of file system at and below a path. ``mounts`` are all mounts: point and kind, the oldest first."""
     own, below = "", set()
     longest = 0
     for point, kind in mounts:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Registries refuse manifests above 4 MiB; a configuration is smaller.
 MAX_CONFIG_SIZE = 4 * 1024 * 1024
 
-# Each is a mount of every container; no image that anybody uses has a tenth of them.
+# Each is a mount in every container; no image in use has a tenth of them.
 _MAX_VOLUMES = 100
 
 # RFC 3339 with up to nanoseconds, which datetime can't hold.

@@ -1,4 +1,4 @@
-"""A mount's source on the host's disk: it must be there, no step of the way may be a symbolic link, and which one it is."""
+"""A mount's source on the host's disk: that it exists, that no part of its path is a symbolic link, and its identity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def identify_sources(mounts: Iterable[Mount]) -> tuple[str, ...]:
-    """What tells each bind mount's source from another directory or file at the same path: device and inode.
+    """Device and inode of each bind mount's source: they tell it from another file or directory at the same path.
 
-    No other can have them while the first is mounted anywhere, deleted or not.
+    Nothing else can get the same two while the source is mounted somewhere, deleted or not.
 
-    :raises OSError: one is gone.
+    :raises OSError: a source is gone.
     """
     found = (Path(mount.source).stat() for mount in mounts if mount.kind == "bind")
     return tuple(f"{source.st_dev}:{source.st_ino}" for source in found)
@@ -29,11 +29,11 @@ def identify_sources(mounts: Iterable[Mount]) -> tuple[str, ...]:
 def check_mount_source_on_disk(source: str) -> None:
     """Walk ``source`` from the root, component by component, without following a link.
 
-    A link is refused even where it leads somewhere harmless: what it leads to may change before the runtime mounts it
-    (CVE-2021-30465). The same race remains for whoever may rename a directory on the way; sources belong under
+    A link is refused even if it leads to a harmless place: it may lead elsewhere before the runtime mounts it
+    (CVE-2021-30465). The same race remains if somebody may rename a directory in the path; sources belong under
     directories that only the administrator can change.
 
-    :raises SpecRefused: missing, a component is a link or not a directory, or not to be looked at by this user.
+    :raises SpecRefused: it is missing, a component is a link or not a directory, or this user may not look at it.
     """
     here = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:

@@ -21,10 +21,10 @@ OWN_DIRECTORY = "/run/airflow-isolation"
 
 _MAX_PATH = 4095
 
-# The kernel's own trees: a mount over them could turn the runtime's protections around (CVE-2025-52881).
+# The kernel's own trees: a mount over them could misdirect the runtime's writes that protect the host (CVE-2025-52881).
 _KERNEL_TREES = ("/proc", "/sys", "/dev")
 
-# Whoever reaches these is root on the host, whatever the user in the container is.
+# Who can use these can become root on the host, whatever user the container has.
 _DAEMON_PATHS = (
     "/run/containerd",
     "/run/docker",
@@ -46,9 +46,9 @@ _RUN_SIZE = 64 * 1024 * 1024
 
 
 def check_mount_target(target: str, *, ours: bool = False) -> None:
-    """Whether something may be mounted on ``target``; ``ours`` is for the mounts that this project adds by itself.
+    """Check that a mount on ``target`` is allowed; ``ours`` is for the mounts that this project adds by itself.
 
-    :raises SpecRefused: not an absolute, clean path; ``/``, ``/run``, or a place of the kernel's or of ours.
+    :raises SpecRefused: not an absolute, clean path; ``/``, ``/run``, or a directory of the kernel's or of ours.
     """
     _check_path(target, "mount target")
     if target == "/":
@@ -64,7 +64,7 @@ def check_mount_target(target: str, *, ours: bool = False) -> None:
 
 
 def check_mount_source(source: str, *, daemon_paths: Iterable[str] = ()) -> None:
-    """Whether ``source`` of the host may be seen in a container; ``daemon_paths`` adds to the well-known places.
+    """Check that a container may see ``source`` of the host; ``daemon_paths`` are refused beside the well-known places.
 
     :raises SpecRefused: not an absolute, clean path; /proc, /sys, /dev, or a container daemon's socket or files, or
         a directory that holds one of them.
@@ -85,7 +85,7 @@ def check_mount_source(source: str, *, daemon_paths: Iterable[str] = ()) -> None
 
 
 def volume_targets(volumes: Iterable[str], mounts: Iterable[Mount]) -> tuple[str, ...]:
-    """Of an image's VOLUMEs those that are places of their own: ``mounts`` don't bring them, nor does every container."""
+    """The VOLUMEs of an image that need a mount: neither ``mounts`` nor the mounts of every container cover them."""
     brought = ["/tmp", *(mount.target for mount in mounts)]  # noqa: S108 -- the container's own
     return tuple(
         volume
@@ -105,16 +105,16 @@ def _may_be_mounted_on(target: str) -> bool:
 
 
 def check_led_target(target: str, place: str, before: Mapping[str, Mapping[str, Any]]) -> None:
-    """Whether a mount may be at ``place``, to which the image's symbolic links lead its ``target``.
+    """Check a mount whose ``target`` is led to ``place`` by symbolic links of the image.
 
-    ``before``: the mounts that are made before it, as ``runtime_mounts`` has them, by their places.
+    ``before``: the mounts that are made earlier, from ``runtime_mounts``, by their places.
 
-    :raises SpecRefused: ``place`` is the kernel's or ours, or it is in or over another mount, which ``target`` is not.
+    :raises SpecRefused: ``place`` is the kernel's or ours, or it is in or over another mount while ``target`` is not.
     """
     for other, mount in before.items():
         asked = mount["destination"]
         if _is_at_or_below(asked, target) == _is_at_or_below(other, place) and (
-            # The runtime makes what is missing in a tmpfs; in a bind that would be in a directory of the host's.
+            # The runtime makes missing directories. In a tmpfs that does no harm; in a bind they would be the host's.
             mount["type"] == "tmpfs" or _is_at_or_below(target, asked) == _is_at_or_below(place, other)
         ):
             continue
@@ -150,22 +150,23 @@ def runtime_mounts(
 ) -> list[dict[str, Any]]:
     """Every mount of a container, in order: the usual ones, the user's, the files of /etc; of each, parents before children.
 
-    So one that a symbolic link of the image leads below /run or /tmp is made in there, and not covered. ``host_sys`` binds
-    the host's, read-only; ``host_proc`` is for the host's pid namespace. ``limit_files`` and
+    In this order a mount that a symbolic link of the image leads below /run or /tmp is made in it, not covered by it.
+    ``host_sys`` binds the host's /sys, read-only; ``host_proc`` is for the host's pid namespace. ``limit_files`` and
     ``volumes``: as for ``build_runtime_spec``.
 
-    A mount of the user's on /tmp takes the place of ours, and one on or above a file of /etc leaves that file to it.
+    A user's mount on /tmp replaces ours. Where a user's mount is on or above a file of /etc, ours of that file is left out.
 
-    :raises SpecRefused: a target may not be, is there twice, or a size is not positive.
+    :raises SpecRefused: a target is not allowed or stands twice, or a size is not positive.
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
     if host_proc and user_namespace is None:
-        # Other users' processes are not even listed. Linux 5.8; before, the option would have changed the host's /proc.
+        # Other users' processes are not even listed. Only from Linux 5.8 on: before, this would have changed the host's
+        # /proc.
         entries["/proc"]["options"].append("hidepid=invisible")
     for target, wanted_of_host in (("/proc", host_proc and user_namespace is not None), ("/sys", host_sys)):
         if wanted_of_host:
-            # In a user namespace the kernel binds no tree without what is mounted in it (EINVAL), such as systemd's
-            # /proc/sys/fs/binfmt_misc: it could uncover what lies below.
+            # In a user namespace a bind must bring what is mounted in the tree (else EINVAL), such as systemd's
+            # /proc/sys/fs/binfmt_misc: without it, one could see what it covers.
             entries[target] = _bind(target, target, *_recursive(below=recursive_read_only), "noexec")
     for name, source in limit_files.items():
         entries[f"/sys/fs/cgroup/{name}"] = _bind(f"/sys/fs/cgroup/{name}", source, "bind", "ro", "noexec")
@@ -230,13 +231,16 @@ def _user_mount(mount: Mount, account: Account, *, recursive_read_only: bool) ->
         return _bind(mount.target, mount.source, "rbind", "rw")
     if recursive_read_only:
         return _bind(mount.target, mount.source, *_recursive(below=True))
-    # Mounts below the source would stay writable, so without rro they are left out.
+    # Without rro, mounts below the source would stay writable, so they are left out.
     return _bind(mount.target, mount.source, "bind", "ro")
 
 
 def _recursive(*, below: bool) -> tuple[str, ...]:
-    """Read-only, with what is mounted ``below``: which is read-only too, or as it was."""
-    # "ro" as well: a runtime that doesn't know "rro" would pass it over in silence and leave all of it writable.
+    """The options of a recursive read-only bind.
+
+    ``below``: what is mounted below is made read-only too, else left as it is.
+    """
+    # "ro" as well: a runtime that doesn't know "rro" ignores it silently and would leave everything writable.
     return ("rbind", "ro", "rro") if below else ("rbind", "ro")
 
 
@@ -250,10 +254,10 @@ def _idmapped(bind: dict[str, Any], account: Account, namespace: UserNamespace) 
 
 
 def _mappings(own: Collection[int], namespace: UserNamespace) -> list[dict[str, int]]:
-    """The account's ids in the files are its ids in the namespace; all others are whose they are on the host.
+    """Maps the account's ids in the files to its ids in the namespace; files of other ids keep their owners on the host.
 
-    What else is in the namespace has no id in the files: who is root in there, as a zygote is, can't make files of the
-    host's root. And what has no id in the kernel, nobody may write to.
+    The namespace's other ids are not mapped: root in the namespace, as a zygote is, can't make files of the host's root.
+    And nobody may write to a file whose owner has no id in the kernel.
     """
     mappings = [_mapping(id, namespace.first + id, 1) for id in sorted(own)]
     begin = 0
@@ -265,7 +269,7 @@ def _mappings(own: Collection[int], namespace: UserNamespace) -> list[dict[str, 
 
 
 def _mapping(in_files: int, in_kernel: int, size: int) -> dict[str, int]:
-    # The runtime-spec's names are those of a user namespace.
+    # The runtime-spec uses the names of a user namespace's mappings, containerID and hostID.
     return {"containerID": in_files, "hostID": in_kernel, "size": size}
 
 
@@ -288,7 +292,7 @@ def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]
 
 
 def _size(size: int, name: str) -> int:
-    # To a tmpfs, size=0 means: no limit.
+    # For a tmpfs, size=0 means no limit.
     if size <= 0:
         raise SpecRefused(f"{name} is {size} bytes", hint="Give a positive number of bytes")
     return size

@@ -1,6 +1,6 @@
 """From a ContainerSpec to the runtime-spec JSON that runc and crun read. Pure, deterministic, and safe by default.
 
-Sources: OCI runtime-spec 1.0.2 (config.md, config-linux.md); what containerd and Docker give a container besides.
+Sources: OCI runtime-spec 1.0.2 (config.md, config-linux.md), and the defaults of containerd and Docker.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 NO_ETC_FILES = EtcFiles()
 
-# The kernel takes quotas from 1 ms on; of the usual period of 100 ms that is a hundredth of a core.
+# The kernel accepts quotas from 1 ms on, which is a hundredth of a core with the usual period of 100 ms.
 _CPU_PERIOD = 100_000
 _MIN_CPUS = 0.01
 _MAX_CPUS = 65536
 _USUAL_SHARES, _USUAL_WEIGHT = 1024, 100
 
-# Below it runc itself does not fit in.
+# With less, runc itself has no room.
 _MIN_MEMORY = 6 * 1024 * 1024
 
 # The kernel's limit, and the characters of RFC 1123 (with the underscore that container names have).
 _MAX_HOSTNAME = 64
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
-# The names that tzdata has: no way out of its directory, no path of its own.
+# Names as in tzdata: no absolute path, and no way out of its directory.
 _TIMEZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 
@@ -75,22 +75,22 @@ def build_runtime_spec(
     The result is plain JSON data and the caller's to change (annotations, say). The root file system is ``rootfs``,
     relative to the bundle, where containerd's shim mounts the snapshot.
 
-    Not decided here: whether a mount's source is on the disk (``check_mount_source_on_disk``), whether the network
-    named in ``spec.network`` can be had (other than ``host`` gives a network namespace of its own, with loopback only).
+    Two things are not checked here: whether a mount's source exists (``check_mount_source_on_disk``), and whether there is
+    a network of the name ``spec.network`` (all but ``host`` give a network namespace of its own, with loopback only).
 
     Args:
-        spec: what is asked for. ``spec.user`` is not read again: ``account`` is its answer.
+        spec: what is asked for. ``spec.user`` is not read, because ``account`` is what it was resolved to.
         id: the container's id; also its host name when ``spec.hostname`` is empty.
-        image: the image's configuration: its Env is below ``spec.env``, its WORKDIR below ``spec.working_dir``.
+        image: the image's configuration. ``spec.env`` overrides its Env, ``spec.working_dir`` its WORKDIR.
         account: from ``resolve_account``, where root was refused or allowed.
         host: from ``read_host``.
         seccomp: from ``load_profile(spec.seccomp, forks_into=spec.forks_into)``; None only for ``unconfined``.
         etc: host paths of /etc/hostname, /etc/hosts and /etc/resolv.conf, from ``write_etc_files``.
         cgroups_path: as the runtime's cgroup driver wants it; empty is ``/<spec.cgroup_parent or "airflow">/<id>``.
-        limit_files: host paths of files that take the place of those of these names in /sys/fs/cgroup.
-        volumes: of ``volume_targets``, those that get a tmpfs of ``spec.tmp_size``.
+        limit_files: file names in the container's /sys/fs/cgroup, with the host paths of the files that replace them.
+        volumes: those of ``volume_targets`` that get a tmpfs of ``spec.tmp_size``.
 
-    :raises SpecRefused: a field of ``spec`` can't be, or not safely: named, with what would do.
+    :raises SpecRefused: a field of ``spec`` is impossible or unsafe; the error names it and what would be right.
     """
     if (seccomp is None) != (spec.seccomp == "unconfined"):
         raise ValueError(
@@ -115,7 +115,7 @@ def build_runtime_spec(
             shm_size=spec.shm_size,
             etc=etc,
             recursive_read_only=host.recursive_read_only,
-            # In a user namespace the kernel mounts them anew only for who owns the pid or the network namespace, too.
+            # In a user namespace, new mounts of /proc and /sys need the pid or the network namespace to be its own too.
             host_proc=spec.pid_namespace == "host",
             host_sys=host_sys,
             user_namespace=spec.user_namespace,
@@ -126,7 +126,7 @@ def build_runtime_spec(
             "namespaces": _namespaces(spec),
             "cgroupsPath": cgroups_path or f"/{_cgroup_parent(spec.cgroup_parent)}/{id}",
             "resources": linux_resources(spec.resources, host),
-            # What the host mounts later stays out, and what the container mounts stays in.
+            # Later mounts of the host don't appear in the container, nor the container's on the host.
             "rootfsPropagation": "rprivate",
             "maskedPaths": [*MASKED_PATHS, *host.masked_paths, *(MOUNTED_IN_SYS if host_sys else ())],
             "readonlyPaths": list(READONLY_PATHS),
@@ -143,13 +143,13 @@ def build_runtime_spec(
 
 
 def process_environment(spec: ContainerSpec, *, image: ImageConfig, account: Account, hostname: str) -> dict[str, str]:
-    """The environment of the first process, for both backends: ours, below the image's Env, below ``spec.env``.
+    """The environment of the first process, for both backends: our defaults, overridden by the image's Env and ``spec.env``.
 
-    HOME is the account's directory and is left as the image has it: a tmpfs over it would hide what images keep there
-    (apache/airflow its ~/.local). A uid without a home in the image gets /tmp, which is surely writable.
-    ``spec.timezone`` becomes TZ, which needs the image's tzdata.
+    HOME is the account's directory. Nothing is mounted over it: a tmpfs would hide what images keep there, such as
+    ~/.local of apache/airflow. A uid without a home in the image gets /tmp, which is always writable. ``spec.timezone``
+    becomes TZ, which needs the image's tzdata.
 
-    :raises SpecRefused: a name is empty or holds ``=``, a NUL is in it, or the time zone has no name of tzdata's form.
+    :raises SpecRefused: a name is empty or holds ``=``, there is a NUL, or the time zone's name has not tzdata's form.
     """
     environment = {
         "PATH": DEFAULT_PATH,
@@ -173,7 +173,7 @@ def process_environment(spec: ContainerSpec, *, image: ImageConfig, account: Acc
 def working_directory(spec: ContainerSpec, image: ImageConfig) -> str:
     """The absolute, clean working directory: ``spec``'s, else the image's WORKDIR (relative to ``/``), else ``/``.
 
-    :raises SpecRefused: ``spec.working_dir`` is relative, or it lies in /proc, from where it could be on the host
+    :raises SpecRefused: ``spec.working_dir`` is relative, or the directory lies in /proc, which could lead to the host
         (CVE-2024-21626).
     """
     if spec.working_dir and not spec.working_dir.startswith("/"):
@@ -188,15 +188,15 @@ def working_directory(spec: ContainerSpec, image: ImageConfig) -> str:
 
 
 def container_hostname(spec: ContainerSpec, id: str) -> str:
-    """``spec.hostname``, else the id, cut to what the kernel takes.
+    """``spec.hostname``, else the id, cut to the kernel's 64 characters.
 
     :raises SpecRefused: longer than 64 characters, or other than letters, digits, dots, dashes and underscores.
     """
     hostname = spec.hostname or id[:_MAX_HOSTNAME].rstrip("._-")
     if len(hostname) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(hostname):
         raise SpecRefused(
-            f"hostname {hostname[: _MAX_HOSTNAME + 1]!r} can't be one",
-            hint="Letters, digits, dots, dashes and underscores, 64 characters at most",
+            f"{hostname[: _MAX_HOSTNAME + 1]!r} can't be a hostname",
+            hint="Use letters, digits, dots, dashes and underscores, 64 characters at most",
         )
     return hostname
 
@@ -211,9 +211,9 @@ def check_platform(image: ImageConfig, host: HostFacts) -> None:
 
 
 def capability_names(capabilities: frozenset[str]) -> list[str]:
-    """Sorted, with the prefix that runtimes want.
+    """The names sorted, with the prefix CAP_ that runtimes want.
 
-    A process that is not root has them only in its bounding set, as with Docker: nothing is inheritable or ambient.
+    A process that is not root has these only in its bounding set, as with Docker: none is inheritable or ambient.
 
     :raises SpecRefused: one is not a capability's name without ``CAP_``.
     """
@@ -223,21 +223,23 @@ def capability_names(capabilities: frozenset[str]) -> list[str]:
 
 
 def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
-    """``linux.resources``: every device denied but the usual ones, and the limits that are set.
+    """``linux.resources``: access to the usual devices only, and the limits that are set.
 
-    :raises SpecRefused: a limit that the kernel would refuse, or take for no limit at all.
+    :raises SpecRefused: the kernel would refuse a limit, or take it for no limit.
     """
     document: dict[str, Any] = {"devices": _device_rules(), **linux_limits(resources, host)}
     if host.cgroup_v2 and resources.oom_group:
-        # The kernel would kill one process and leave the others of the workload to wait for it.
+        # Without it the kernel would kill one process, and the workload's others would wait for it.
         document["unified"] = {"memory.oom.group": "1"}
     return document
 
 
 def linux_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
-    """Of ``linux.resources`` what can change while the container runs: the limits that are set. Swap is off unless set.
+    """The part of ``linux.resources`` that can change while the container runs: the limits that are set.
 
-    :raises SpecRefused: a limit that the kernel would refuse, or take for no limit at all.
+    Swap is off unless set.
+
+    :raises SpecRefused: the kernel would refuse a limit, or take it for no limit.
     """
     limits: dict[str, Any] = {}
     if resources.memory is not None:
@@ -252,7 +254,7 @@ def linux_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
             raise SpecRefused("memory_swap is set without memory", hint="Give memory too")
         if not host.swap_limit:
             raise SpecRefused(
-                "memory_swap can't be had: this kernel does not limit swap",
+                "memory_swap can't be set: this kernel does not limit swap",
                 hint="Start the host with swapaccount=1 on the kernel's command line",
             )
     if cpu := _cpu(resources):
@@ -278,7 +280,7 @@ def _cpu(resources: Resources) -> dict[str, Any]:
 
 
 def cpu_shares(weight: int) -> int:
-    """The ``cpu.shares`` of cgroup v1, of which 1024 is usual, for a weight of v2, of which 100 is usual.
+    """The ``cpu.shares`` of cgroup v1 for a weight of v2. The usual shares are 1024, the usual weight is 100.
 
     >>> cpu_shares(100), cpu_shares(50)
     (1024, 512)
@@ -294,7 +296,7 @@ def _process(
     capabilities = capability_names(spec.capabilities)
     environment = process_environment(spec, image=image, account=account, hostname=hostname)
     process: dict[str, Any] = {
-        # A console would be made through the container's own /dev/pts (CVE-2025-52565).
+        # A terminal would be made through the container's own /dev/pts (CVE-2025-52565).
         "terminal": False,
         "user": {
             "uid": account.uid,
@@ -328,7 +330,7 @@ def _process(
 def _namespaces(spec: ContainerSpec) -> list[dict[str, str]]:
     namespaces: list[dict[str, str]] = []
     if spec.user_namespace is not None:
-        # The first, because the others must belong to it.
+        # It comes first, because the other namespaces must belong to it.
         namespaces.append({"type": "user"})
         if spec.user_namespace.path:
             namespaces[0]["path"] = spec.user_namespace.path

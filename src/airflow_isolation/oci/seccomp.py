@@ -3,18 +3,19 @@
 Profiles are in Docker's JSON form, whose rules may depend on capabilities, architecture and kernel. Docker takes that
 form as it is (``docker_profile``); runtimes take the runtime-spec's form, without conditions (``resolve_profile``).
 
-What the default profile, ``seccomp.json`` beside this module, is about:
-- Deny by default, with EPERM. clone3 says ENOSYS instead, because libc then falls back to clone, whose flags a filter
-  can read and clone3's it can't.
-- What asks for a capability is allowed with that capability only, namespaces (CAP_SYS_ADMIN) among them.
-- io_uring, userfaultfd and the kernel's keyrings are absent: much attack surface that tasks don't need.
-- Sockets of every family but AF_ALG (38) and AF_VSOCK (40). The kernel reads the family from the low 32 bits of a
-  64-bit register, so the rules mask the rest: a plain comparison could be passed by with 38 + 2**32.
-- ``socketcall`` of 32-bit x86 hides the family in memory, and libseccomp allows it along with ``socket`` unless a rule
-  says otherwise (seen with 2.5.4). So it says ENOSYS: 32-bit programs have sockets by the direct calls only.
-- Of the architectures that a 64-bit x86 kernel may run, x86_64 and 32-bit x86. A call of the x32 kind, which hardly any
-  kernel has, ends its process by SIGSYS: every architecture is a program of its own in the filter, and costs each
-  container some 10 ms of its start (measured with runc 1.1.5).
+The default profile is ``seccomp.json`` beside this module. Its rules:
+- Deny by default, with EPERM. clone3 says ENOSYS instead: libc then falls back to clone. A filter can read the flags of
+  clone, but not those of clone3.
+- A call that needs a capability is allowed with that capability only. That includes making namespaces (CAP_SYS_ADMIN).
+- io_uring, userfaultfd and the kernel's keyrings are denied: much attack surface that tasks don't need.
+- Sockets of every family but AF_ALG (38) and AF_VSOCK (40) are allowed. The kernel reads the family from the low 32 bits
+  of a 64-bit register, so the rules mask the rest: 38 + 2**32 would get past a plain comparison.
+- ``socketcall`` of 32-bit x86 passes the family in memory, where no filter can read it. libseccomp allows it along with
+  ``socket`` unless a rule says otherwise (seen with 2.5.4). So it says ENOSYS: 32-bit programs get sockets by the direct
+  calls only.
+- On a 64-bit x86 kernel, x86_64 and 32-bit x86 are allowed. A call of the x32 kind, which hardly any kernel supports,
+  ends its process by SIGSYS. x32 is left out because every architecture is a program of its own in the filter, which
+  adds some 10 ms to the start of each container (measured with runc 1.1.5).
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ UNCONFINED = "unconfined"
 # An administrator's profile is some 20 KiB.
 MAX_PROFILE_SIZE = 1024 * 1024
 
-# SCMP_ACT_NOTIFY is left out: it needs a listener, which nobody here is.
+# SCMP_ACT_NOTIFY is left out: it needs a listener, and we have none.
 _ACTIONS = frozenset(
     f"SCMP_ACT_{name}" for name in ("ALLOW", "ERRNO", "KILL", "KILL_PROCESS", "KILL_THREAD", "LOG", "TRACE", "TRAP")
 )
 _OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
 
-# What brings a forked process into a container, beside what every process may call: the container's namespaces, and a
-# session keyring, of which keyctl(2) has 1 (KEYCTL_JOIN_SESSION_KEYRING) as its first argument.
+# What a forked process calls to get into a container, beside what every process may call: setns(2) for the container's
+# namespaces, and keyctl(2) for a session keyring, with 1 (KEYCTL_JOIN_SESSION_KEYRING) as its first argument.
 _ENTERING: tuple[Mapping[str, Any], ...] = (
     {"names": ["setns"], "action": "SCMP_ACT_ALLOW"},
     {
@@ -56,7 +57,7 @@ _ENTERING: tuple[Mapping[str, Any], ...] = (
 )
 
 _MAX_ERRNO = 4095
-# The kernel takes 4096 instructions, and a rule is one at least. The default profile is 445.
+# The kernel takes at most 4096 instructions, and a rule is at least one. The default profile has 445.
 _MAX_RULES = 10_000
 _CALL = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SCMP_ARCH = re.compile(r"SCMP_ARCH_[A-Z0-9_]{1,32}")
@@ -70,10 +71,10 @@ _ARCHITECTURES = {"amd64": "SCMP_ARCH_X86_64", "arm64": "SCMP_ARCH_AARCH64"}
 
 
 def load_profile(seccomp: str, *, forks_into: Collection[str] | None = None) -> Mapping[str, Any] | None:
-    """The profile that ``ContainerSpec.seccomp`` means: ``default`` is ours, ``unconfined`` None, a path that file's.
+    """The profile for ``ContainerSpec.seccomp``: ``default`` gives ours, ``unconfined`` None, a path the one in that file.
 
-    The result is shared: don't change it. ``forks_into`` is ``ContainerSpec.forks_into``: with it the profile is that of a
-    zygote, see ``zygote_profile``.
+    The result is shared: don't change it. ``forks_into`` is ``ContainerSpec.forks_into``; if given, the result is the
+    profile of a zygote, see ``zygote_profile``.
 
     :raises SpecRefused: the file can't be read, is larger than 1 MiB, or is not a profile in Docker's form.
     """
@@ -95,11 +96,12 @@ def _named_profile(seccomp: str) -> Mapping[str, Any]:
 
 
 def zygote_profile(profile: Mapping[str, Any], capabilities: Collection[str]) -> Mapping[str, Any]:
-    """What a zygote may call: what its children may, which have ``capabilities``, and what brings a child into a container.
+    """The profile of a zygote (docs/glossary.md), whose children have ``capabilities``.
 
-    A child adds its own filter to the zygote's, and the kernel then allows what both do. So the zygote's must allow all
-    that the child's does. Its own capabilities, ``CAP_SYS_ADMIN`` among them, open no further call: it may not mount,
-    load programs into the kernel or make namespaces.
+    It allows what the children's profile allows, and the calls that bring a child into a container. A child adds its own
+    filter to the zygote's, and the kernel then allows what both allow, so the zygote's must allow all that the child's
+    does. The zygote's own capabilities, ``CAP_SYS_ADMIN`` among them, add no further call: it may not mount, load
+    programs into the kernel or make namespaces.
     """
     held = {f"CAP_{name}" for name in capabilities}
     rules = [_without_capabilities(rule) for rule in profile["syscalls"] if _held(rule, held)]
@@ -107,7 +109,7 @@ def zygote_profile(profile: Mapping[str, Any], capabilities: Collection[str]) ->
 
 
 def docker_profile(seccomp: str, *, forks_into: Collection[str] | None = None) -> str:
-    """The same as text, as Docker's ``--security-opt seccomp=`` wants it; ``unconfined`` is its own text.
+    """The profile of ``load_profile`` as text for Docker's ``--security-opt seccomp=``; ``unconfined`` gives that word.
 
     :raises SpecRefused: as ``load_profile``.
     """
@@ -134,7 +136,7 @@ def parse_profile(content: bytes, *, source: str) -> Mapping[str, Any]:
 def resolve_profile(
     profile: Mapping[str, Any], *, architecture: str, capabilities: Collection[str], kernel: tuple[int, int]
 ) -> dict[str, Any]:
-    """Decide every condition and give ``linux.seccomp`` of the runtime-spec.
+    """Decide every condition, and return ``linux.seccomp`` of the runtime-spec.
 
     ``architecture`` is Go's name, ``capabilities`` are without ``CAP_``, ``kernel`` is major and minor version.
 
@@ -210,7 +212,7 @@ def _held(rule: Mapping[str, Any], capabilities: Collection[str]) -> bool:
 
 
 def _without_capabilities(rule: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule for whatever capabilities."""
+    """The rule without its conditions on capabilities."""
     conditions = {
         key: {name: value for name, value in (rule.get(key) or {}).items() if name != "caps"}
         for key in ("includes", "excludes")
@@ -232,7 +234,7 @@ def _version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-# Each of these gives what is wrong, with the entry's name, and ends when nothing more can be said.
+# Each of these functions yields what is wrong, with the entry's name, and stops when it can't check further.
 
 
 def _faults(profile: Any) -> Iterator[str]:
@@ -245,7 +247,7 @@ def _faults(profile: Any) -> Iterator[str]:
         yield "it has both archMap and architectures"
     for name in ("listenerPath", "listenerMetadata"):
         if profile.get(name):
-            yield f"{name} is set, and nobody here listens"
+            yield f"{name} is set, but this project runs no listener"
     yield from _list_faults("archMap", profile.get("archMap"), _arch_map_faults)
     yield from _list_faults("architectures", profile.get("architectures"), _architecture_faults)
     yield from _list_faults("flags", profile.get("flags"), partial(_name_faults, _FLAG, "a flag"))
@@ -335,5 +337,5 @@ def _number_faults(where: str, value: Any, maximum: int) -> Iterator[str]:
         yield f"{where} is {_shown(value)}, not a number from 0 to {maximum}"
 
 
-# However deep or long: the start of it is enough to find it.
+# The beginning of a value is enough to find it, however deep or long it is.
 _shown = reprlib.repr

@@ -1,16 +1,17 @@
-"""A seccomp profile as the program that the kernel runs, for a process that no runtime starts.
+"""Compiles a seccomp profile into the program that the kernel runs, for a process that no runtime starts.
 
-libseccomp compiles it, as it does for runc and crun, and it is used the way runc uses it, so that a process forked into
-a container gets the answers that the container's process 1 gets:
+libseccomp compiles it, as it does for runc and crun, and is used in the way runc uses it. So the kernel answers a process
+that was forked into a container as it answers the container's process 1:
 
-- A name that libseccomp doesn't know is left out: the kernel of such a system call is newer than the library.
-- Two conditions on one argument are alternatives, each a rule of its own; on different arguments all must hold.
-- A number above all those that the profile names says ENOSYS, whatever the profile says of the rest: a C library takes
-  that for an older kernel and falls back, where EPERM would be an error. libseccomp can't do it; a few instructions in
-  front of its program can.
+- A name that libseccomp doesn't know is left out: such a system call is newer than the library.
+- Two conditions on one argument are alternatives, each a rule of its own; conditions on different arguments must all hold.
+- A call with a number above all that the profile names gets ENOSYS, whatever the profile says of other calls. A C library
+  takes that for an older kernel and falls back; EPERM would be an error. libseccomp can't do this; a few instructions in
+  front of its program do.
 
-Called by ctypes: PyPI's binding, pyseccomp, has had no release since 2021, and libseccomp's own is built with it, not
-published. Sources: seccomp(2), seccomp_rule_add(3), linux/filter.h; OCI runtime-spec 1.2 (config-linux.md, seccomp).
+libseccomp is called through ctypes: PyPI's binding, pyseccomp, has had no release since 2021, and libseccomp's own is
+built with the library, not published. Sources: seccomp(2), seccomp_rule_add(3), linux/filter.h; OCI runtime-spec 1.2
+(config-linux.md, seccomp).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE
 _BINARY_TREE = 2
 _UNKNOWN = -1  # __NR_SCMP_ERROR
 
-# With fewer rules a tree is no gain, and libseccomp 2.5 fails on one without any.
+# With fewer rules a tree gains nothing, and libseccomp 2.5 fails on a tree without rules.
 _MANY_RULES = 32
 
 # linux/filter.h; seccomp_data begins with the number of the call, four bytes, and the architecture, four bytes.
@@ -66,7 +67,7 @@ _SAY_ENOSYS = (_RETURN, 0, 0, _ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS)
 # Its distance is known when all instructions are.
 _GO_TO_FILTER = (_JUMP, 0, 0, 0)
 
-# The kernel calls x32 by x86_64's name, and tells them apart by a bit of the number.
+# The kernel gives x32 the name of x86_64, and tells the two apart by a bit of the call's number.
 _X32_BIT = 1 << 30
 
 
@@ -75,9 +76,9 @@ class FilterUnavailable(IsolationError):
 
 
 def compile_filter(resolved: Mapping[str, Any]) -> bytes:
-    """The program, an array of ``struct sock_filter``, of ``linux.seccomp`` as ``resolve_profile`` gives it.
+    """The program, an array of ``struct sock_filter``, for ``linux.seccomp`` as ``resolve_profile`` returns it.
 
-    It takes some 20 ms for the default profile: keep the result.
+    This takes some 20 ms for the default profile: keep the result.
 
     :raises FilterUnavailable: libseccomp is not installed, too old, or refuses the profile.
     """
@@ -89,11 +90,11 @@ def compile_filter(resolved: Mapping[str, Any]) -> bytes:
     try:
         architectures = [_architecture(library, name) for name in resolved.get("architectures") or ()]
         for architecture in architectures:
-            # It has the native one already.
+            # A new filter has the native architecture already.
             _check(library.seccomp_arch_add(context, architecture), "seccomp_arch_add", but=errno.EEXIST)
         rules = list(_rules(resolved))
         if len(rules) > _MANY_RULES:
-            # Older than 2.5 has no tree, and does the same without, slower.
+            # Before libseccomp 2.5 there is no tree; the same filter is then slower.
             library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE)
         for name, action, conditions in rules:
             number = library.seccomp_syscall_resolve_name(name.encode())
@@ -119,8 +120,8 @@ def compile_filter(resolved: Mapping[str, Any]) -> bytes:
 def filter_flags(resolved: Mapping[str, Any], *, speculation: str) -> int:
     """The flags of seccomp(2) to load the filter with.
 
-    Releases of runc differ in whether a filter switches the speculative store bypass off, which costs speed: ``speculation``
-    is what the kernel says of the container's process 1 (``Speculation_Store_Bypass`` in its status), and is followed.
+    Releases of runc differ in whether a filter switches the speculative store bypass off, which costs speed. The flags give
+    what process 1 of the container has: ``speculation`` is its ``Speculation_Store_Bypass`` in /proc/PID/status.
     """
     flags = FLAG_LOG if "SECCOMP_FILTER_FLAG_LOG" in (resolved.get("flags") or ()) else 0
     return flags if speculation == "thread force mitigated" else flags | FLAG_SPEC_ALLOW
@@ -217,13 +218,13 @@ def _check(result: int, call: str, *, but: int = 0) -> None:
 
 
 def _answers_to_newer_calls(library: ctypes.CDLL, architectures: Sequence[int], names: set[str]) -> bytes:
-    """Instructions that say ENOSYS to numbers above the largest named one, and go on to the filter with the others."""
+    """Instructions that answer ENOSYS to numbers above the largest named one, and pass the others on to the filter."""
     resolve = library.seccomp_syscall_resolve_name_arch
     x86_64, x32 = (library.seccomp_arch_resolve_name(name) for name in (b"x86_64", b"x32"))
     largest = {
         architecture: number
         for architecture in architectures
-        # Names that it does not have are below 0.
+        # Names that the architecture does not have give numbers below 0.
         if (number := max((resolve(architecture, name.encode()) for name in names), default=0)) > 0
     }
     program = [(_LOAD, 0, 0, _ARCHITECTURE)]

@@ -1,1 +1,1 @@
-"""The container runtime that the rest of the project sees, and its two backends."""
+"""The interface of a container runtime, which the rest of the project uses, and its two backends."""

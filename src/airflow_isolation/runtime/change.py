@@ -1,4 +1,4 @@
-"""Changing the limits of a container while it runs, where the runtime holds them: what both backends have in common."""
+"""What both backends share to change limits of a running container, when the runtime (not this project) sets the limits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ _IN_USE = ("unable to set memory limit", "memory.limit_in_bytes", "memory.max")
 
 
 def check_not_ended(container: Container) -> None:
-    """:raises ContainerFailed: there is nothing left that a limit could hold."""
+    """Check that the container has not ended.
+
+    :raises ContainerFailed: it has, so a limit makes no sense.
+    """
     if container.state is ContainerState.STOPPED:
         raise ContainerFailed(f"the limits of the container {container.id} can't be changed: it has ended")
 
 
 def check_in_use(id: str, resources: Resources, stats: Stats | None) -> None:
-    """On cgroup v2 a runtime writes ``memory.max`` as it is, and the kernel then kills until it is met.
+    """Check a memory limit against the memory in use. On cgroup v2 the kernel would kill processes to meet a lower limit.
 
-    :raises SpecRefused: less memory than is in use.
+    :raises SpecRefused: the limit is less than the memory in use.
     """
     if resources.memory is not None and stats is not None and (stats.memory or 0) > resources.memory:
         raise less_than_in_use(id, resources.memory, f"the {stats.memory} bytes that it has in use")
@@ -35,7 +38,10 @@ def check_in_use(id: str, resources: Resources, stats: Stats | None) -> None:
 
 @contextmanager
 def limits_refused(id: str, resources: Resources) -> Iterator[None]:
-    """:raises SpecRefused: on cgroup v1, where the kernel refuses less memory than is in use, the runtime said so."""
+    """Translate a runtime's error in this block. On cgroup v1 the kernel refuses a limit below the memory in use.
+
+    :raises SpecRefused: the limit is less than the memory in use.
+    """
     try:
         yield
     except ContainerFailed as error:

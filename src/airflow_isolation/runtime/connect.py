@@ -1,4 +1,4 @@
-"""From the name of a backend to its runtime. Only the backend that is asked for is imported."""
+"""Makes the runtime of a backend, given its name. Only this backend is imported."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BACKENDS = {
     "containerd": ("airflow_isolation.runtime.containerd", "ContainerdRuntime"),
     "docker": ("airflow_isolation.runtime.docker", "DockerRuntime"),
 }
-# What only containerd has; to docker these settings are nothing.
+# Settings that only containerd has; docker ignores them.
 _CONTAINERD_ONLY = frozenset({"snapshotter", "runtime_binary", "hosts_dir"})
 
 
 def connect(backend: str, **settings: str | Path | float) -> ContainerRuntime:
-    """The runtime of ``containerd`` or ``docker``; ``settings`` are the keywords of its class, empty ones its defaults.
+    """The runtime of ``containerd`` or ``docker``; ``settings`` are the keywords of its class. Empty ones mean its defaults.
 
-    Nothing is asked of the daemon yet: the connection is made with the first call.
+    The daemon is not asked yet: the runtime connects at its first call.
 
     :raises SettingError: there is no such backend.
-    :raises ContainerRuntimeError: a package is missing that the backend needs.
+    :raises ContainerRuntimeError: a package that the backend needs is missing.
     """
     if backend not in _BACKENDS:
         raise SettingError(f"{backend!r} is not a container runtime", hint=f"Choose one of {', '.join(_BACKENDS)}")

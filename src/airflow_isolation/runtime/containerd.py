@@ -1,7 +1,8 @@
 """ContainerdRuntime: containerd, through its gRPC API.
 
-The container's record is made first and deleted last: it decides who owns an id, keeps the snapshot from the garbage
-collector (so no lease is needed), and lets a later clean-up find what a crash left behind.
+containerd's record of a container is made first and deleted last. Who makes the record has the id. The record keeps the
+snapshot (the container's file system) from the garbage collector, so no lease is needed. And after a crash, a later
+clean-up finds by the record what was left behind.
 """
 
 from __future__ import annotations
@@ -117,11 +118,11 @@ logger = logging.getLogger(__name__)
 _SHIM = "io.containerd.runc.v2"
 _NETWORKS = ("host", "none")
 
-# Seconds in which a failed create must have been undone, and a remove be done.
+# Seconds in which a failed create must be undone, and in which a remove must be done.
 _UNDO_SECONDS = 20.0
 _REMOVE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
-# What an ended container has written is read to its end within this, unless a child of it holds its stdout.
+# Seconds to read the rest of an ended container's output, which may take longer only while a child holds its stdout.
 _SETTLE_SECONDS = 5.0
 _METRICS_AT_ONCE = 25
 _LAYOUTS = 64
@@ -142,13 +143,13 @@ class ContainerdRuntime(ContainerRuntime):
     Parameters
     ----------
     state_dir:
-        ``containers/<id>`` below it holds a container's output and files for its /etc, ``accounts`` what is known of
-        images' users, ``pulls`` the locks of pulls, ``roots`` images' layers as user namespaces see them. Made when
-        it is missing.
+        the directory of this runtime's own files; made when it is missing. In it, ``containers/<id>`` holds a container's
+        output and files for its /etc, ``accounts`` what is known of images' users, ``pulls`` the locks of pulls, and
+        ``roots`` images' layers as user namespaces see them.
     snapshotter:
         holds the images and the containers' file systems.
     runtime_binary:
-        what the shim calls; empty is runc.
+        the OCI runtime that containerd's shim calls; empty is runc.
     hosts_dir:
         containerd's directory of registry settings, for pulls.
     cgroup_mount_path:
@@ -156,7 +157,7 @@ class ContainerdRuntime(ContainerRuntime):
     timeout:
         seconds for every call that has no limit of its own.
 
-    The connection is made with the first call, so an object made before a fork may be used after it, not on both sides.
+    It connects at its first call. So an object that was made before a fork may be used by parent or child, but not by both.
 
     """
 
@@ -184,9 +185,9 @@ class ContainerdRuntime(ContainerRuntime):
         self._roots = NamespacedRoots(state_dir, socket_path=socket_path, snapshotter=snapshotter)
         self._connecting = threading.Lock()
         self._client: Client | None = None
-        # By digest of the image: what a digest names never changes.
+        # By digest of the image; a digest's content never changes.
         self._layouts: dict[str, Layout] = {}
-        # Those that are being read by this process.
+        # The outputs that this process is reading.
         self._outputs: WeakValueDictionary[str, KeptOutput] = WeakValueDictionary()
 
     def info(self) -> RuntimeInfo:
@@ -209,7 +210,7 @@ class ContainerdRuntime(ContainerRuntime):
         if policy is PullPolicy.IF_NOT_PRESENT:
             with suppress(ImageNotFound):
                 return self._unpacked(reference)
-        # Here and in import_image, because `airflow containers list` has no need of them.
+        # Imported here and in import_image, because `airflow containers list` doesn't need them.
         from airflow_isolation.containerd.pull import pull
 
         with self._translated(f"pull {reference}", missing=ImageNotFound, failed=ImagePullFailed):
@@ -280,7 +281,7 @@ class ContainerdRuntime(ContainerRuntime):
             limit_files=placement.limit_files,
             volumes=self._empty_volumes(spec, layout, image),
         )
-        # Unique, so that what an earlier container of this id may have left behind is never taken for ours.
+        # Unique, so that a left-over of an earlier container with this id is never taken for ours.
         snapshot_key = f"{id}-{secrets.token_hex(4)}"
         record = containers_pb2.Container(
             id=id,
@@ -293,11 +294,11 @@ class ContainerdRuntime(ContainerRuntime):
         )
         client = self._connected()
         with ExitStack() as undo:
-            # Before the call, not after it: when no answer comes, the record may still have been made.
+            # Registered before the call: even if no answer comes, the record may have been made.
             undo.callback(self._undo, record)
             with self._translated(f"create the container {id}"):
                 record = client.containers.Create(containers_pb2.CreateContainerRequest(container=record)).container
-            # After the record, which leads a later clean-up to it.
+            # Made after the record, by which a later clean-up finds it.
             self._placements.make(placement)
             with self._translated(f"make a file system of the image {spec.image}", missing=ImageNotFound):
                 prepare = snapshots_pb2.PrepareSnapshotRequest(
@@ -307,7 +308,7 @@ class ContainerdRuntime(ContainerRuntime):
             with writing_in(self._state_dir):
                 files.mkdir(parents=True)
                 self._placements.remember(self._cgroup_parent(spec.cgroup_parent))
-                # Whatever the umask: the shim's user and the container's may be others.
+                # Readable whatever the umask is: the shim and the container may run as other users.
                 files.chmod(0o755)
                 write_etc_files(files, hostname=container_hostname(spec, id), network=spec.network)
                 output = KeptOutput(id, files)
@@ -321,7 +322,7 @@ class ContainerdRuntime(ContainerRuntime):
                 task = client.tasks.Create(
                     tasks_pb2.CreateTaskRequest(container_id=id, rootfs=ready, stdout=stdio, stderr=stdio)
                 )
-            # With the placements, see there.
+            # Imported late, like ``_placements``; see there.
             from airflow_isolation.runtime.placement import check_cgroup
 
             check_cgroup(task.pid, placement.cgroups_path)
@@ -432,7 +433,7 @@ class ContainerdRuntime(ContainerRuntime):
         listed = self._listed(labels, self._read_use)
         unread = [container.id for container, use in listed if use is None and container.state in COUNTED]
         stats = self.stats(unread) if unread else {}
-        # One that waits for its start has a process too, the runtime's own.
+        # A container that was not started yet has a process too, the runtime's own, and must not count as running.
         return tuple(
             (container, (use or stats.get(container.id)) if container.state in COUNTED else None)
             for container, use in listed
@@ -441,12 +442,12 @@ class ContainerdRuntime(ContainerRuntime):
     def _listed(
         self, labels: Mapping[str, str], read_use: Callable[[frozenset[str]], Mapping[str, Stats]]
     ) -> tuple[tuple[Container, Stats | None], ...]:
-        # containerd drops a label without a value, and its filters don't find one: those are looked at below.
+        # containerd drops a label without a value, and its filters don't find one, so such labels are compared below.
         wanted = ",".join(f"labels.{_quoted(key)}=={_quoted(value)}" for key, value in labels.items() if value)
         request = containers_pb2.ListContainersRequest(filters=[wanted] if wanted else [])
         with self._translated("list the containers"):
             client = self._connected()
-            # Asks every shim, which takes its time; all the rest is done meanwhile.
+            # The daemon asks every shim, which takes time. The rest is done meanwhile.
             processes_asked = client.tasks.List.future(tasks_pb2.ListTasksRequest(), timeout=self._timeout)
             records = [
                 record
@@ -471,12 +472,12 @@ class ContainerdRuntime(ContainerRuntime):
         if not wanted:
             return ours
         with self._translated("ask for counters"):
-            # A call asks its shims one after the other, so several calls at a time.
+            # In one call the daemon asks the shims one after the other, so several calls run at a time.
             parts = [wanted[start : start + _METRICS_AT_ONCE] for start in range(0, len(wanted), _METRICS_AT_ONCE)]
             ask = self._connected().tasks.Metrics.future
             calls = [ask(tasks_pb2.MetricsRequest(filters=part), timeout=self._timeout) for part in parts]
             metrics = [metric for call in calls for metric in call.result().metrics]
-        # An ended task has its cgroup until it is deleted, but nobody in it.
+        # A task that has ended keeps its cgroup until it is deleted, but no process is in it.
         counted = ((metric.id, task_stats(metric.data)) for metric in metrics)
         return {**ours, **{one: stats for one, stats in counted if stats is not None and stats.pids}}
 
@@ -529,7 +530,7 @@ class ContainerdRuntime(ContainerRuntime):
         return frozenset(int(mapping[0]["hostID"]) for mapping in mappings if mapping)
 
     def _sees_the_host(self) -> bool:
-        """Whether the daemon's shims are among the processes here, and may be ended."""
+        """Whether this process sees the daemon's shims, and may end them."""
         return os.geteuid() == 0 and peer_pid(self._socket_path) > 0
 
     def _is_own_shim(self, shim: Shim) -> bool:
@@ -539,7 +540,10 @@ class ContainerdRuntime(ContainerRuntime):
         return frozenset(record.id for record in _records(self._connected(), containers_pb2.ListContainersRequest()))
 
     def _expired_leases(self, *, dry_run: bool) -> Iterator[Stray]:
-        """Of dead workers that were pulling or unpacking: they would end by themselves, but only in an hour or so."""
+        """Leases of dead workers that were pulling or unpacking.
+
+        They would expire by themselves, but only after an hour or so.
+        """
         client = self._connected()
         for lease in client.leases.List(leases_pb2.ListRequest(filters=[f"labels.{_quoted(OWNER)}"])).leases:
             owner = Owner.parse(lease.labels[OWNER])
@@ -555,7 +559,7 @@ class ContainerdRuntime(ContainerRuntime):
         except ContainerNotFound:
             return 0
 
-    # What knows of cgroups is loaded with its first use: in list_with_use, while the daemon asks its shims.
+    # The code for cgroups is imported at its first use: in list_with_use that happens while the daemon asks its shims.
 
     @cached_property
     def _placements(self) -> Placements:
@@ -578,10 +582,10 @@ class ContainerdRuntime(ContainerRuntime):
         )
 
     def _found(self, reference: str, *, hint: str = "", seen_before: bool = False) -> tuple[images.Image, Layout]:
-        """The image in the store, as it is on this host; with ``seen_before``, its documents may be those read before.
+        """The image in the store, and its layout for this host. ``seen_before``: documents read earlier may be used.
 
         :raises ImageNotFound: no image has that name.
-        :raises ImageInvalid: for other platforms only, or it can't be read.
+        :raises ImageInvalid: it is for other platforms only, or can't be read.
         """
         with self._translated(f"use the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
             client = self._connected()
@@ -620,7 +624,7 @@ class ContainerdRuntime(ContainerRuntime):
         return resolve_account(user, passwd=passwd, group=group, allow_root=spec.allow_root, image=spec.image)
 
     def _empty_volumes(self, spec: ContainerSpec, layout: Layout, image: ImageConfig) -> tuple[str, ...]:
-        """The VOLUMEs that get a tmpfs. What the image has in another stays to be seen, read-only as all of the image."""
+        """The VOLUMEs that get a tmpfs: those in which the image has no files. The others stay visible, read-only."""
         volumes = volume_targets(image.volumes, spec.mounts) if spec.read_only_root else ()
         if not volumes:
             return ()
@@ -635,7 +639,7 @@ class ContainerdRuntime(ContainerRuntime):
                     cache_directory=self._state_dir / "accounts",
                 )
             except containerd.PermissionDenied:
-                return ()  # only root can look; nothing of the image is to be hidden by mistake
+                return ()  # only root can look, and no files of the image must be hidden by mistake
         return tuple(volume for volume in volumes if not found[volume])
 
     def _unpacked(self, reference: str, *, hint: str = "") -> Image:
@@ -643,7 +647,7 @@ class ContainerdRuntime(ContainerRuntime):
         with self._translated(f"unpack the image {reference}", missing=ImageNotFound, failed=ImageInvalid):
             client = self._connected()
             if not is_unpacked(client, layout, self._snapshotter):
-                # Somebody else brought it, for another snapshotter or none.
+                # Another program brought the image, unpacked for another snapshotter or not at all.
                 with client.lease(expires=_UNPACK_LEASE) as leased:
                     unpack(leased, layout, snapshotter=self._snapshotter)
                     link(leased, layout, self._snapshotter)
@@ -659,7 +663,7 @@ class ContainerdRuntime(ContainerRuntime):
         return self._all_files / id
 
     def _undo(self, record: containers_pb2.Container) -> None:
-        """Undo a create that failed: only when the record under this id is the one that it made."""
+        """Undo a create that failed, but only if the record under this id is the one that it made."""
         deadline = time.monotonic() + _UNDO_SECONDS
         try:
             request = containers_pb2.GetContainerRequest(id=record.id)
@@ -672,9 +676,11 @@ class ContainerdRuntime(ContainerRuntime):
             logger.warning("What is left of the container %s will have to be pruned: %s", record.id, error)
 
     def _dismantle(self, record: containers_pb2.Container, seconds: float) -> None:
-        """Release what a container holds, the record last. Each step may find its work done, by another or before.
+        """Release what a container holds, the record last.
 
-        :raises DeadlineExceeded: not within ``seconds``.
+        A step may find its work done already, by another process or before.
+
+        :raises DeadlineExceeded: it is not done within ``seconds``.
         """
         deadline = time.monotonic() + seconds
         if not self._end_task(record.id, deadline) and self._sees_the_host():
@@ -691,7 +697,9 @@ class ContainerdRuntime(ContainerRuntime):
         _unless_gone(client.containers.Delete, containers_pb2.DeleteContainerRequest(id=record.id), deadline)
 
     def _end_forgotten_shim(self, id: str, deadline: float) -> None:
-        """A daemon that is killed while it starts one does not know it afterwards, and what that has called goes on."""
+        """End a shim that the daemon does not know: it was killed while it started the shim, and what the shim called
+        goes on.
+        """
         from airflow_isolation.runtime.shims import shims
 
         for shim in shims():
@@ -699,23 +707,24 @@ class ContainerdRuntime(ContainerRuntime):
                 raise containerd.DeadlineExceeded(f"the shim of the container {id} does not end")
 
     def _end_task(self, id: str, deadline: float) -> bool:
-        """Kill and delete the task, whatever it is doing, and whatever happens to shim and daemon meanwhile. False: the
-        daemon knew of none.
+        """Kill and delete the task, in any state it may have, even if shim or daemon fail meanwhile. False: the daemon knew
+        no task.
         """
         tasks = self._connected().tasks
         while True:
             try:
                 process = tasks.Get(tasks_pb2.GetRequest(container_id=id), timeout=_left(deadline)).process
                 if process.status != task_types_pb2.STOPPED:
-                    # Also what was never started: deleted alive, its shim waits ten seconds for its output to end.
+                    # Kill a task that was never started too: deleted alive, its shim waits ten seconds for the end of
+                    # output.
                     kill = tasks_pb2.KillRequest(container_id=id, signal=signal.SIGKILL)
-                    with suppress(containerd.NotFound):  # it ended by itself since we looked
+                    with suppress(containerd.NotFound):  # it has ended by itself meanwhile
                         tasks.Kill(kill, timeout=_left(deadline))
                     tasks.Wait(tasks_pb2.WaitRequest(container_id=id), timeout=_left(deadline))
                 tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
                 return True
             except containerd.NotFound:
-                # containerd 2.1 leaves the shim of a task that it refused, when the runtime lacks a feature.
+                # containerd 2.1 leaves a shim behind when it refused the task because the runtime lacks a feature.
                 try:
                     tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=id), timeout=_left(deadline))
                 except containerd.NotFound:
@@ -723,14 +732,14 @@ class ContainerdRuntime(ContainerRuntime):
                 except containerd.DeadlineExceeded:
                     raise
                 except containerd.ContainerdError as error:
-                    # Of a shim that was killed containerd knows the connection for a moment more.
+                    # After a shim was killed, containerd keeps its connection for a moment.
                     reason = error
                 else:
                     return True
             except containerd.DeadlineExceeded:
                 raise
             except containerd.ContainerdError as error:
-                # Its shim died this moment and containerd is about to notice, or containerd restarts.
+                # The shim has just died and containerd has not noticed yet, or containerd restarts.
                 reason = error
             if _left(deadline) <= _PAUSE_SECONDS:
                 raise containerd.DeadlineExceeded(f"the container {id} does not end: {reason.detail}", call=reason.call)
@@ -739,7 +748,7 @@ class ContainerdRuntime(ContainerRuntime):
 
 
 class _TaskExit(ExitQuestion):
-    """Tasks.Wait, without a deadline; containerd may restart under it."""
+    """Tasks.Wait, without a deadline. containerd may restart meanwhile."""
 
     def __init__(self, id: str, connected: Callable[[], Client], socket_path: str) -> None:
         self._id = id
@@ -749,7 +758,7 @@ class _TaskExit(ExitQuestion):
         self._call: grpc.Future[tasks_pb2.WaitResponse] | None = None
 
     def prepare(self) -> None:
-        # The daemon keeps the status until the task is deleted, so an answer can't be missed: asking is enough.
+        # The daemon keeps the status until the task is deleted, so no end can be missed once this is asked.
         with translated(self._socket_path, f"wait for the container {self._id}"):
             client = self._connected()
             client.containers.Get(containers_pb2.GetContainerRequest(id=self._id))
@@ -782,7 +791,7 @@ def _records(client: Client, request: containers_pb2.ListContainersRequest) -> S
     try:
         return client.containers.List(request).containers
     except containerd.ResourceExhausted:
-        # Each record carries its whole spec: more than a thousand don't fit into one message.
+        # Each record has its whole spec, so more than a thousand don't fit into one message.
         return [message.container for message in client.containers.ListStream(request)]
 
 
@@ -801,7 +810,7 @@ def _described(image: images.Image, layout: Layout) -> Image:
 
 
 def _described_if_whole(client: Client, image: images.Image) -> Image:
-    """An image that can't be used here is listed too, so that it can be removed."""
+    """The image with its details; without them if it can't be used here. It is listed all the same, so it can be removed."""
     try:
         return _described(image, images.resolve(client, image))
     except (containerd.ImageError, ImageInvalid):
@@ -851,12 +860,12 @@ def _text(content: bytes | None) -> str | None:
 
 
 def _time(stamp: Timestamp) -> datetime | None:
-    # Go's zero time, the year 1, stands for "not yet".
+    # Go's zero time, in the year 1, means "not yet".
     return stamp.ToDatetime(timezone.utc) if stamp.seconds > 0 else None
 
 
 def _quoted(text: str) -> str:
-    # containerd's filters take Go's quoting, of which JSON's is a part as long as nothing is escaped to surrogates.
+    # containerd's filters take Go's quoting. JSON's is a part of it as long as no character is escaped to surrogates.
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -866,15 +875,16 @@ def _left(deadline: float) -> float:
 
 @contextmanager
 def _one_at_a_time(directory: Path, seconds: float) -> Iterator[None]:
-    """Hold a container's directory. containerd 1.7 forgets a shim, which then lives on, when two callers delete one task.
+    """Lock a container's directory, so that only one caller deletes its task: after two, containerd 1.7 may forget a live
+    shim.
 
-    :raises DeadlineExceeded: another caller is at it for longer than ``seconds``.
+    :raises DeadlineExceeded: another caller holds it for longer than ``seconds``.
     """
     deadline = time.monotonic() + seconds
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        # Not made yet, or removed already: there is no task then.
+        # The directory is not made yet, or removed already, so there is no task.
         yield
         return
     try:
@@ -895,7 +905,7 @@ def _unless_gone(call: Callable[..., object], request: object, deadline: float) 
         except containerd.NotFound:
             return
         except containerd.Unavailable:
-            # The daemon restarts. Doing it again is right even when it was done: then it is gone.
+            # The daemon restarts. The call may be repeated: if it was done, the thing is gone, which is success.
             if _left(deadline) <= _PAUSE_SECONDS:
                 raise
             time.sleep(_PAUSE_SECONDS)

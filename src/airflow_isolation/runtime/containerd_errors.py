@@ -41,10 +41,10 @@ def translated(
     failed: type[ContainerRuntimeError] = ContainerFailed,
     hint: Callable[[str], str] = lambda _: "",
 ) -> Iterator[None]:
-    """Errors of the client leave this block as ours.
+    """Translate the client's errors in this block into ours.
 
-    ``doing`` completes "could not …"; ``missing`` is raised for what the daemon doesn't have, ``failed`` for what no
-    other class says better; ``hint`` may find advice in the daemon's words.
+    ``doing`` completes "could not …". ``missing`` is the class for what the daemon doesn't have, ``failed`` the class when
+    no other fits better. ``hint`` may derive advice from the daemon's words.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def _ours(
     if isinstance(error, _UNREACHABLE):
         return unreachable("containerd", socket_path, error.detail)
     sentence = f"could not {doing}: {error.detail}"
-    # A wait or a removal is asked again: what they are told of a shim that died is no trouble of a workload's start.
+    # Waits and removals are repeated. If they fail because a shim died, that says nothing about a workload's start.
     trouble = told_by_daemon("containerd", sentence, error.detail, starting=failed is ContainerFailed)
     if trouble is not None and failed is not RuntimeUnreachable:
         return trouble

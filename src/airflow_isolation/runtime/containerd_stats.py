@@ -1,4 +1,4 @@
-"""Counters of a task as containerd gives them: in the form of cgroup v2, or of v1 on v1 and hybrid hosts."""
+"""Reads the counters of a task from containerd's answer: in the form of cgroup v2, or of v1 on v1 and hybrid hosts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from airflow_isolation.runtime.interface import Stats
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
-# What stands for "no limit" is the largest number that fits, rounded by the kernel in its own ways.
+# "No limit" is shown as the largest number that fits, which the kernel rounds in several ways.
 _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def task_stats(data: AnyMessage) -> Stats | None:
-    """None for a form that we don't know."""
+    """The counters; None for an unknown form."""
     if holds(data, cgroups_v2_pb2.Metrics):
         v2 = unpack(data, cgroups_v2_pb2.Metrics)
         return Stats(
             cpu_seconds=v2.cpu.usage_usec / 1e6,
             memory=v2.memory.usage,
             memory_limit=_limit(v2.memory.usage_limit),
-            # containerd counts it from 2.0 on.
+            # containerd has this counter from 2.0 on.
             memory_peak=v2.memory.max_usage or None,
             pids=v2.pids.current,
         )

@@ -1,4 +1,7 @@
-"""Counters of many containers, read from the kernel by the paths of their cgroups: a question to a daemon takes 50 times as long."""
+"""Counters of many containers, read from the kernel by the paths of their cgroups.
+
+To ask a daemon takes 50 times as long.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ if TYPE_CHECKING:
     from airflow_isolation.cgroups import CgroupMounts, Pressure, Statistics
     from airflow_isolation.cgroups.counters import Mounted
 
-#: What is in use, on v1: nanoseconds, bytes, and how many are in the cgroup.
+#: The files of v1 that tell what is in use: processor time (nanoseconds), memory (bytes), and the number of processes.
 _USE_V1: Final = (("cpuacct", "cpuacct.usage"), ("memory", "memory.usage_in_bytes"), ("pids", "pids.current"))
-#: Of so many containers the process is looked at, to learn where the cgroups of all are.
+#: From the processes of so many containers the paths of all containers' cgroups are learned.
 _ASKED: Final = 3
 
 
 def stats_of(now: Statistics) -> Stats | None:
-    """None when nobody is in the cgroup, or when that can't be known."""
+    """The counters; None when no process is in the cgroup, or when that can't be known."""
     if now.memory is None or now.pids is None or not now.pids.current:
         return None
     return Stats(
@@ -49,16 +52,16 @@ def _waiting(pressure: Pressure | None) -> float | None:
 
 
 class CgroupFiles:
-    """Where the cgroups of a daemon's containers are, and what is counted there. Usable from several threads."""
+    """Finds the cgroups of a daemon's containers, and reads their counters. Several threads may use it."""
 
     def __init__(self, *patterns: str) -> None:
-        """``patterns``: the paths that are likely, with ``{}`` for what names a container; others are learned."""
+        """``patterns``: likely paths, with ``{}`` for the container's name in them; others are learned."""
         self._patterns = patterns
 
     def read(self, names: Mapping[str, str], pid_of: Callable[[str], int]) -> tuple[dict[str, Stats], frozenset[str]]:
-        """Counters of those that run, by id; and the ids of which nothing can be read here.
+        """Counters of the running containers, by id; and the ids whose counters can't be read here.
 
-        ``names`` gives for each id what names it in paths, ``pid_of`` its first process, 0 when there is none.
+        ``names`` has for each id its name in paths. ``pid_of`` gives the pid of its first process, 0 when there is none.
         """
         found, unknown = self._read(names)
         for id in sorted(unknown)[:_ASKED]:
@@ -70,9 +73,9 @@ class CgroupFiles:
         return found, unknown
 
     def read_use(self, names: Mapping[str, str]) -> dict[str, Stats]:
-        """Processor time, memory and processes alone, of those that run and whose paths are known; asks nobody.
+        """Only processor time, memory and processes, of the running containers whose paths are known; no daemon is asked.
 
-        On v1 that is a fifth of the files, and of the time.
+        On v1 this reads a fifth of the files, in a fifth of the time.
         """
         mounts = self._mounts.by_controller
         if not all(controller in mounts for controller, _ in _USE_V1):
@@ -108,7 +111,7 @@ class CgroupFiles:
 
 
 def _count(mounted: Mounted, path: str, file: str) -> int | None:
-    """One number that the kernel tells of a cgroup; None where it does not."""
+    """One number from a cgroup's file; None when the kernel has none."""
     name = mounted.name(path)
     if name is None:
         return None

@@ -1,8 +1,8 @@
-"""Image archives before dockerd sees them: whole, nameable, and made for this host.
+"""Checks image archives before dockerd gets them: they must be whole, have names, and be made for this host.
 
-dockerd writes what it has read of an archive to its store before it meets the archive's fault, and older ones (20.10)
-don't know OCI archives. So the archive is read and checked here first, as it is for containerd, and dockerd gets one
-that is made from it: the blobs of this host's images, and a table of them.
+If an archive is broken, dockerd notices only after it has stored the part before the fault. And dockerd 20.10 doesn't know
+OCI archives. So the archive is read and checked here first, as for containerd. dockerd gets a new archive that is made from
+it: the blobs of this host's images, and a table of them.
 
 Source: Docker's image specification 1.2 (manifest.json).
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DockerArchive:
-    """What dockerd shall load. ``names`` are as dockerd lists them."""
+    """The archive for dockerd. ``names`` are as dockerd lists them."""
 
     names: tuple[str, ...]
     passed_over: tuple[PassedOver, ...]
@@ -39,7 +39,7 @@ class DockerArchive:
 
     @property
     def size(self) -> int:
-        """Bytes of what ``chunks`` gives."""
+        """How many bytes ``chunks`` gives in all."""
         files = (*(blob.size for blob in self._blobs()), len(self._table()))
         return sum(tarfile.BLOCKSIZE + size + _padding(size) for size in files) + 2 * tarfile.BLOCKSIZE
 
@@ -66,10 +66,10 @@ class DockerArchive:
 
 @contextmanager
 def opened_archive(path: Path, *, architecture: str, reference: str = "") -> Iterator[DockerArchive]:
-    """Read a docker or OCI archive, and say what to send to dockerd; ``reference`` is a name instead of the archive's.
+    """Read and check a docker or OCI archive; yields what to send to dockerd. ``reference`` replaces the archive's name.
 
-    :raises ImageInvalid: not an archive, truncated, without a name, over a bound, for another architecture, or a
-        document is broken.
+    :raises ImageInvalid: it is no archive, truncated, without a name, over a bound or for another architecture, or a
+        document in it is broken.
     """
     with _ours():
         archive = Archive(path, Platform("linux", architecture), name=reference)
@@ -97,7 +97,7 @@ def _entry(image: ArchivedImage) -> Mapping[str, Any]:
 
 
 def _familiar(name: str) -> str:
-    """As dockerd lists it: ``sales:1`` for ``docker.io/library/sales:1``."""
+    """The name as dockerd lists it: ``sales:1`` for ``docker.io/library/sales:1``."""
     path = name.removeprefix("docker.io/")
     short = path.removeprefix("library/")
     return path if path == name or "/" in short else short

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec, Mount, Resources
     from airflow_isolation.oci import Account, EtcFiles, HostFacts, ImageConfig
 
-# Which attempt to create a container made it: with it a failed attempt undoes its own container and nobody else's.
+# The label of the attempt that made a container: a failed attempt undoes only its own container.
 ATTEMPT = labels.PREFIX + "attempt"
 
-# What the first process says before the agent speaks fits in here; two files, because a rotation empties one.
+# Room for what the first process writes before the agent's hello. Two files, because a rotation empties one.
 _LOG_FILES = {"max-size": "1m", "max-file": "2", "compress": "false"}
 
 
@@ -47,16 +47,17 @@ def container_config(
     etc: EtcFiles = NO_ETC_FILES,
     filled_volumes: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The whole body. ``seccomp`` is from ``docker_profile``; what is missing in the image comes from ``oci``.
+    """The whole body. ``seccomp`` is from ``docker_profile``. What image and ``spec`` leave open comes from ``oci``.
 
-    ``cgroup_parent`` is in the words of dockerd's cgroup driver: an absolute path, or the name of a slice; empty is
-    dockerd's own. The files of ``etc`` need not be there before the start; without them they are Docker's.
+    ``cgroup_parent`` is in the form of dockerd's cgroup driver: an absolute path, or the name of a slice; empty is
+    dockerd's own. The files of ``etc`` need not exist before the start. Without ``etc``, Docker makes its own.
 
-    ``filled_volumes`` are those of the image's VOLUMEs in which it has something: where the image is read-only, so are they.
+    ``filled_volumes`` are the VOLUMEs in which the image has files: if the image is read-only, so are they.
 
-    Three differences from containerd can't be expressed to Docker: a bind mount has no nosuid, nodev and noexec of its
-    own (no_new_privileges and the device cgroup stand in for the first two), the image's VOLUMEs become anonymous
-    volumes, which ``remove`` takes away, also those that a tmpfs covers, and the image's labels show beside the container's own.
+    Three things differ from containerd, because Docker can't express them:
+    - A bind mount has no nosuid, nodev and noexec of its own. no_new_privileges and the device cgroup replace the first two.
+    - The image's VOLUMEs become anonymous volumes, even where a tmpfs covers them. ``remove`` removes them.
+    - The image's labels appear beside the container's own.
 
     :raises SpecRefused: as ``oci.build_runtime_spec``.
     """
@@ -70,7 +71,7 @@ def container_config(
     mounts = _mounts(spec, account, host, etc, volumes=[one for one in volumes if one not in filled_volumes])
     return {
         "Image": spec.image,
-        # Entrypoint is set, so the image's ENTRYPOINT and CMD are both left aside.
+        # With Entrypoint set, the image's ENTRYPOINT and CMD are both ignored.
         "Entrypoint": list(spec.argv),
         "Cmd": [],
         "Env": [f"{name}={value}" for name, value in environment.items()],
@@ -88,7 +89,7 @@ def container_config(
             "Tmpfs": _tmpfs(mounts),
             "Binds": _etc_binds(mounts, etc),
             "Mounts": [_bind(mount) for mount in spec.mounts if mount.kind == "bind"],
-            # Docker mounts a copy of an image's VOLUME, which can't be asked for as a read-only one.
+            # Docker would mount a writable copy of such a VOLUME, and can't be asked for a read-only one.
             "ReadonlyPaths": [*READONLY_PATHS, *(one for one in volumes if one in filled_volumes)],
         },
     }
@@ -124,7 +125,7 @@ def _host_config(
             {"Name": "nofile", "Soft": min(NOFILE_SOFT, host.open_files), "Hard": host.open_files},
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
-        # ``local`` needs no logging daemon and, unlike json-file, does not grow lines to several times their size.
+        # ``local`` needs no logging daemon. Unlike json-file, it does not store lines at several times their size.
         "LogConfig": {"Type": "local", "Config": _LOG_FILES},
     }
 
@@ -144,7 +145,7 @@ def docker_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
         limits["CpusetCpus"] = resources.cpuset
     if resources.memory is not None:
         limits["Memory"] = resources.memory
-        # Memory and swap together: the same figure means no swap.
+        # MemorySwap is memory and swap together: the same figure means no swap.
         limits["MemorySwap"] = resources.memory + (resources.memory_swap or 0)
     if resources.pids is not None:
         limits["PidsLimit"] = resources.pids
@@ -154,7 +155,7 @@ def docker_limits(resources: Resources, host: HostFacts) -> dict[str, Any]:
 def _mounts(
     spec: ContainerSpec, account: Account, host: HostFacts, etc: EtcFiles, *, volumes: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """The mounts as the runtime-spec has them: checked, and the source of the tmpfs options below."""
+    """The mounts as the runtime-spec has them: they are checked, and the tmpfs options below are taken from them."""
     for mount in spec.mounts:
         if mount.kind == "bind":
             check_mount_source(mount.source, daemon_paths=host.daemon_paths)
@@ -170,7 +171,7 @@ def _mounts(
 
 
 def _tmpfs(mounts: list[dict[str, Any]]) -> dict[str, str]:
-    # /dev and what is below it Docker mounts by itself, in the same way.
+    # Docker mounts /dev and what is below it by itself, in the same way.
     return {
         mount["destination"]: ",".join(mount["options"])
         for mount in mounts
@@ -179,7 +180,9 @@ def _tmpfs(mounts: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _etc_binds(mounts: list[dict[str, Any]], etc: EtcFiles) -> list[str]:
-    """In Docker's older form, which lets a source come after the container's record: that leads a clean-up to it."""
+    """The files of /etc, in Docker's older form: their sources may be made after the container, by which a clean-up finds
+    them.
+    """
     binds = [mount for mount in mounts if mount["source"] in {etc.hostname, etc.hosts, etc.resolv_conf}]
     for bind in binds:
         if ":" in bind["source"]:
@@ -196,6 +199,6 @@ def _bind(mount: Mount) -> dict[str, Any]:
         "Source": mount.source,
         "Target": mount.target,
         "ReadOnly": mount.read_only,
-        # Docker refuses a source that does not exist, where its older form of binds would make a directory.
+        # In this form Docker refuses a source that does not exist; in its older form it would make a directory.
         "BindOptions": {"Propagation": "rprivate"},
     }

@@ -1,7 +1,7 @@
 """One HTTP exchange with dockerd on a connection of its own.
 
-The SDK keeps connections in a pool and has calls without any deadline (pull, for one). Where an answer arrives in
-pieces, may take for ever, or must be cut off by another thread, we own the socket.
+The SDK keeps connections in a pool, and some of its calls have no deadline (pull, for example). So this module is used when
+an answer comes in pieces, may take for ever, or must be cut off by another thread.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class DockerExchange:
-    """Send one request, then read the answer's JSON documents as they come. Use in a ``with`` block.
+    """Sends one request, then reads the answer's JSON documents as they come. To be used in a ``with`` block, once.
 
-    ``timeout``, seconds, is for the whole exchange; None after the answer's head means until ``cut``.
+    ``timeout`` is for the whole exchange, in seconds, unless ``wait_for_ever`` is called.
     """
 
     def __init__(self, socket_path: str, timeout: float) -> None:
         self._socket_path = socket_path
         self._deadline: float | None = time.monotonic() + timeout
         self._connection = _UnixConnection(socket_path, timeout)
-        # Our own reference: http.client hands its one over to an answer that ends with the connection.
+        # Keep the socket here: http.client gives its reference away to an answer that ends with the connection.
         self._socket: socket.socket | None = None
         self._response: http.client.HTTPResponse | None = None
         self._cut = threading.Event()
 
     def post(self, path: str, *, headers: Mapping[str, str], body: Iterable[bytes] | None = None) -> int:
-        """Send the request and read the head of the answer; gives its status.
+        """Send the request and read the head of the answer; returns its status.
 
         :raises RuntimeUnreachable: the connection failed, or the deadline passed.
         """
@@ -75,7 +75,7 @@ class DockerExchange:
         return self._response.status
 
     def wait_for_ever(self) -> None:
-        """From now on there is no deadline: ``cut`` ends it."""
+        """Drop the deadline: from now on only ``cut`` ends the exchange."""
         self._deadline = None
 
     def documents(self) -> Iterator[Any]:
@@ -97,10 +97,10 @@ class DockerExchange:
                 yield json.loads(line)
 
     def cut(self) -> None:
-        """Break the connection from any thread; who reads gets RuntimeUnreachable."""
+        """Break the connection, from any thread; a reader gets RuntimeUnreachable. May be called twice."""
         self._cut.set()
         if self._socket is not None:
-            # An error means that it broke, or was closed, by itself.
+            # An error means that the connection was broken or closed already.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""Where the containers of a daemon have their files on the host: /etc files, and what they print before the agent speaks."""
+"""Where the containers of a daemon have their files on the host: /etc files, and their output before the agent's hello."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def files_of_daemon(state_dir: Path, kind: str, socket_path: str, namespace: str) -> Path:
-    """The directory of the directories of its containers, each named by its id.
+    """The directory that has a directory for each container of the daemon, named by its id.
 
-    Backends, daemons and their namespaces may share a state directory. Each has another directory, or what one of them
-    does not know would look left over to it although it is another's.
+    Backends, daemons and namespaces may share a state directory. Each gets a directory of its own: otherwise it would take
+    the containers of another, which it does not know, for left over.
 
     :param kind: ``containerd`` or ``docker``.
     """

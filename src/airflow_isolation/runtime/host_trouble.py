@@ -1,4 +1,4 @@
-"""What fails on the host while a container is made, and is neither the workload's fault nor a setting's."""
+"""Failures of the host while a container is made, for which neither the workload nor a setting is the cause."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
-# What Go's runtime prints for the two above.
+# Go's words for the two error numbers above.
 _FULL_WORDS = ("no space left on device", "disk quota exceeded")
 
-# Of containerd's connection to a shim that died, and of runc, which was killed. Ours are told by the daemon alone.
+# Words about containerd's connection to a dead shim, and about a killed runc. Only the daemon reports these.
 _KILLED_WORDS = (
     "ttrpc: closed",
     "ttrpc: server closed",
@@ -30,7 +30,10 @@ _KILLED_WORDS = (
 
 @contextmanager
 def writing_in(state_dir: Path) -> Iterator[None]:
-    """:raises HostTrouble: an OSError left this block, in which files of the state directory are made."""
+    """Translate an OSError in this block, which makes files in the state directory.
+
+    :raises HostTrouble: in its place, with what to do.
+    """
     try:
         yield
     except OSError as error:
@@ -43,14 +46,14 @@ def writing_in(state_dir: Path) -> Iterator[None]:
 
 
 def told_by_daemon(daemon: str, sentence: str, reason: str, *, starting: bool = True) -> ContainerFailed | None:
-    """The trouble that a daemon's words tell of, or None for other words. ``sentence`` says what failed, with them.
+    """The error for a daemon's words (``reason``) about the host's trouble; None for other words. It says ``sentence``.
 
-    Of one that was killed it is told only while a container is made or started: ``starting``.
+    ``starting``: a container is being made or started. Only then words about a killed process count as trouble.
     """
     if any(words in reason for words in _FULL_WORDS):
         return HostTrouble(sentence, hint=f"Make room on the file system of {daemon}'s data and on that of its state")
     if starting and any(words in reason for words in _KILLED_WORDS):
         return ContainerKilled(
-            sentence, hint="Somebody killed the container's shim or runc, or the kernel did for want of memory"
+            sentence, hint="Somebody killed the container's shim or runc, or the kernel did because memory ran out"
         )
     return None

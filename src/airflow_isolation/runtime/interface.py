@@ -1,8 +1,8 @@
 """ContainerRuntime: what a backend must do. Both backends pass the conformance suite in tests/conformance.
 
 Order for one workload: ``ensure_image``, ``create``, ``wait``, ``start``, (``kill``,) ``remove``.
-Every call has a deadline and raises ``RuntimeUnreachable`` when the daemon can't be reached or does not answer
-in time; that is not repeated below. All other errors are in ``airflow_isolation.errors``.
+Every call has a deadline, and raises ``RuntimeUnreachable`` when the daemon can't be reached or does not answer
+in time. The docstrings below don't repeat that. All errors are in ``airflow_isolation.errors``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class PullPolicy(str, Enum):
-    """When an image is pulled: each time, when it is not here, or not at all."""
+    """When an image is pulled: always, only if it is missing, or never."""
 
     ALWAYS = "always"
     IF_NOT_PRESENT = "if_not_present"
@@ -33,7 +33,7 @@ class PullPolicy(str, Enum):
 
 
 class ContainerState(str, Enum):
-    """``created``: made, not started. ``unknown``: a record without a process, or a daemon that can't say."""
+    """``created``: made, not started. ``unknown``: a record without a process, or the daemon can't tell."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -42,7 +42,7 @@ class ContainerState(str, Enum):
     UNKNOWN = "unknown"
 
 
-#: The states in which something of a container can be in use.
+#: The states in which a container has processes, or may have.
 COUNTED: Final = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
 
 
@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeInfo:
-    """``backend`` is ``containerd`` or ``docker``; ``namespace`` is where our containers live."""
+    """The daemon. ``backend`` is ``containerd`` or ``docker``; ``namespace`` is where our containers are."""
 
     backend: str
     version: str
@@ -85,10 +85,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInNamespace:
-    """What an image's files are to its user in a user namespace.
+    """How a container in a user namespace would see its image's files.
 
-    ``keeps_owners``: they are whose they are without one; else nobody's. ``obstacle``: why the user could not do there
-    what it can without one, a sentence without its full stop; empty for nothing.
+    ``keeps_owners``: they have the same owners as without a user namespace; otherwise they belong to nobody (65534).
+    ``obstacle``: why the user could do less with them than without one, a sentence without its full stop; empty for nothing.
     """
 
     keeps_owners: bool = False
@@ -97,7 +97,7 @@ class ImageInNamespace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How a container's first process ended: ``code`` as runtimes count, 128+n when signal n ended it."""
+    """How a container's first process ended. ``code`` is its exit code, or 128+n when signal n ended it."""
 
     code: int
     exited_at: datetime | None = None
@@ -105,7 +105,7 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A container as the daemon has it now. ``pid`` is its first process in the host's pid namespace, or 0."""
+    """A container as the daemon shows it now. ``pid`` is its first process in the host's pid namespace, or 0."""
 
     id: str
     state: ContainerState
@@ -118,10 +118,9 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counters of one container. Seconds, bytes and counts; None where the host doesn't give the figure.
+    """Counters of one container, in seconds, bytes and counts; None when the host doesn't count it.
 
-    The pressures are shares, 0 to 100, of the last ten seconds, in which at least one of its processes had to wait for
-    the resource.
+    A pressure is the share of the last ten seconds, 0 to 100, in which at least one process had to wait for the resource.
     """
 
     cpu_seconds: float | None = None
@@ -143,7 +142,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stray:
-    """What is on this host of a container that its daemon has no record of; ``kind`` such as cgroup, or shim."""
+    """A left-over on this host of a container that its daemon has no record of; ``kind`` is such as cgroup or shim."""
 
     kind: str
     id: str
@@ -151,26 +150,26 @@ class Stray:
 
 
 class PendingExit(ABC):
-    """The answer to ``wait``: a descriptor that becomes readable when the container has ended.
+    """The answer to ``wait``: its descriptor becomes readable when the container has ended.
 
-    It survives a restart of the daemon: the question is then asked again, until ``close``.
+    It survives a restart of the daemon: it then waits anew, until ``close``.
     """
 
     @abstractmethod
     def fileno(self) -> int:
-        """Readable, for ``select``, once ``result`` would answer at once."""
+        """The descriptor, for ``select``. It is readable when ``result`` would return at once."""
 
     @abstractmethod
     def result(self, timeout: float | None = None) -> ExitStatus:
-        """The exit status; may be called many times. Code 255 also when nobody knows it: the shim died, or the container
-        ended and was taken away while the daemon was down.
+        """The exit status; may be called many times. The code is 255 also when it is not known: the shim died, or the
+        container ended and was removed while the daemon was down.
 
-        :raises TimeoutError: not within ``timeout`` seconds; the wait goes on.
+        :raises TimeoutError: it has not ended within ``timeout`` seconds; the wait goes on.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Stop waiting and release descriptor and thread. May be called twice."""
+        """Stop waiting, and release descriptor and thread. May be called twice."""
 
     def __enter__(self) -> Self:
         return self
@@ -182,11 +181,14 @@ class PendingExit(ABC):
 
 
 class ContainerRuntime(ABC):
-    """One daemon, and in it the containers and images of one namespace. Usable from several threads, not over a fork."""
+    """One daemon, and in it the containers and images of one namespace.
+
+    Several threads may use it. Not to be used after a fork.
+    """
 
     @abstractmethod
     def info(self) -> RuntimeInfo:
-        """Who answers at the socket."""
+        """What daemon answers at the socket."""
 
     @abstractmethod
     def ensure_image(
@@ -197,20 +199,28 @@ class ContainerRuntime(ABC):
         progress: Callable[[Progress], None] | None = None,
         timeout: float = 600.0,
     ) -> Image:
-        """Have the image here, unpacked and ready. Several callers for one image, also in several processes, make one pull.
+        """Pull the image as ``policy`` says, and unpack it.
+
+        Callers for one image, also in several processes, share one pull.
+
+        May be called twice.
 
         :raises ImageNotFound: it is not here and ``policy`` is never, or the registry does not know it.
         :raises ImagePullFailed: the pull failed or took longer than ``timeout`` seconds.
-        :raises ImageInvalid: wrong platform, or broken.
+        :raises ImageInvalid: it is for another platform, or broken.
         """
 
     @abstractmethod
     def import_image(
         self, archive: Path, *, reference: str = "", progress: Callable[[Progress], None] | None = None
     ) -> tuple[Image, ...]:
-        """Load an OCI or docker archive and unpack it. The images in it keep their names, or the only one gets ``reference``.
+        """Load an OCI or docker archive and unpack it.
 
-        :raises ImageInvalid: truncated, not an archive, no name, wrong architecture; nothing of it stays.
+        Images keep their names; if there is only one, ``reference`` replaces it.
+
+        May be called twice.
+
+        :raises ImageInvalid: no archive, truncated, without a name or for another architecture; nothing of it stays.
         """
 
     @abstractmethod
@@ -219,110 +229,117 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def remove_image(self, reference: str) -> None:
-        """Remove the name, and the content when nothing else needs it. Waits until the space is given back.
+        """Remove the name, and the content when nothing else needs it. Waits until its disk space is free.
 
         :raises ImageNotFound: no image has that name.
         """
 
     def in_user_namespace(self, spec: ContainerSpec, *, digest: str, ids: int) -> ImageInNamespace:  # noqa: ARG002
-        """What the files of ``spec``'s image, which has that ``digest``, are to its user in a namespace of so many ids.
+        """How ``spec``'s user would see its image, which has that ``digest``, in a user namespace of so many ids.
 
-        Looked at once for an image and a user, which takes up to minutes where the kernel can't map ids; then kept.
+        The answer is kept for each image and user. The first time may take minutes, if the kernel can't map ids.
 
         :raises ImageNotFound: ``ensure_image`` was not called, or the image has been removed since.
-        :raises SpecRefused: the user can't be.
+        :raises SpecRefused: the user can't be resolved, or is not allowed.
         """
         return ImageInNamespace(obstacle="this backend has no user namespace of a single container")
 
     @abstractmethod
     def create(self, id: str, spec: ContainerSpec) -> Container:
-        """Make the container and its first process, not yet running. When it fails half way, nothing stays.
+        """Make the container and its first process, which does not run yet. If this fails half way, nothing stays.
 
         :raises ContainerExists: the id is taken.
         :raises SpecRefused: the backend can't do what ``spec`` asks, or it would not be safe.
         :raises ImageNotFound: ``ensure_image`` was not called, or the image has been removed since.
-        :raises ContainerFailed: with the runtime's own words.
+        :raises ContainerFailed: the runtime failed; the error has its words.
         """
 
     @abstractmethod
     def wait(self, id: str) -> PendingExit:
-        """Begin to wait for the end; ask before ``start``, so that a short life can't be missed. May be asked many times.
+        """Begin to wait for the end. Call it before ``start``, so that no short life is missed. May be called many times.
 
         :raises ContainerNotFound: no such container.
         """
 
     @abstractmethod
     def start(self, id: str) -> int:
-        """Let the first process run; gives its pid in the host's pid namespace, or 0 when it has ended already.
+        """Let the first process run; returns its pid in the host's pid namespace, or 0 when it has ended already. Once only.
 
         :raises ContainerNotFound: no such container.
-        :raises ContainerFailed: no such program in the image, exec format error, started before, and the like.
+        :raises ContainerFailed: there is no such program in the image, an exec format error, started before, and the like.
         """
 
     @abstractmethod
     def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
-        """Send a signal to the first process, or to ``everyone`` in the container. Gone or ended already is success."""
+        """Send a signal to the first process, or with ``everyone`` to all. Success if the container has ended or is gone."""
 
     @abstractmethod
     def update(self, id: str, resources: Resources) -> None:
         """Change limits of a container that has not ended; what is None in ``resources`` stays. May be called twice.
 
-        Where the runtime holds the limits (cgroup v1, and where the worker has no cgroups of its own), ``memory_swap``
-        goes with ``memory``: memory alone is without swap. ``oom_group`` can't be changed.
+        If the runtime sets the limits (on cgroup v1, or when the worker has no cgroups of its own), ``memory_swap`` goes with
+        ``memory``: memory given without it switches swap off. ``oom_group`` can't be changed.
 
         :raises ContainerNotFound: no such container.
-        :raises ContainerFailed: it has ended; or with the runtime's own words.
-        :raises SpecRefused: this host can't do it; more than the budget; less memory than is in use. Then all is as before.
+        :raises ContainerFailed: it has ended, or the runtime failed; the error has its words.
+        :raises SpecRefused: this host can't do it, it is more than the budget, or less memory than is in use. Nothing changed.
         """
 
     @abstractmethod
     def relabel(self, id: str, labels: Mapping[str, str]) -> None:
-        """Give a container other labels in the place of those it has. May be called twice.
+        """Replace a container's labels. May be called twice.
 
         :raises ContainerNotFound: no such container.
         """
 
     @abstractmethod
     def remove(self, id: str) -> None:
-        """End the container at once and release all that ``create`` acquired. Gone already is success; may be called twice."""
+        """Kill the container and release all that ``create`` acquired.
+
+        Success if it is gone already; may be called twice.
+        """
 
     @abstractmethod
     def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
-        """End and remove what is on this host of containers of ours that the daemon has no record of: cgroups in every
-        hierarchy, shims, files; and what dead workers hold in the daemon. With ``dry_run`` tell of it alone.
+        """End and remove left-overs of our containers that the daemon has no record of: cgroups in every hierarchy, shims
+        and files; also what dead workers hold in the daemon. May be called twice. ``dry_run`` only returns them.
 
-        A container's record is made before anything else of it and deleted last: what has none is nobody's, also while
-        a living worker makes and removes containers. What another daemon's shim stands for is not ours.
+        A container's record is made first and deleted last. So what has no record belongs to no living container, even while
+        a worker makes and removes containers. What belongs to a shim of another daemon is left alone.
         """
 
     @abstractmethod
     def seen_on_host(self) -> frozenset[str]:
-        """The ids of containers that have a cgroup or a shim on this host, without a question to the daemon: a few
-        directories are listed. Empty where those don't bear our ids.
+        """The ids of containers that have a cgroup or a shim on this host. The daemon is not asked: a few directories are
+        listed. Empty when these don't have our ids in their names.
         """
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:  # noqa: ARG002
-        """Take away what has been mounted for containers in user namespaces and serves none now; with ``dry_run`` name it.
+        """Unmount what was mounted for containers in user namespaces and is not used now. ``dry_run`` only returns it.
 
-        :raises ContainerRuntimeError: with the kernel's reason.
+        :raises ContainerRuntimeError: the kernel refused; the error has its reason.
         """
         return ()
 
     @abstractmethod
     def get(self, id: str) -> Container:
-        """:raises ContainerNotFound: no such container of ours."""
+        """The container as it is now.
+
+        :raises ContainerNotFound: we have no such container.
+        """
 
     @abstractmethod
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
-        """Our containers that carry all of ``labels``, oldest first.
+        """Our containers that have all of ``labels``, oldest first.
 
-        Docker's list has no pids and no times of the end: ``get`` has them.
+        With Docker the list has no pids and no end times; ``get`` has them.
         """
 
     def list_with_use(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[tuple[Container, Stats | None], ...]:
         """As ``list``, each with its processor time, memory and processes now; other counters may be missing.
 
-        None beside what does not run, and where nothing is counted. In one pass, which takes less than ``list`` and ``stats``.
+        The counters are None for a container that does not run, or that this host doesn't count. Faster than ``list`` and
+        ``stats`` together.
         """
         containers = self.list(labels)
         stats = self.stats([container.id for container in containers if container.state in COUNTED])
@@ -330,7 +347,7 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def stats(self, ids: Iterable[str]) -> Mapping[str, Stats]:
-        """Counters now, in one pass; ids that are gone or not running are left out."""
+        """Counters of these containers now; ids that are gone or not running are left out."""
 
     @abstractmethod
     def output(self, id: str, *, limit: int = 65536) -> bytes:

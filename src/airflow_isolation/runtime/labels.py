@@ -1,4 +1,4 @@
-"""The labels that say whose a container is. They are the truth: nothing about a container is kept elsewhere."""
+"""The labels that say what a container is for and which process owns it. Nothing about a container is kept elsewhere."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ DAG_FILE = PREFIX + "dag_file"
 OWNER = PREFIX + "owner"
 # The uid of the worker for which a node has made the container.
 CLIENT = PREFIX + "client"
-# A zygote has no owner, because all workers share it, but a directory in which it is known.
+# A zygote has no owner, because all workers share it. This label names its directory.
 DIRECTORY = PREFIX + "directory"
-# Docker has no namespaces: there this label stands for one.
+# Docker has no namespaces: this label stands for one.
 NAMESPACE = PREFIX + "namespace"
 
-# A pid is of 32 bits, ticks are of 64: Python refuses to convert very long numbers, with an error of its own.
+# A pid has 32 bits, ticks have 64. Longer numbers are not converted: for very long ones Python raises an error of its own.
 _OWNER = re.compile(r"([0-9]{1,9}):([0-9]{1,19})@(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process that is responsible for a container: while it lives, nobody else removes the container.
+    """The process that is responsible for a container. While it lives, no other process removes the container.
 
-    ``started`` is the process's start time in clock ticks since boot (proc(5), stat field 22): with it a reused
-    pid is not taken for the owner.
+    ``started`` is the process's start time in clock ticks since boot (proc(5), stat field 22). It tells the owner from a
+    later process with the same pid.
     """
 
     host: str
@@ -63,17 +63,17 @@ class Owner:
         return f"{self.pid}:{self.started}@{self.host}"
 
     def is_gone(self) -> bool:
-        """True only when we know: another host's owner is never said to be gone."""
+        """Whether the owner is dead. False when that can't be known, as for an owner on another host."""
         if self.host != socket.gethostname():
             return False
         return not psutil.pid_exists(self.pid) or _start_ticks(self.pid) != self.started
 
 
 def _start_ticks(pid: int) -> int:
-    # psutil gives seconds since the epoch, which move with the wall clock; the kernel's ticks don't.
+    # psutil gives seconds since the epoch, which change with the wall clock. The kernel's ticks don't.
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    # The command's name stands in parentheses and may hold anything, so fields are counted from its end.
+    # The command's name is in parentheses and may hold anything, so fields are counted from its end.
     return int(stat.rpartition(b")")[2].split()[19])

@@ -1,4 +1,4 @@
-"""The image of a container in a user namespace: whether its files keep their owners there, and its root file system."""
+"""Images in user namespaces: finds out whether an image's files keep their owners there, and prepares root file systems."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ if TYPE_CHECKING:
     from airflow_isolation.oci import Account
 
 _SECONDS = 30.0
-#: Uids to try it with: any will do.
+#: Uids for the trial mount; any will do.
 _FIRST_TO_TRY = 2**30
 _PREFIX = "namespace-"
 
 
 class NamespacedRoots:
-    """Of one daemon: ``<state_dir>/roots`` has the layers that are mounted, ``<state_dir>/accounts`` what was found out."""
+    """The images of one daemon.
+
+    Mounted layers are in ``<state_dir>/roots``, what was found out in ``<state_dir>/accounts``.
+    """
 
     def __init__(self, state_dir: Path, *, socket_path: str, snapshotter: str) -> None:
         self._state_dir = state_dir
@@ -56,18 +59,18 @@ class NamespacedRoots:
         self._answers = state_dir / "accounts"
         self._socket_path = socket_path
         self._snapshotter = snapshotter
-        #: For who asks again: by digest of the image, user, whether root may be, and number of ids.
+        #: Answers found before: by digest of the image, user, whether root is allowed, and number of ids.
         self.found: dict[tuple[str, str, bool, int], ImageInNamespace] = {}
 
     def look(self, client: Client, layout: Layout, account: Account, *, ids: int) -> ImageInNamespace:
-        """What an image is to that account in a namespace of so many ids. Looked at once, and kept.
+        """How the account would see the image in a user namespace of so many ids. The answer is kept.
 
-        :raises ContainerdError: the daemon does not do it.
-        :raises HostTrouble: the answer can't be kept.
+        :raises ContainerdError: the daemon failed.
+        :raises HostTrouble: the answer can't be written.
         """
         highest = max(account.uid, *account.additional_gids)
         if highest >= ids:
-            return ImageInNamespace(obstacle=f"the user's id {highest} is beyond the {ids} of a user namespace")
+            return ImageInNamespace(obstacle=f"the user's id {highest} is not among the {ids} ids of a user namespace")
         kept = self._kept(layout, account)
         try:
             return ImageInNamespace(**json.loads(kept.read_bytes()))
@@ -81,10 +84,10 @@ class NamespacedRoots:
     def ready(
         self, id: str, rootfs: Iterable[types_pb2.Mount], spec: ContainerSpec, mounts: Iterable[Mapping[str, Any]]
     ) -> Iterator[tuple[types_pb2.Mount, ...]]:
-        """A snapshot with all that ``mounts`` are to be mounted on; gives how to mount it, while this is open.
+        """Prepare a snapshot for a container: make its mount points. Yields how to mount it; valid until the block ends.
 
-        :raises SpecRefused: the image's links lead a mount where none may be.
-        :raises ContainerFailed: it can't be made ready.
+        :raises SpecRefused: the image's links lead a mount to a place that is not allowed.
+        :raises ContainerFailed: it can't be prepared.
         """
         namespace = spec.user_namespace
         (mounted,) = rootfs
@@ -119,22 +122,22 @@ class NamespacedRoots:
             yield (mounted,)
 
     def _check(self, id: str, mounted: types_pb2.Mount, mounts: Iterable[Mapping[str, Any]]) -> None:
-        """Where the runtime makes what is missing: only where the image's links lead is looked at."""
+        """Without a user namespace the runtime makes missing mount points. So only check where the image's links lead."""
         if os.geteuid() != 0:
             return  # only root sees the layers
         try:
             layers, merged = layers_of(mounted.type, mounted.source, mounted.options)
         except MountPointError:
-            return  # another snapshotter: the runtime alone looks
+            return  # another snapshotter, whose layers we can't read; only the runtime checks
         try:
             _look_at_mount_points(layers, mounts, merged=merged)
         except MountPointError as error:
             raise ContainerFailed(f"the file system of the container {id} can't be made ready: {error}") from error
 
     def remove_unused(self, used: Callable[[], Collection[int]], *, dry_run: bool = False) -> tuple[Path, ...]:
-        """Take away what is mounted for other first uids than those ``used``, and is not just being used.
+        """Unmount what is mounted for first uids that are not in ``used``, unless it is in use now.
 
-        :raises ContainerRuntimeError: with the kernel's reason.
+        :raises ContainerRuntimeError: the kernel refused; the error has its reason.
         """
         if not self._place.is_dir():
             return ()
@@ -144,7 +147,7 @@ class NamespacedRoots:
             raise ContainerRuntimeError(f"layers of images that are mounted in {self._place} stay: {error}") from error
 
     def _forget(self) -> None:
-        """The kernel refuses what it took before: what was found out may hold no more, of any image."""
+        """Drop all answers: the kernel refused what it accepted before, so they may be wrong for every image."""
         self.found.clear()
         for kept in self._answers.glob(f"{_PREFIX}*.json"):
             kept.unlink(missing_ok=True)
@@ -158,12 +161,12 @@ class NamespacedRoots:
                 client, layout, uid=account.uid, gids=account.additional_gids, snapshotter=self._snapshotter
             )
         except InvalidImage as error:
-            return ImageInNamespace(obstacle=f"whether others may read all of the image can't be told: {error}")
+            return ImageInNamespace(obstacle=f"whether others may read all of the image is not known: {error}")
         if not closed:
             return ImageInNamespace()
         return ImageInNamespace(
-            obstacle=f"{closed} of the image is closed to others, whom everybody in a user namespace is, as its files "
-            f"can't keep their owners there: {why_not}. Open it in the image (chmod o+rX), or leave it so"
+            obstacle=f"{closed} of the image is closed to others, and users of a user namespace are others, because its "
+            f"files can't keep their owners there: {why_not}. Open it in the image (chmod o+rX), or leave it as it is"
         )
 
     def _why_not_mapped(self, client: Client, layout: Layout, ids: int) -> str:
@@ -189,16 +192,16 @@ def _look_at_mount_points(
     merged: bool,
     make: range | None = None,
 ) -> None:
-    """Check where the image's links lead the mounts; with ``make``, the container's ids, make what is missing in the image.
+    """Check where the image's links lead the mounts. With ``make`` (the container's ids), make missing mount points.
 
-    :raises SpecRefused: one must not be there.
-    :raises MountPointError: something can't be made.
+    :raises SpecRefused: a mount would be at a place that is not allowed.
+    :raises MountPointError: a mount point can't be made.
     """
     before: dict[str, Mapping[str, Any]] = {}
     for mount in mounts:
         place = followed(layers, mount["destination"], elsewhere=before)
         check_led_target(mount["destination"], place, before)
-        # What lies in another mount is made in there, where the runtime may.
+        # A mount point inside another mount is made by the runtime, which may write there.
         inside = any(place.startswith(f"{above}/") and it["type"] != "bind" for above, it in before.items())
         if make is not None and not inside:
             is_directory = mount["type"] != "bind" or Path(mount["source"]).is_dir()
@@ -208,7 +211,7 @@ def _look_at_mount_points(
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Whole or not at all, also for a reader in between.
+    # Written under another name, then renamed: a reader sees a whole file or none.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         try:
             file.write(text)

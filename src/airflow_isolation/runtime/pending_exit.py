@@ -1,4 +1,4 @@
-"""PendingExit for both backends: a thread holds the daemon's blocking answer, a descriptor tells of it."""
+"""PendingExit for both backends: a thread waits for the daemon's answer, and a descriptor becomes readable when it comes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_isolation.runtime.interface import ExitStatus, PendingExit
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The exit code when nobody can say; shims use it so.
+# The exit code when it is not known; shims use it in this way.
 UNKNOWN_EXIT = 255
 
 _FIRST_PAUSE_SECONDS = 0.05
@@ -21,20 +21,20 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 
 class ExitQuestion(ABC):
-    """How a backend is asked for a container's end. One question is asked by one thread, and cancelled by another."""
+    """How to ask a backend for a container's end. One thread asks, another may cancel."""
 
     @abstractmethod
     def prepare(self) -> None:
-        """Have the daemon register the question, so that no end from now on can be missed.
+        """Have the daemon register the question, so that no end is missed from now on.
 
-        :raises RuntimeUnreachable: it may be asked again.
+        :raises RuntimeUnreachable: the daemon did not answer; may be called again.
         """
 
     @abstractmethod
     def answer(self) -> ExitStatus:
         """Block until the container has ended.
 
-        :raises RuntimeUnreachable: the connection broke; it may be prepared again.
+        :raises RuntimeUnreachable: the connection broke; call ``prepare`` again.
         """
 
     @abstractmethod
@@ -43,11 +43,11 @@ class ExitQuestion(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the connection, once nobody asks any more."""
+        """Release the connection, when no thread asks any more."""
 
 
 class WatchedExit(PendingExit):
-    """Asks in a thread of its own, again after each break of the connection, until there is an answer or ``close``."""
+    """Asks in a thread of its own. After each break of the connection it asks again, until the answer or ``close``."""
 
     def __init__(self, id: str, question: ExitQuestion) -> None:
         self._question = question
@@ -60,7 +60,7 @@ class WatchedExit(PendingExit):
         self._thread = threading.Thread(target=self._watch, name=f"wait-{id}", daemon=True)
 
     def begin(self) -> Self:
-        """Register the question and start the thread; releases everything when that fails."""
+        """Register the question and start the thread. If that fails, everything is released."""
         try:
             self._question.prepare()
             self._thread.start()
@@ -100,7 +100,7 @@ class WatchedExit(PendingExit):
             self._error = error
         finally:
             self._answered.set()
-            # The thread's end of the pipe: closing it makes the other end readable, and can't block or fail.
+            # Close the thread's end of the pipe. This makes the other end readable, and can't block or fail.
             os.close(self._writable)
 
     def _ask_until_answered(self) -> None:
@@ -115,7 +115,7 @@ class WatchedExit(PendingExit):
                 self._status = self._question.answer()
                 return
             except ContainerNotFound:
-                # Ended and taken away while the daemon could not be asked: nobody knows the status any more.
+                # It ended and was removed while the daemon could not be asked, so the status is lost.
                 self._status = ExitStatus(code=UNKNOWN_EXIT)
                 return
             except RuntimeUnreachable:

@@ -1,7 +1,7 @@
-"""Where a container's cgroup is.
+"""Decides where a container's cgroup is, and who writes its limits.
 
-On cgroup v2 it is below a directory of ours, which has the limits and outlives it, so that its counters can be read when
-the container is gone. Elsewhere the runtime makes it alone, and writes the limits itself.
+On cgroup v2 the cgroup is below a directory that we make. That directory has the limits, and its counters can still be read
+when the container is gone. Elsewhere the runtime makes the cgroup and writes the limits itself.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ if TYPE_CHECKING:
     from airflow_isolation.container_spec import ContainerSpec
     from airflow_isolation.runtime.interface import Stats
 
-#: The level of a purpose, by the label of its containers.
+#: The directory level of each purpose.
 LEVELS = {"task": TASKS, "spare": TASKS, "parse": PARSING}
 NO_RESOURCES = Resources()
 _ABANDONED_SECONDS = 20.0
 _EVERYWHERE = frozenset({"cpus", "memory", "pids", "cpuset", "memory_swap", "oom_group"})
-#: cpu.shares; to v2 runtimes translate it, each release in its own way.
+#: cpu.shares. For v2, runtimes translate it, and each release does so in another way.
 _ON_V1 = _EVERYWHERE | {"cpu_weight"}
 _RUNTIME_PLACED_IT = CgroupError(
     "the container's cgroup is the runtime's",
@@ -82,9 +82,9 @@ _RUNTIME_PLACED_IT = CgroupError(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """``cgroups_path`` is for the runtime-spec, and so are ``resources``; where ``tree`` is set, limits are ours to write.
+    """A container's place. ``cgroups_path`` and ``resources`` go into the runtime-spec. With ``tree``, we write the limits.
 
-    ``slice``: where systemd has the purpose's level, the name of its slice.
+    ``slice``: the name of the purpose's slice, if systemd manages the cgroups.
     """
 
     id: str
@@ -98,32 +98,32 @@ class Placement:
 
     @property
     def limit_files(self) -> dict[str, str]:
-        """Files of our directory, by the names under which a program looks for its limits: the runtime's below has none."""
+        """Files of our directory for programs that look for their limits, by name: the runtime's directory has no limits."""
         if self.tree is None:
             return {}
-        # Runtimes know cgroup v2 at this place alone, wherever the worker may see it.
+        # Runtimes expect cgroup v2 at this path, even if the worker sees it elsewhere.
         directory = f"/sys/fs/cgroup/{self.tree.workload(self.level, self.id)}"
         limits = {"memory.max": self.limits.memory.max, "cpu.max": self.limits.cpu.cpus}
         return {name: f"{directory}/{name}" for name, limit in limits.items() if limit is not None}
 
 
 class Placements:
-    """The places of one daemon's containers in the cgroups mounted at ``mount_path``. Usable from several threads.
+    """The places of one daemon's containers in the cgroups mounted at ``mount_path``. Several threads may use it.
 
-    ``state_dir``: in ``cgroup-parents`` below it is remembered where containers have been.
+    ``state_dir``: its directory ``cgroup-parents`` records below which cgroups containers have been.
     """
 
     def __init__(self, mount_path: str, state_dir: Path) -> None:
         self._mount_path = Path(mount_path)
         self._parents = state_dir / "cgroup-parents"
         self._remembered: set[str] = set()
-        # Locked for as long as this process lives, or until they are removed.
+        # They are locked until this process ends or they are removed.
         self._workloads: dict[str, Workload] = {}
 
     def plan(self, id: str, spec: ContainerSpec, parent: str) -> Placement:
-        """Decide, and make nothing.
+        """Decide the place, but make nothing.
 
-        :raises SpecRefused: a limit that can't be, or one that needs cgroup v2 where it is not.
+        :raises SpecRefused: a limit is impossible, or needs cgroup v2 on a host without it.
         """
         try:
             tree = self._tree(parent)
@@ -148,13 +148,13 @@ class Placements:
         )
 
     def plan_slice(self, id: str, spec: ContainerSpec, parent: str, reason: CgroupError) -> Placement:
-        """Decide, and make nothing, where systemd has the cgroups: the purpose's level is a slice, which holds the budget;
-        in it the runtime has a scope made, whose limits are the runtime's to write.
+        """As ``plan``, when systemd manages the cgroups. The purpose's level is a slice, which has the budget. In it the
+        runtime has systemd make a scope, and writes its limits.
 
-        ``reason``: why no directory of ours is around it.
+        ``reason``: why we can't make a directory around it.
 
-        :raises SpecRefused: a limit that needs a directory of ours, a budget where systemd can't be told, more than the
-            budget, or a ``parent`` that can't be a slice.
+        :raises SpecRefused: a limit needs a directory of ours, a budget is set and systemd can't be given orders, a limit is
+            more than the budget, or ``parent`` can't be a slice.
         """
         budget = budget_of(spec.budget)
         refuse_what_needs_v2(spec.resources, reason, v1=False)
@@ -175,10 +175,10 @@ class Placements:
         return Placement(id=id, cgroups_path="", resources=spec.resources, slice=name, level=level, budget=budget)
 
     def make(self, placement: Placement) -> None:
-        """Make and lock the directory that was planned; ``remove`` takes it away. A slice is given its budget, which stays.
+        """Make and lock the planned directory; ``remove`` removes it. A slice gets its budget, which stays.
 
-        :raises SpecRefused: a limit that this host can't have, or more than the budget.
-        :raises ContainerFailed: with the kernel's reason.
+        :raises SpecRefused: this host can't have a limit, or it is more than the budget.
+        :raises ContainerFailed: the kernel refused; the error has its reason.
         """
         if placement.tree is None:
             if placement.slice:
@@ -196,11 +196,11 @@ class Placements:
         self._workloads[placement.id] = workload
 
     def update(self, id: str, cgroups_path: str, resources: Resources) -> bool:
-        """Change the limits of a container that runs. False: the runtime placed it, and is to do it.
+        """Change the limits of a running container. False: the runtime made its cgroup, and has to change them.
 
-        :raises SpecRefused: a limit that this host can't have, more than the budget, or less memory than is in use.
+        :raises SpecRefused: this host can't have a limit, it is more than the budget, or less memory than is in use.
         :raises ContainerNotFound: its directory is gone.
-        :raises ContainerFailed: with the kernel's reason.
+        :raises ContainerFailed: the kernel refused; the error has its reason.
         """
         found = self._directory(id, cgroups_path)
         if found is None:
@@ -224,19 +224,22 @@ class Placements:
         return True
 
     def check_slice_budget(self, slice: str, resources: Resources) -> None:
-        """:raises SpecRefused: one container is to have more than all in its slice together."""
+        """Check a container's limits against the budget of its slice.
+
+        :raises SpecRefused: the one container would have more than all in its slice together.
+        """
         try:
             check_budget(limits_of(resources), limits_of_slice(self._mount_path, slice), slice)
         except CgroupError as error:
             raise SpecRefused(error.message, hint=error.hint) from error
 
     def is_ours(self, id: str, cgroups_path: str) -> bool:
-        """Whether a directory of ours is around a container's cgroup."""
+        """Whether a container's cgroup is in a directory that we made."""
         return self._directory(id, cgroups_path) is not None
 
     def remove(self, id: str, cgroups_path: str, seconds: float) -> None:
-        """Remove the directory around a container's cgroup, by whomever it was made, or what the runtime left of its own.
-        Gone already is success.
+        """Remove the directory around a container's cgroup, whichever worker made it; or the runtime's own cgroups, if it
+        left them. Success if they are gone already.
 
         :raises ContainerRuntimeError: processes in it don't end within ``seconds``.
         """
@@ -248,13 +251,13 @@ class Placements:
         try:
             remove_workload(tree, level, id, seconds)
         except NotUnified:
-            return  # another host's, or before a reboot
+            return  # it was on another host, or before a reboot
         except CgroupError as error:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
         self._forget(id)
 
     def _remove_the_runtimes(self, id: str, cgroups_path: str, seconds: float) -> None:
-        """It does that itself, unless it was killed while it made them."""
+        """Remove the runtime's cgroups. Usually it does so itself, unless it was killed while it made them."""
         parent, _, name = cgroups_path.strip("/").rpartition("/")
         if name != id or not parent or os.geteuid() != 0:
             return
@@ -265,13 +268,15 @@ class Placements:
                 raise ContainerRuntimeError(error.message, hint=error.hint) from error
 
     def parents(self, default: str) -> frozenset[str]:
-        """Where containers of ours have been on this host since it was started, and the ``default``."""
+        """The parent cgroups that our containers have had since the host was started, and the ``default``."""
         with suppress(OSError):
             return frozenset({default, *(unquote(path.name) for path in self._parents.iterdir())})
         return frozenset({default})
 
     def remember(self, parent: str) -> None:
-        """That containers of ours are below it: for whoever looks for what is left of them, in whichever process.
+        """Record that containers of ours are below ``parent``, so that any process finds their left-overs.
+
+        May be called twice.
 
         :raises ContainerFailed: the state directory can't be written.
         """
@@ -285,15 +290,15 @@ class Placements:
         self._remembered.add(parent)
 
     def ids(self, parent: str) -> frozenset[str]:
-        """The ids of ours that have a cgroup below it."""
+        """The ids of our containers that have a cgroup below ``parent``."""
         tree = self._tree_or_none(parent)
         names = names_below(parent) if tree is None else frozenset(id for _, id in list_workloads(tree))
         return frozenset(name for name in names if is_container_id(name))
 
     def remove_abandoned(self, parent: str, *, dry_run: bool) -> tuple[str, ...]:
-        """As ``cgroups.remove_abandoned``. Nothing where there is no tree of ours.
+        """As ``cgroups.remove_abandoned``. Empty when there is no tree of ours.
 
-        :raises ContainerRuntimeError: with the kernel's reason.
+        :raises ContainerRuntimeError: the kernel refused; the error has its reason.
         """
         tree = self._tree_or_none(parent)
         if tree is None:
@@ -304,7 +309,10 @@ class Placements:
             raise ContainerRuntimeError(error.message, hint=error.hint) from error
 
     def open_all(self, id: str, parent: str) -> tuple[SameName | Workload, ...]:
-        """What there is now of a container's cgroups, open; the caller closes each. What a living worker holds is left out."""
+        """Open all cgroups that a container has now, except those that a living worker has locked.
+
+        The caller closes each.
+        """
         tree = self._tree_or_none(parent)
         if tree is None:
             found = SameName(parent, id)
@@ -313,7 +321,7 @@ class Placements:
         return tuple(workload for workload in held if workload is not None)
 
     def stats(self, ids: frozenset[str], parent: str) -> Mapping[str, Stats]:
-        """Counters of those that have a directory of ours and somebody in it, read from the kernel."""
+        """Counters, read from the kernel, of the containers that have a directory of ours with processes in it."""
         tree = self._tree_or_none(parent)
         if tree is None:
             return {}
@@ -327,7 +335,7 @@ class Placements:
         return found
 
     def _directory(self, id: str, cgroups_path: str) -> tuple[Tree, str] | None:
-        """The tree and the level of the directory of ours around a container's cgroup; None when there is none."""
+        """The tree and level of our directory around a container's cgroup; None when there is no such directory."""
         *root, level, workload, leaf = ["", "", "", *cgroups_path.strip("/").split("/")]
         if (workload, leaf) != (id, LEAF):
             return None
@@ -359,13 +367,16 @@ class Placements:
             return None
 
     def _tree(self, parent: str) -> Tree:
-        """:raises CgroupError: limits can't be written by us here."""
+        """The tree of our directories.
+
+        :raises CgroupError: we can't write limits here.
+        """
         hierarchy = self._hierarchy
         tree = find_tree(hierarchy, parent)
         if (hierarchy.mount / "cgroup.type").exists():
             raise CgroupDenied(
-                f"{hierarchy.mount} is not the root of the host's cgroups, but of a cgroup namespace, and the daemon does "
-                "not see it so",
+                f"{hierarchy.mount} is the root of a cgroup namespace, not of the host's cgroups, so the daemon sees other "
+                "paths",
                 hint="Run the worker outside of a container, or in one with the host's cgroup namespace",
             )
         if os.geteuid() != 0 and not hierarchy.delegated:
@@ -377,16 +388,19 @@ class Placements:
 
 
 def scope_path(slice: str, docker_id: str) -> str:
-    """Where systemd makes the cgroup of a container of dockerd's, below the mount."""
+    """The path, below the mount, of the cgroup that systemd makes for a container of dockerd."""
     return f"/{slice_path(slice)}/docker-{docker_id}.scope"
 
 
 def check_cgroup(pid: int, cgroups_path: str) -> None:
-    """:raises ContainerFailed: the process is elsewhere, where its limits don't hold it (CVE-2025-47291)."""
+    """Check that a process is in its cgroup.
+
+    :raises ContainerFailed: it is in another one, where its limits have no effect (CVE-2025-47291).
+    """
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return  # A worker in a pid namespace of its own can't look.
+        return  # a worker in a pid namespace of its own can't see the process
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory", "pids") and not path.endswith(cgroups_path):
@@ -399,9 +413,9 @@ def check_cgroup(pid: int, cgroups_path: str) -> None:
 def refuse_what_needs_v2(
     resources: Resources, reason: CgroupError, *, v1: bool, budget: Resources = NO_RESOURCES
 ) -> None:
-    """``v1``: the host's controllers are v1's, also on a hybrid host.
+    """Refuse limits that need cgroup v2 in our own hands. ``v1``: the host's controllers are v1's, also on a hybrid host.
 
-    :raises SpecRefused: naming what was asked for and the runtime can't do.
+    :raises SpecRefused: such a limit is set; the error names it.
     """
     able = _ON_V1 if v1 else _EVERYWHERE
     asked = [

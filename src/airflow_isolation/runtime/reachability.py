@@ -1,4 +1,4 @@
-"""Why a daemon can't be reached, in words that name the socket and the remedy."""
+"""Finds out why a daemon can't be reached; the error names the socket and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONNECT_SECONDS = 1.0
 
 
 def unreachable(backend: str, socket_path: str, reason: str) -> RuntimeUnreachable:
-    """Look at the socket now, and say what is wrong with it; ``reason`` is what the failed call said."""
+    """Look at the socket now, and return an error that says what is wrong; ``reason`` has the words of the failed call."""
     try:
         status = Path(socket_path).stat()
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def unreachable(backend: str, socket_path: str, reason: str) -> RuntimeUnreachab
 
 
 def peer_pid(socket_path: str) -> int:
-    """The process that listens at the socket; 0 when it can't be told."""
+    """The pid of the process that listens at the socket; 0 when it is not known."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_CONNECT_SECONDS)
         try:

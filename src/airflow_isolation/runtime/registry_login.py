@@ -1,7 +1,7 @@
-"""What dockerd is told of a registry's credentials with a pull: the header ``X-Registry-Auth``.
+"""A registry's credentials for dockerd's pull: the header ``X-Registry-Auth``.
 
-As with the docker command: credentials that can't be read don't end the pull, because most images need none. They are
-part of the error when the registry refuses.
+As with the docker command, the pull goes on without credentials that can't be read, because most images need none. If the
+registry then refuses, the error says that they couldn't be read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ABSENCES = ("manifest unknown", "not found", "does not exist")
 
 @dataclass(frozen=True, slots=True)
 class RegistryLogin:
-    """``headers`` of the request; ``unread`` is why there are none, where there should be some."""
+    """``headers`` for the request. ``unread``: why there are none although there should be."""
 
     reference: str
     headers: Mapping[str, str]
     unread: CredentialsError | None = None
 
     def explained(self, reason: str) -> ImageError:
-        """What dockerd's words about a failed pull mean. The words stay in the sentence."""
+        """The error for a failed pull, chosen by dockerd's words. The words stay in its sentence."""
         sentence, said = f"could not pull {self.reference}: {reason}", reason.lower()
         refused = any(words in said for words in _REFUSALS)
         if refused and self.unread is not None:
@@ -51,7 +51,7 @@ class RegistryLogin:
 def registry_login(
     reference: str, *, credentials: Callable[[str], Credentials | None] = credentials_for
 ) -> RegistryLogin:
-    """What Docker's config.json has for the registry of ``reference``.
+    """The credentials that Docker's config.json has for the registry of ``reference``.
 
     :raises ImagePullFailed: no image can have this name.
     """

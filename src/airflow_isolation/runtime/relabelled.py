@@ -1,4 +1,4 @@
-"""Labels that containers were given after they had been made, for a daemon that can't change them: a file for each."""
+"""Changed labels of containers, in one file for each, for a daemon that can't change a container's labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Relabelled:
-    """The files in one directory, by the containers' ids. True when there is any."""
+    """The files in one directory, by the containers' ids. Its truth value: whether there are any."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -23,7 +23,10 @@ class Relabelled:
         return self._directory.is_dir() and any(self._directory.iterdir())
 
     def write(self, id: str, labels: Mapping[str, str]) -> None:
-        """:raises OSError: it can't be written."""
+        """Store a container's labels. May be called twice.
+
+        :raises OSError: the file can't be written.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         written = self._directory / f".{id}"
         written.write_text(json.dumps(dict(labels)))
@@ -37,5 +40,5 @@ class Relabelled:
             return container
 
     def forget(self, id: str) -> None:
-        """May be called twice."""
+        """Remove a container's file. May be called twice."""
         (self._directory / id).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""containerd's shims among the processes of this host: each says on its command line whose container it has.
+"""Finds containerd's shims among the processes of this host. The command line of a shim names its container.
 
-dockerd's containers have them too, with Docker's own id.
+A shim is the process that containerd keeps beside each container. dockerd's containers have shims too, with Docker's own id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shim:
-    """``address`` is the socket of its containerd; ``started`` tells its pid from a reused one."""
+    """A shim. ``address`` is the socket of its containerd; ``started`` tells its pid from a reused one."""
 
     pid: int
     started: int
@@ -33,23 +33,23 @@ class Shim:
 
     @property
     def bundle(self) -> Path:
-        """The directory in which containerd has put what its container is to be."""
+        """The directory with the container's runtime-spec, which containerd made."""
         return _PROC / str(self.pid) / "cwd"
 
     def is_of(self, socket_path: str, namespace: str) -> bool:
-        """Whether it belongs to a namespace of the containerd at a socket, by whichever name that is known."""
+        """Whether it belongs to a namespace of the containerd at this socket, whichever path the shim has for the socket."""
         if self.namespace != namespace:
             return False
         return self.address == socket_path or os.path.realpath(self.address) == os.path.realpath(socket_path)
 
     def end(self, seconds: float) -> bool:
-        """Kill it, and whether it is gone within so many seconds. Gone already is success."""
+        """Kill it; True when it is gone within so many seconds, or already. May be called twice."""
         try:
             held = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return True
         try:
-            # Held, the number can't be given to another process: now it is sure whose it is.
+            # While the pidfd is open, the kernel gives the pid to no other process. Check now that it is the shim.
             if _shim(self.pid) != self:
                 return True
             with suppress(ProcessLookupError):
@@ -62,7 +62,7 @@ class Shim:
 
 
 def shims() -> Iterator[Shim]:
-    """Those of this host, as far as they are in our pid namespace."""
+    """The shims of this host that are in our pid namespace."""
     for entry in _PROC.iterdir():
         if entry.name.isdecimal() and (shim := _shim(int(entry.name))) is not None:
             yield shim
@@ -75,8 +75,8 @@ def _shim(pid: int) -> Shim | None:
         if not Path(program).name.startswith(_PROGRAM):
             return None
         if arguments[-1:] in (["start"], ["delete"]):
-            return None  # no shim, but a moment's work of its containerd
-        # A command line can say anything, and a container may have a program of that name.
+            return None  # a short-lived helper of containerd with the same program, no shim
+        # A command line can say anything, and a program in a container may have this name.
         if process.stat().st_uid not in (0, os.geteuid()) or not _is_in_our_pid_namespace(process):
             return None
         if not (process / "exe").readlink().name.startswith(_PROGRAM):

@@ -1,4 +1,4 @@
-"""What a runtime's own words mean for whoever wrote the DAG or its settings."""
+"""Advice for authors and administrators, derived from a runtime's own error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _OTHER_MACHINE = "exec format error"
 
 
 def start_hint(reason: str, *, image: str, program: str) -> str:
-    """What to do when ``program`` of ``image`` could not be started for ``reason``; empty when we don't know."""
+    """What to do when ``program`` of ``image`` could not be started for ``reason``; empty when that is not known."""
     text = reason.lower()
     if _OTHER_MACHINE in text:
         return f"{program} in {image} is made for another processor, or is no program: use an image of this platform"

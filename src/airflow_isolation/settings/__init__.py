@@ -6,7 +6,8 @@ document                YAML text or Python objects → a tree that knows its li
 airflow_configuration   what airflow.cfg and AIRFLOW__ variables say, and where
 dag_metadata            the YAML beside a DAG file
 layers                  a section or a document → assignments, each with its origin
-hook, policy            get_docker_runtime_image; what the administrator forbids
+hook                    the administrator's function get_docker_runtime_image
+policy                  what the administrator forbids
 resolve                 all of it in order → EffectiveSettings
 spec                    EffectiveSettings → ContainerSpec
 """

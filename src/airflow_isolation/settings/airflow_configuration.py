@@ -1,8 +1,8 @@
 """What airflow.cfg and the AIRFLOW__ environment variables say, and where.
 
-Airflow's ``conf`` gives a value without its origin, or, with ``as_dict``, all values of Airflow with theirs, which
-takes longer than starting a container. So what is set is found in its two places, the file (``conf`` is a
-ConfigParser) and the environment; the value of a declared key then comes from ``conf.get``, Airflow's own rules.
+Airflow's ``conf`` tells origins only by ``as_dict``, which reads every option of Airflow and takes longer than starting
+a container. So this module looks for what is set in both places itself: the file (``conf`` is a ConfigParser) and the
+environment. The value of a declared key then comes from ``conf.get``, by Airflow's own rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow.configuration import AirflowConfigParser
 
 _PREFIX: Final = "AIRFLOW__"
-#: How the source of a value ends that stands in the file.
+#: How the ``source`` of a value from the file ends.
 IN_FILE: Final = "in airflow.cfg"
 
 
@@ -42,7 +42,7 @@ class Configuration(Protocol):
 
 
 class AirflowConfiguration:
-    """A ``Configuration`` of Airflow's ``conf``. Each section is looked at once, so make it anew after a change."""
+    """A ``Configuration`` of Airflow's ``conf``. Each section is read once, so make a new one after a change."""
 
     def __init__(self, conf: AirflowConfigParser) -> None:
         self._conf = conf
@@ -79,7 +79,7 @@ class AirflowConfiguration:
     def _from_file(self, section: str, key: str) -> ConfiguredValue:
         source = f"[{section}] {IN_FILE}"
         try:
-            # conf.get knows small letters only; a key with capitals is told about by its reader.
+            # conf.get knows small letters only. A key with capitals is refused later, as unknown.
             if is_free(section) or key != key.lower():
                 return ConfiguredValue(ConfigParser.get(self._conf, section, key), source)
             return ConfiguredValue(self._conf.get(section, key), source)

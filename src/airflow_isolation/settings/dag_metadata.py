@@ -1,8 +1,8 @@
 """The YAML beside a DAG file: ``sales.yaml`` or ``sales.yml`` for ``sales.py``, ``sales.zip.yaml`` for ``sales.zip``.
 
-A zip keeps its ending, because ``sales.py`` may stand beside it. The file is ours when its top level has one of
-``container``, ``docker`` and ``containerd``; other keys at the top level are somebody else's, and a file without ours
-is left alone, whatever it is: a template, a stream of documents, ten megabytes.
+For a zip the name keeps ``.zip``, because ``sales.py`` may stand beside it. The YAML is read when its top level has the
+key ``container``, ``docker`` or ``containerd``; its other keys are ignored. A file without such a key belongs to other
+programs and is ignored, whatever it holds: a template, a stream of documents, ten megabytes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ OUR_KEYS: Final = (COMMON, *BACKENDS)
 EXECUTOR_CONFIG: Final = "executor_config"
 SUFFIXES: Final = (".yaml", ".yml")
 
-# A key of ours at the top level: in the first column, or anywhere when the whole document is one {…}, which a
-# template's {{ or {% is not. What this doesn't find is never parsed.
+# Finds a key of ours at the top level: in the first column, or anywhere when the whole document is one {…} (a template's
+# {{ or {% doesn't count). A file in which this finds nothing is never parsed.
 _OURS: Final = re.compile(rf"^(?P<quote>[\"']?)(?:{'|'.join(OUR_KEYS)})(?P=quote)[ \t]*:", re.MULTILINE)
 _IN_BRACES: Final = re.compile(rf"\s*(?:---\s*)?\{{(?![{{%#]).*\b(?:{'|'.join(OUR_KEYS)})\b", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPattern:
-    """One entry of ``tasks``."""
+    """One entry of ``tasks``: a shell pattern for task ids, and what holds for the tasks that match."""
 
     pattern: str
     layer: Layer
@@ -54,7 +54,7 @@ class DagMetadata:
     tasks: Mapping[str, tuple[TaskPattern, ...]]
 
     def for_backend(self, backend: Backend, task_id: str | None) -> Iterator[Layer]:
-        """The layers that hold, low to high. ``task_id`` is None for a parse, for which no ``tasks`` hold."""
+        """The layers that hold, the weakest first. ``task_id`` is None for a parse: ``tasks`` are for tasks only."""
         keys = (COMMON, backend)
         yield from (self.layers[key] for key in keys if key in self.layers)
         if task_id is not None:
@@ -96,7 +96,7 @@ def find_document(dag_file: Path, bundle_path: Path | None = None) -> Document |
 
     A symbolic link is followed as long as it stays in the bundle.
 
-    :raises SettingError: there are two files, it leads out of the bundle, or is not a readable file.
+    :raises SettingError: there are two such files, or the one leads out of the bundle or can't be read.
     """
     dag_file = _dag_file_or_archive(bundle_path / dag_file if bundle_path else dag_file)
     stem = dag_file if dag_file.suffix == ".zip" else dag_file.with_suffix("")
@@ -111,9 +111,9 @@ def find_document(dag_file: Path, bundle_path: Path | None = None) -> Document |
 
 
 def executor_config_metadata(executor_config: object) -> DagMetadata | None:
-    """``container``, ``docker`` and ``containerd`` of an executor_config; other keys are other executors'.
+    """``container``, ``docker`` and ``containerd`` of an executor_config; other keys are for other executors.
 
-    :raises SettingError: a mistake in them, or it is no map: authors may write anything.
+    :raises SettingError: they hold a mistake, or ``executor_config`` is no map (authors may write anything).
     """
     if executor_config is None:
         return None
@@ -138,7 +138,7 @@ def _read(path: Path, bundle_path: Path) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(bundle_path.resolve()):
             raise SettingError("this is a symbolic link that leads out of the bundle", source=source)
-        # Nothing that blocks (a FIFO) and no link that was put there since: the file comes from authors.
+        # Authors made this file: opening it must not block (a FIFO), nor follow a link that was put there meanwhile.
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -151,7 +151,7 @@ def _read(path: Path, bundle_path: Path) -> bytes:
 
 @lru_cache(maxsize=128)
 def _parse(data: bytes, source: str) -> DagMetadata | None:
-    """By content, not by time stamp: a file that changed is never taken for what it was."""
+    """Cached by the content, not by a time stamp, so that a changed file is always parsed anew."""
     text = data.decode("utf-8-sig", errors="replace")
     if not _OURS.search(text) and not _IN_BRACES.match(text):
         return None

@@ -1,7 +1,7 @@
 """Every key there is, declared once.
 
-Parsing, the provider info (``airflow config list``) and docs/settings.md all read these. A section's name says whom
-it is for; ``overriding_sections`` gives the order.
+Parsing, the provider info (``airflow config list``) and docs/settings.md all read these declarations. A section's name
+says which workloads and which backend it is for; ``overriding_sections`` gives the order.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PURPOSE_PREFIX: Final[dict[Purpose, str]] = {"task": "task_execution", "parse": 
 
 
 class Place(Enum):
-    """Which sections of airflow.cfg a key may stand in; the value is the lowest of them.
+    """Which sections of airflow.cfg a key may stand in; the value names the lowest of them.
 
     ``EVERYWHERE`` is every section of ``overriding_sections``. ``HOST`` is [container_runtime] alone, for what can't
-    differ between the containers of a host; so is ``NODE``, for the node and its clients. ``PARSING`` is for the DAG processor as a whole. ``DOCUMENT`` is none: DAG
-    metadata and executor_config alone.
+    differ between the containers of a host. ``NODE`` is the same section, for the node and its clients. ``PARSING`` is for
+    the DAG processor as a whole. ``DOCUMENT`` is no section: the key may stand in DAG metadata and executor_config only.
     """
 
     EVERYWHERE = "[container_runtime] or a section that overrides it"
@@ -53,10 +53,10 @@ class Key:
     """One key.
 
     Attributes:
-        parse: text to value, of one item when ``is_list``; raises ValueError with a sentence.
-        default: as it would be written; empty is "not set".
-        default_words: what not set means, for people.
-        author: DAG metadata and executor_config may set it too, below ``group`` when that is given.
+        parse: makes a value of the text, or of each item when ``is_list``; raises ValueError with a sentence.
+        default: as one would write it; empty means "not set".
+        default_words: what holds when the key is not set, in words.
+        author: DAG metadata and executor_config may set it too, below ``group`` when there is one.
         is_list: in airflow.cfg separated by commas or lines, in YAML a list.
         is_map: a map of names to text (a document's ``environment`` and ``labels``).
 
@@ -293,15 +293,16 @@ KEYS: Final[tuple[Key, ...]] = (
         author=True,
         default="1Gi",
         example="4Gi",
-        description="Size of /tmp, a tmpfs, and of the one on each VOLUME of the image that is empty in it. What lies in them counts "
-        "as memory of the container.",
+        description="Size of the tmpfs on /tmp, and of the one on each VOLUME that the image leaves empty. What lies in them "
+        "counts as memory of the container.",
     ),
     Key(
         name="read_only_root",
         parse=formats.parse_bool,
         default="True",
         example="False",
-        description="The image's file system is read-only; /tmp can be written to, and VOLUMEs of the image that are empty in it.",
+        description="The image's file system is read-only. /tmp can be written to, and each VOLUME that the image leaves "
+        "empty.",
     ),
     Key(
         name="capabilities",
@@ -340,7 +341,7 @@ KEYS: Final[tuple[Key, ...]] = (
         parse=formats.parse_hostname,
         author=True,
         example="sales",
-        default_words="made by the backend; of all parses dag-processor",
+        default_words="made by the backend; dag-processor for all parses",
         description="Host name inside the container.",
     ),
     Key(
@@ -401,8 +402,8 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.HOST,),
         example="1000000:6553600",
         default_words="the entry of the worker's user in /etc/subuid, else what is free for root from 524288 on",
-        description="FIRST:COUNT: uids and gids of the host that nobody else uses. Each image gets 65536 of them, and its "
-        "tasks a user namespace, so that no privilege on the host is needed to fork. none is for no such namespaces.",
+        description="FIRST:COUNT: uids and gids of the host that nobody else uses. Each image gets 65536 of them, for the user "
+        "namespace of its tasks, so that forking needs no privilege on the host. With none there are no such namespaces.",
     ),
     Key(
         name="zygote_idle_timeout",
@@ -410,8 +411,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.HOST,),
         default="10m",
         example="1h",
-        description="The process from which tasks are forked, which holds Airflow in memory, ends when no task came for so "
-        "long.",
+        description="The process from which tasks are forked ends when no task came for so long. It holds Airflow in memory.",
     ),
     Key(
         name="zygote_max_age",
@@ -603,9 +603,9 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="registry.example/team/*",
         default_words="none but what airflow.cfg itself sets as image",
-        description="Shell patterns of images that may hold the process from which tasks are forked where it needs "
-        "privilege on the host: with Docker, and where a task can't live in a user namespace. It runs before any user's "
-        "code, and nothing but what is in the image.",
+        description="Shell patterns of images. Where the process from which tasks are forked needs privilege on the host, "
+        "only these images may hold it: with Docker, and where a task can't run in a user namespace. It starts before any "
+        "user's code, and runs nothing but what is in the image.",
     ),
     Key(
         name="allowed_mount_sources",
@@ -675,7 +675,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="8Gi",
         default_words="no bound",
-        description="The most that authors may set as memory_request, which others then go without.",
+        description="The most that authors may set as memory_request. Other workloads go without that memory.",
     ),
     Key(
         name="max_memory_swap",
@@ -700,7 +700,7 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="/dev/sda rbps=100Mi wbps=50Mi",
         default_words="no bound",
-        description="The most that authors may set as io_max, which takes the place of the administrator's: one that "
+        description="The most that authors may set as io_max. An author's io_max replaces the administrator's, so one that "
         "leaves out a disk named here is refused.",
     ),
     Key(
@@ -709,7 +709,8 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="8Gi",
         default_words="no bound",
-        description="The most that authors may set as tmp_size. Without a limit for memory, what lies there is memory of the host.",
+        description="The most that authors may set as tmp_size. Without a limit for memory, what lies there takes the host's "
+        "memory.",
     ),
     Key(
         name="max_shm_size",
@@ -725,7 +726,8 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="2m",
         default_words="no bound",
-        description="The most that authors may set as stop_grace_period, for which a task that was told to end still holds its slot.",
+        description="The most that authors may set as stop_grace_period. A task that was told to end holds its slot for so "
+        "long.",
     ),
     Key(
         name="max_start_timeout",
@@ -733,7 +735,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="5m",
         default_words="no bound",
-        description="The most that authors may set as start_timeout, for which an image that does not start holds a slot.",
+        description="The most that authors may set as start_timeout. An image that does not start holds a slot for so long.",
     ),
     Key(
         name="max_image_pull_timeout",
@@ -741,7 +743,7 @@ KEYS: Final[tuple[Key, ...]] = (
         places=(Place.POLICY,),
         example="30m",
         default_words="no bound",
-        description="The most that authors may set as image_pull_timeout, for which a pull holds a slot.",
+        description="The most that authors may set as image_pull_timeout. A pull may hold a slot for so long.",
     ),
     Key(
         name="allowed_users",
@@ -751,8 +753,8 @@ KEYS: Final[tuple[Key, ...]] = (
         example="airflow, 50000, 50000:0",
         default_words="all but root",
         description="Shell patterns of what authors may set as run_as_user, as they write it: a name, a uid, or uid:gid. "
-        "Without a uid_range, and in writable volumes always, these are uids and gids of the host. Which user an image "
-        "itself names is a matter of allowed_images.",
+        "Without a uid_range, and in writable volumes always, these are uids and gids of the host. The user that an image "
+        "itself names is not checked here; allowed_images decides about images.",
     ),
     Key(
         name="allow_root",
@@ -778,8 +780,8 @@ KEYS: Final[tuple[Key, ...]] = (
         example="sales/*:sales_*, */reports.py:warehouse",
         default_words="all connections, for all files",
         description="Which connections a DAG file may read, while it is parsed and in its tasks, as FILE:ID. Both are "
-        "shell patterns; FILE is the bundle's name and the path in it, and its * also stands for slashes. With one entry "
-        "set, what no entry allows is refused.",
+        "shell patterns; FILE is the bundle's name and the path in it, and * matches slashes too. As soon as there is an "
+        "entry, what no entry allows is refused.",
     ),
     Key(
         name="allowed_variables",
@@ -788,7 +790,7 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*",
         default_words="all Variables, for all files",
-        description="The same for Variables, to read, set and delete. With one entry set, nobody may list all keys.",
+        description="The same for Variables, to read, set and delete. As soon as there is an entry, nobody may list all keys.",
     ),
     Key(
         name="allowed_triggering",
@@ -797,8 +799,8 @@ KEYS: Final[tuple[Key, ...]] = (
         is_list=True,
         example="sales/*:sales_*, */all.py:*",
         default_words="all DAGs, for all files",
-        description="The same for DAGs whose runs a file's tasks may trigger, and reset by that. With one entry set, tasks "
-        "may also look at runs, task states and XComs of no other DAGs than these and their own.",
+        description="The same for DAGs whose runs a file's tasks may trigger, which may also reset a run. As soon as there is "
+        "an entry, tasks may look at runs, task states and XComs of these DAGs and their own only.",
     ),
     Key(
         name="task_execution_runtime",
@@ -851,7 +853,7 @@ def known_sections() -> frozenset[str]:
 
 
 def is_free(section: str) -> bool:
-    """The section's keys are labels or environment variables, and so the user's own."""
+    """Whether the section's keys are labels or environment variables, for which any name may be chosen."""
     return section.endswith((LABELS_SUFFIX, ENVIRONMENT_SUFFIX))
 
 

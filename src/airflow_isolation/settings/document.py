@@ -1,9 +1,9 @@
 """YAML text, or the Python objects of an executor_config, as a tree that knows source, line and key of every value.
 
 Scalars stay the text that was written: ``no`` is "no" and not False, ``1.10`` is "1.10" and not 1.1. The tree is built
-from the parser's events, so that depth and aliases are bounded before anything is made of them, and no tag ever
-constructs anything. What is only wrong if the value is used (a tag, a duplicate key) is told when it is used: a YAML
-beside a DAG file may hold other people's keys too.
+from the parser's events, so that depth and aliases are bounded before objects are made, and no tag ever constructs
+anything. A tag or a duplicate key is an error only when its value is used, because a YAML beside a DAG file may hold
+keys of other programs too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ListNode:
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """``entries`` keeps the order as written; of a duplicate the last. ``misfits``: keys that may not be used."""
+    """``entries`` keeps the order as written; of a key that stands twice, the last. ``misfits``: keys that are an error."""
 
     entries: Mapping[str, Node]
     origin: Origin
@@ -56,7 +56,7 @@ class MapNode:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A value with a tag of somebody's own, which has no meaning here."""
+    """A value with a tag that YAML itself does not define; it has no meaning here."""
 
     tag: str
     origin: Origin
@@ -66,7 +66,10 @@ Node: TypeAlias = Scalar | ListNode | MapNode | Tagged
 
 
 def scalar(node: Node, *, expected: str = "a single value") -> Scalar:
-    """:raises SettingError: it is a list or a map, or nothing."""
+    """The node as a scalar.
+
+    :raises SettingError: it is a list or a map, or nothing.
+    """
     if not isinstance(node, Scalar):
         raise _wrong_kind(node, expected)
     if node.is_null:
@@ -75,14 +78,20 @@ def scalar(node: Node, *, expected: str = "a single value") -> Scalar:
 
 
 def list_items(node: Node) -> tuple[Node, ...]:
-    """:raises SettingError: it is not a list."""
+    """The node's items.
+
+    :raises SettingError: it is not a list.
+    """
     if not isinstance(node, ListNode):
         raise _wrong_kind(node, "a list")
     return node.items
 
 
 def map_items(node: Node) -> Mapping[str, Node]:
-    """:raises SettingError: it is not a map, or a key stands in it twice."""
+    """The node's entries.
+
+    :raises SettingError: it is not a map, or a key stands in it twice.
+    """
     if not isinstance(node, MapNode):
         raise _wrong_kind(node, "a map")
     for origin, message in node.misfits:
@@ -145,7 +154,7 @@ def from_python(value: object, source: str, key: str, *, author: bool) -> Node:
 
 @dataclass(slots=True)
 class _Open:
-    """A list or map whose end has not come yet. ``key`` is a map's key that waits for its value."""
+    """A list or map whose end the parser has not reached yet. ``key`` is a map's key that waits for its value."""
 
     origin: Origin
     anchor: str | None
@@ -165,7 +174,7 @@ class _Open:
 
 
 class _Builder:
-    """Events in, tree out; never recursive, so that no depth of input is a depth of calls."""
+    """Makes the tree of the events. Not recursive, so that deeply nested input can't exhaust Python's stack."""
 
     def __init__(self, source: str, *, author: bool) -> None:
         self.root: Node | None = None
@@ -217,7 +226,7 @@ class _Builder:
             return self._origin("", line)
         top = self._open[-1]
         if top.key is not None:
-            # A value is found where its key stands, also when it begins a line below.
+            # The line of a value is that of its key, also when the value begins a line below.
             return self._origin(_below(top.origin.key, top.key[0]), top.key[1])
         return self._origin(f"{top.origin.key}[{len(top.items)}]", line)
 

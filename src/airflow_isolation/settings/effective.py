@@ -1,4 +1,4 @@
-"""The values that resolving gives: what holds for one workload, and where each value came from."""
+"""What ``resolve`` gives: the settings that hold for one workload, and where each value came from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Purpose = Literal["task", "parse"]
 ParseMode = Literal["fork", "fresh"]
 StartMode = Literal["auto", "fork", "fresh"]
 
-#: So many uids and gids a user namespace has, as everywhere.
+#: How many uids and gids a user namespace gets: the usual number.
 UIDS_OF_AN_IMAGE = 65536
 
 
@@ -42,11 +42,11 @@ class Origin:
     author: bool = False
 
     def error(self, message: str, *, hint: str = "") -> SettingError:
-        """This value is wrong."""
+        """The error to raise when this value is wrong."""
         return SettingError(message, source=self.source, line=self.line, key=self.key, hint=hint)
 
     def refusal(self, message: str, *, hint: str = "") -> PolicyRefused:
-        """This value is well formed, but forbidden."""
+        """The error to raise when this value is well formed, but forbidden."""
         return PolicyRefused(message, source=self.source, line=self.line, key=self.key, hint=hint)
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A directory or file of the host in the container. Paths are absolute and normalised; symlinks not yet looked at."""
+    """A directory or file of the host in the container. Paths are absolute and normalised, but may still be symlinks."""
 
     source: str
     target: str
@@ -77,7 +77,7 @@ class Grant(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What user code may ask Airflow for, by the DAG file that it is from, given as ``BUNDLE/PATH``. Empty is no bound."""
+    """What the code of a DAG file, given as ``BUNDLE/PATH``, may ask Airflow for. Empty allows everything."""
 
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
@@ -99,7 +99,7 @@ def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class UidRange:
-    """Uids, and the gids of the same numbers, of the host. ``count`` 0 is none."""
+    """A range of the host's uids, and of the gids with the same numbers. ``count`` 0 is an empty range."""
 
     first: int
     count: int
@@ -118,9 +118,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """How to reach the daemon, and the places on this host. The same for every workload of a backend.
+    """How to reach the daemon, and which places of this host are used. The same for every workload of a backend.
 
-    Empty text is the backend's own default. ``snapshotter``, ``runtime_binary`` and ``hosts_dir`` are containerd's.
+    Empty text means the backend's own default. ``snapshotter``, ``runtime_binary`` and ``hosts_dir`` are containerd's.
     """
 
     backend: Backend

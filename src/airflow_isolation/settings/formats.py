@@ -30,14 +30,14 @@ _CAPABILITY: Final = re.compile(r"[A-Z][A-Z_]{1,40}", re.ASCII)
 _NAMESPACE: Final = re.compile(r"(?=.{1,76}\Z)[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 _ENVIRONMENT_NAME: Final = re.compile(r"[^=\0\s]{1,256}")
 _LABEL_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,254}[A-Za-z0-9])?", re.ASCII)
-# containerd refuses a label of which key and value are longer (labels.Validate).
+# containerd refuses a label whose key and value together are longer (labels.Validate).
 MAX_LABEL: Final = 4096
 # The kernel's MAX_ARG_STRLEN holds for one NAME=VALUE.
 MAX_ENVIRONMENT: Final = 128 * 1024 - 1
 # The largest uid that every runtime takes for what it is (CVE-2024-40635).
 MAX_UID: Final = 2**31 - 1
 
-# (uid_t) -1 is nobody at all.
+# (uid_t) -1 stands for no user, so the last uid is the one before.
 _LAST_UID: Final = 2**32 - 2
 
 _TRUE: Final = frozenset({"true", "t", "1", "yes", "on"})
@@ -128,7 +128,7 @@ def parse_grant(text: str) -> Grant:
     """``FILE:ID``, two shell patterns."""
     file, separator, id = parse_text(text).partition(":")
     if not separator or not file.strip() or not id.strip():
-        raise ValueError(f"{text!r} does not say who may read what; write FILE:ID, such as sales/*:sales_*")
+        raise ValueError(f"{text!r} does not say which file may use what; write FILE:ID, such as sales/*:sales_*")
     return Grant(file.strip(), id.strip())
 
 
@@ -149,7 +149,7 @@ def parse_client(text: str) -> str:
 
 
 def is_root(user: str) -> bool:
-    """The user is root as far as its name says; a name in an image may still be uid 0, which the spec builder sees."""
+    """Whether the text means root. Another name may be uid 0 in an image; the spec builder (``oci.account``) checks that."""
     return user == "root" or (user[:1].isdigit() and int(user.partition(":")[0]) == 0)
 
 
@@ -254,12 +254,12 @@ def parse_volume(text: str) -> Volume:
         raise ValueError(f"{text!r} ends in {mode!r}, which is neither ro nor rw")
     source, target = parse_path(parts[0]), parse_path(parts[1])
     if target == "/" or any(target == place or target.startswith(place + "/") for place in ("/proc", "/sys", "/dev")):
-        raise ValueError(f"{text!r} would cover {target} of the container, which is the runtime's own")
+        raise ValueError(f"{text!r} would cover {target}, which the runtime needs in the container")
     return Volume(source, target, read_only=mode == "ro")
 
 
 def check_environment(name: str, value: str) -> None:
-    """A variable that execve(2) takes."""
+    """Check that execve(2) accepts the variable."""
     if _ENVIRONMENT_NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is not a name for an environment variable")
     if "\0" in value:
@@ -269,7 +269,7 @@ def check_environment(name: str, value: str) -> None:
 
 
 def check_label(name: str, value: str) -> None:
-    """A label that both backends take and that is not the runtime's or ours."""
+    """Check a label: both backends must accept it, and its name must not be reserved for a runtime or for us."""
     if _LABEL_NAME.fullmatch(name) is None:
         raise ValueError(f"{name!r} is not a name for a label; write letters, digits and . _ - /")
     for reserved in ("io.airflow.", "containerd.io/", "io.cri-containerd", "com.docker."):

@@ -1,6 +1,7 @@
-"""get_docker_runtime_image(image) in airflow_local_settings: the last word on the image.
+"""The function get_docker_runtime_image(image) of airflow_local_settings, which may replace the image.
 
-It gets the image that the settings give, as written, for tasks and parses alike, and returns the one to use.
+It gets the image that the settings give, as written, and returns the image to use. It is asked for tasks and parses
+alike, after all settings.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def image_hook() -> ImageHook | None:
 
 
 def ask_hook(hook: ImageHook, image: Assignment) -> Assignment:
-    """The image that the hook wants. An image that it returns unchanged keeps its origin.
+    """The image that the hook returns. An unchanged image keeps its origin.
 
-    :raises SettingError: it raises, or returns anything but an image reference.
+    :raises SettingError: the hook raises, or returns anything but an image reference.
     """
     origin = Origin(SOURCE)
     try:

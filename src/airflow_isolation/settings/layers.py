@@ -1,7 +1,7 @@
-"""A section of airflow.cfg, or a map of a document, as assignments: flat keys to values, each with its origin.
+"""A layer: a section of airflow.cfg, or a map of a document, as flat keys with their values and origins.
 
-Maps and volumes are flat as well (``environment.REGION``, ``labels.team``, ``volumes./data``), so that one layer over
-another is ``{**lower, **upper}``: maps merge by name, volumes by target, and everything else is replaced.
+Maps and volumes are flat as well (``environment.REGION``, ``labels.team``, ``volumes./data``). So ``{**lower, **upper}``
+lays one layer over another: maps merge by name, volumes by target, and everything else is replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Layer = dict[str, Assignment]
 
 
 def section_layer(configuration: Configuration, section: str) -> Layer:
-    """What a section and its two siblings say. An empty value is not set.
+    """What a section and its two siblings (labels and environment variables) say. An empty value counts as not set.
 
     :raises SettingError: unknown key, or a value that doesn't parse.
     """
@@ -76,7 +76,7 @@ def declared_layer(configuration: Configuration, section: str) -> Layer:
 
 
 def check_section_names(configuration: Configuration) -> None:
-    """A section whose name is nearly ours is a mistake: nothing in it would be read.
+    """Find sections whose names are nearly ours: they are mistakes, because nothing in them would be read.
 
     :raises SettingError: such a section exists.
     """

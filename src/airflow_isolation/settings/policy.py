@@ -1,7 +1,7 @@
 """[container_runtime_policy]: what the administrator forbids. It refuses, and never rewrites.
 
-It holds for what authors set, in DAG metadata and executor_config, and for the final image, whoever chose it. What
-airflow.cfg itself sets is the administrator's own word, except for root: that needs ``allow_root`` always.
+It holds for what authors set, in DAG metadata and executor_config, and for the final image, whoever chose it. It does not
+hold for what airflow.cfg itself sets, with one exception: root always needs ``allow_root``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Policy:
         raise origin.refusal(f"{asked} is more than [{POLICY_SECTION}] max_{name} allows, {most}")
 
     def _check_io(self, asked: tuple[DeviceRates, ...], origin: Origin) -> None:
-        # What an author sets takes the place of the administrator's io_max: to leave a disk out is to lift its limit.
+        # An author's io_max replaces the administrator's, so leaving a disk out would lift its limit.
         given = {rates.device: rates for rates in asked}
         for bound in self.max_io:
             rates = given.get(bound.device, DeviceRates(device=bound.device))
@@ -161,4 +161,4 @@ def _matches(image: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _allowed(key: str, allowed: tuple[str, ...]) -> str:
-    return f"[{POLICY_SECTION}] {key} is {', '.join(allowed) if allowed else 'empty, so none is'}"
+    return f"[{POLICY_SECTION}] {key} is {', '.join(allowed) if allowed else 'empty, which allows none'}"

@@ -1,7 +1,7 @@
 """The declarations in the form that Airflow's provider info wants: ``airflow config list`` shows them.
 
-Sections for labels and environment variables are not in it: their keys are the user's own, and Airflow lists a section
-without declared options as soon as somebody has set one.
+Sections for labels and environment variables are left out: their keys can't be declared, since users choose the names.
+Airflow lists a section without declared options anyway as soon as somebody has set one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Bytes: a number and a unit. Small letters are Docker's and powers of 1024 (``512m``, ``2g``); capital letters are
 Kubernetes' and powers of 1000 (``512M``, ``2G``); with an i they are powers of 1024 (``512Mi``, ``2Gi``). A trailing
-b or B is allowed (``512mb``, ``512MB``, ``512MiB``). In Kubernetes a small m is a thousandth; for bytes that is of no
-use, so here it is Docker's.
+b or B is allowed (``512mb``, ``512MB``, ``512MiB``). A small m is a thousandth in Kubernetes, which is useless for
+bytes; here it is Docker's.
 
 Cores: a number (``2``, ``0.5``) or thousandths (``500m``). Durations: a number of seconds, or one with a unit
 (``500ms``, ``10s``, ``5m``, ``1h``). Counts are whole numbers.
@@ -24,7 +24,7 @@ MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 TIB: Final = 1024 * GIB
 
-# Docker refuses less, and no process lives in less.
+# Docker refuses less, and no process can run in less.
 MIN_MEMORY: Final = 6 * MIB
 MIN_TMPFS: Final = 64 * KIB
 MAX_BYTES: Final = 1024 * TIB
@@ -151,7 +151,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_natural(text: str) -> int:
-    """A whole number, 0 among them."""
+    """A whole number from 0 on."""
     number = text.strip()
     if not (number.isascii() and number.isdecimal()):
         raise ValueError(f"{text!r} is not a whole number")

@@ -1,4 +1,4 @@
-"""All settings in their order, low to high, into EffectiveSettings. Pure but for reading the YAML files.
+"""All settings, the weakest first, into EffectiveSettings. Pure except that it reads the YAML files.
 
 1. defaults, for a task Airflow's default_impersonation, then the four sections of airflow.cfg that hold for purpose and backend (``overriding_sections``);
 2. the volumes of ``volume_mount_yaml``;
@@ -105,10 +105,10 @@ def resolve(
 ) -> EffectiveSettings:
     """What holds for a task, or for the parse of a DAG file.
 
-    :param dag_file: the DAG file, absolute or relative to ``bundle_path``; a member of a zip counts as the zip. Without
-        one no DAG metadata is read.
-    :param dag_id: only named in errors; settings don't depend on it.
-    :param task_id: chooses the ``tasks`` entries; without meaning for a parse.
+    :param dag_file: the DAG file, absolute or relative to ``bundle_path``; a file in a zip counts as the zip. If None,
+        no DAG metadata is read.
+    :param dag_id: for the words of errors only; settings don't depend on it.
+    :param task_id: chooses the ``tasks`` entries; ignored for a parse.
     :param hook: ``image_hook()``, or None for no hook.
     :param document: the DAG metadata, where ``find_document`` has found them on behalf of whoever asks; then no ``dag_file``.
     :raises SettingError: a mistake, with source, line and key.
@@ -132,7 +132,9 @@ def resolve(
 
 
 def check_configuration(purpose: Purpose, backend: Backend, *, configuration: Configuration) -> None:
-    """Find what is wrong whatever the DAG; a component that asks at its start tells its administrator, not every author.
+    """Find mistakes in airflow.cfg.
+
+    A component asks at its start, so that the administrator learns of them, not each author.
 
     :raises SettingError: a mistake in a section that holds for this purpose and backend.
     :raises PolicyRefused: root is configured, and not allowed.
@@ -217,7 +219,7 @@ def _configured(
 
 
 def _default_impersonation(configuration: Configuration) -> Layer:
-    """[core] default_impersonation: whom Airflow's tasks become with sudo; here their container runs as that user."""
+    """[core] default_impersonation: stock Airflow runs tasks as this user by sudo; here the container runs as this user."""
     configured = configuration.section("core").get(DEFAULT_IMPERSONATION)
     text = configured.text.strip() if configured else ""
     if not configured or not text:
@@ -247,7 +249,7 @@ def _author_layers(
     for written in (metadata, in_task):
         if written is None:
             continue
-        # Also what holds for other tasks: a parse then shows the mistake where Airflow shows import errors.
+        # Layers for other tasks are checked too: so a parse shows the mistake where Airflow shows import errors.
         for layer in written.everything(backend):
             policy.check(layer)
         yield from written.for_backend(backend, task_id if purpose == "task" else None)
@@ -266,7 +268,7 @@ def _final_image(
             source=f"[{COMMON_SECTION}] in airflow.cfg",
             key="image",
             hint=f"Write image = … into [{sections[0]}] (or [{sections[-1]}]) of airflow.cfg, for all DAGs, or "
-            '"container: {image: …}" into a YAML file beside the DAG file, for that one',
+            '"container: {image: …}" into a YAML file beside the DAG file, for that file',
         )
     return ask_hook(hook, image) if hook is not None else image
 
@@ -346,7 +348,7 @@ def _zygote_settings(effective: Layer) -> ZygoteSettings:
 
 
 def is_default(row: Row) -> bool:
-    """Whether nobody chose this: it was not written, or it is a default as Airflow writes them all into a new airflow.cfg."""
+    """Whether nobody chose this value. Defaults that Airflow itself wrote into a new airflow.cfg count as not chosen."""
     in_file = row.origin.startswith("[") and IN_FILE in row.origin
     return row.origin == str(_UNSET.origin) or (in_file and (not row.value or row[:2] in _default_rows()))
 

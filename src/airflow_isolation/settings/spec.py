@@ -1,4 +1,4 @@
-"""EffectiveSettings, and what the bridge adds, into a ContainerSpec. What the bridge adds wins."""
+"""EffectiveSettings, and what the bridge adds, into a ContainerSpec. Where both set something, the bridge wins."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def container_spec(
     mounts: Iterable[Mount] = (),
     labels: Mapping[str, str] = NO_STRINGS,
 ) -> ContainerSpec:
-    """The container for one workload. Looks at the host's file system: a volume's source must exist.
+    """The container for one workload. It looks at the host's file system: a volume's source must exist.
 
-    Mounts come outermost first, so that one inside another is not covered by it.
+    Outer mounts come first, so that none covers a mount inside it.
 
     :raises SettingError: a volume's source doesn't exist or passes through a symbolic link, or its target would cover
         one of ``mounts``.
@@ -49,7 +49,7 @@ def container_spec(
         allow_root=settings.allow_root,
         working_dir=settings.working_dir,
         hostname=settings.hostname,
-        # One container parses many files: one that needs too much memory is not to end the others.
+        # One container parses many files: when one needs too much memory, the others shall go on.
         resources=replace(settings.resources, oom_group=settings.purpose == "task" or settings.parse_mode == "fresh"),
         network=settings.network,
         read_only_root=settings.read_only_root,
@@ -69,7 +69,7 @@ def _check_source(volume: Volume, origin: Origin) -> None:
         raise origin.error(f"the mount source {volume.source} does not exist on this host")
     real = os.path.realpath(volume.source)
     if real != volume.source:
-        # The policy saw the path as written; where a link leads is another question, and may change.
+        # The policy checked the path as written. A link may lead elsewhere, and may change.
         raise origin.error(
             f"the mount source {volume.source} is, or passes through, a symbolic link",
             hint=f"Write {real}, if that is meant",

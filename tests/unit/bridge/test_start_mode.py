@@ -134,12 +134,12 @@ def obstacles(readable: Path, closed: Path) -> list[tuple[str, dict[str, Any], s
         (
             "",
             {"mounts": (Mount(source=str(closed), target="/in"),)},
-            f"{closed} is not readable for others, whom everybody in a user namespace is",
+            f"{closed} is not readable for others, and users of a user namespace are others",
         ),
         (
             "",
             {"mounts": (Mount(source=str(closed / "gone"), target="/in"),)},
-            f"{closed / 'gone'} is not readable for others, whom everybody in a user namespace is",
+            f"{closed / 'gone'} is not readable for others, and users of a user namespace are others",
         ),
         ("uid_range = none", {}, "uid_range is none"),
     ]
@@ -191,8 +191,8 @@ def test_on_a_kernel_that_can_not_map_layers_the_image_has_the_last_word(
     assert "unless" not in foresee(*task(tmp_path)).why
     monkeypatch.setattr(platform, "release", lambda: "5.15.0-1-generic")
     assert foresee(*task(tmp_path)).why == (
-        f"in a user namespace of the image's own, from the uids {FIRST}:{2 * 65536}, unless its user may read what "
-        "others may not (Linux 5.15 can't map ids below an overlay, as 5.19 can)"
+        f"in a user namespace of the image's own, from the uids {FIRST}:{2 * 65536}, unless the image has files "
+        "that its user may read and others may not (Linux 5.15 can't map ids below an overlay, as 5.19 can)"
     )
 
 
@@ -291,7 +291,7 @@ def test_no_process_with_privilege_is_made_of_what_an_author_wrote(
 ) -> None:
     decision = decided(tmp_path, "uid_range = none", written=written)
     assert decision.mode == "fresh"
-    assert decision.why.endswith(f"what has privilege on the host is not made of an author's words: {named}")
+    assert decision.why.endswith(f"a zygote with privilege on the host must not have an author's settings: {named}")
     assert decided(tmp_path, written=written).user_namespace == UserNamespace(first=FIRST, keeps_owners=True)
 
 

@@ -57,7 +57,7 @@ def test_what_the_server_was_told_holds(code: int, report: Any, asked: str, stat
         assert server.asked == [asked]
         assert task.supervisor.final_state == state
         text, values = task.log.lines[-1]
-        assert "what it reported holds" in text
+        assert "the reported state holds" in text
         assert values == {"state": state, "exit_code": code}
 
 

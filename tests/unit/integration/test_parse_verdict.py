@@ -23,9 +23,9 @@ if TYPE_CHECKING:
         ({"code": -9, "timeout": 50.0}, ("longer than 50 seconds", "dag_file_processor_timeout")),
         ({"code": -9, "violation": "It sang."}, ("stopped. It sang.",)),
         ({"code": -9, "violation": "It sang.", "timeout": 50.0}, ("It sang.",)),
-        ({"code": -9, "out_of_memory": True, "memory": 1 << 30}, (", for want of memory; the limit is 1 GiB",)),
-        ({"code": 1, "out_of_memory": True}, ("for want of memory; no limit is set",)),
-        ({"code": -9, "out_of_memory": None, "memory": 1 << 30}, ("most likely for want of memory",)),
+        ({"code": -9, "out_of_memory": True, "memory": 1 << 30}, (", because memory ran out; the limit is 1 GiB",)),
+        ({"code": 1, "out_of_memory": True}, ("because memory ran out; no limit is set",)),
+        ({"code": -9, "out_of_memory": None, "memory": 1 << 30}, ("most likely because memory ran out",)),
         ({"code": -9, "out_of_memory": False}, ("killed by SIGKILL",)),
     ],
 )

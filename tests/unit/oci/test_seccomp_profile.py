@@ -316,7 +316,7 @@ READ = {"names": ["read"], "action": ALLOW}
         ),
         ({"flags": [1]}, r"flags\[0\] is 1, not a flag"),
         ({"flags": ["LOG"]}, r"flags\[0\] is 'LOG', not a flag"),
-        ({"listenerPath": "/run/x"}, "listenerPath is set, and nobody here listens"),
+        ({"listenerPath": "/run/x"}, "listenerPath is set, but this project runs no listener"),
         ({"defaultAction": ["x"]}, r"defaultAction is \['x'\]"),
         ({"defaultAction": {}}, r"defaultAction is \{\}"),
         ({"defaultErrnoRet": True}, "defaultErrnoRet is True, not a number"),

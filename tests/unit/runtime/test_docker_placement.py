@@ -85,7 +85,7 @@ def test_a_budget_is_refused_by_name_where_systemd_can_not_be_told(
     monkeypatch.setattr("os.geteuid", lambda: uid)
     monkeypatch.setattr(systemd, "BOOTED", tmp_path if booted else tmp_path / "not")
     spec = replace(SPEC, budget=Resources(memory=4 * GIB))
-    with pytest.raises(SpecRefused, match=r"budget_memory can't be had.*takes orders from the host's root alone"):
+    with pytest.raises(SpecRefused, match=r"budget_memory can't be had.*takes orders only from the host's root"):
         docker(monkeypatch, "systemd", "2")._placed("w1", spec)
 
 

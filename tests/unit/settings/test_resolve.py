@@ -35,7 +35,7 @@ def test_without_an_image_the_error_says_what_to_write_where(from_cfg: FromCfg) 
     assert str(caught.value) == (
         "[container_runtime] in airflow.cfg, image: no image is configured for the task load of the DAG sales. Write "
         "image = … into [container_runtime] (or [task_execution_containerd_runtime]) of airflow.cfg, for all DAGs, or "
-        '"container: {image: …}" into a YAML file beside the DAG file, for that one'
+        '"container: {image: …}" into a YAML file beside the DAG file, for that file'
     )
 
 

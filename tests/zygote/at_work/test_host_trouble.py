@@ -152,7 +152,7 @@ def test_a_container_that_is_killed_while_its_task_runs_is_told_from_one_without
     assert ending
     assert "was ended from outside while the task ran" in ending.from_outside
     # dockerd may have taken the cgroup away before anybody reads it.
-    gone = worker.form == "docker" and "for its cgroup is gone" in ending.from_outside
+    gone = worker.form == "docker" and "since its cgroup is gone" in ending.from_outside
     assert gone or "not by a memory limit" in ending.from_outside
     worker.end()
     until(

@@ -161,11 +161,11 @@ def test_where_owners_can_not_be_kept_the_image_is_looked_at_once(
                 assert kept(worker) == before
             runtime.remove_image(image.reference)
     closed = (
-        "/home/airflow (mode 0700) of the image is closed to others, whom everybody in a user namespace is, as its files "
-        "can't keep their owners there: the snapshotter native makes no overlays. Open it in the image (chmod o+rX), or "
-        "leave it so"
+        "/home/airflow (mode 0700) of the image is closed to others, and users of a user namespace are others, because its "
+        "files can't keep their owners there: the snapshotter native makes no overlays. Open it in the image (chmod o+rX), or "
+        "leave it as it is"
     )
-    beyond = "the user's id 70000 is beyond the 65536 of a user namespace"
+    beyond = "the user's id 70000 is not among the 65536 ids of a user namespace"
     assert answers == {
         ("closed", ""): ImageInNamespace(obstacle=closed),
         ("closed", "1234:1234"): ImageInNamespace(),

@@ -1,4 +1,4 @@
-"""Which daemons a command asks, and the container that an abbreviated id means."""
+"""Which daemons a command asks, and which container an abbreviated id means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: So many are named when an id means several.
+#: How many ids an error lists when an abbreviated id is ambiguous.
 _NAMED = 5
 
 
@@ -31,7 +31,7 @@ class ContainerAmbiguous(ContainerRuntimeError):
 
 
 class Choice(NamedTuple):
-    """The daemons to ask. ``guessed``: nobody named them, their sockets were found on this host."""
+    """The daemons to ask. ``guessed``: no setting names them; their sockets were found on this host."""
 
     connections: tuple[ConnectionSettings, ...]
     guessed: bool
@@ -45,11 +45,11 @@ class Found(NamedTuple):
 
 
 def choose(arguments: Namespace) -> Choice:
-    """The daemon that the command line names, or those of the two flags, or those whose sockets are here.
+    """The daemon that the command line names, else those that the two flags name, else those whose sockets are here.
 
     :raises UsageError: the command line names both.
     :raises SettingError: a mistake in airflow.cfg.
-    :raises RuntimeUnreachable: nothing is named, and nothing is found.
+    :raises RuntimeUnreachable: no daemon is named, and none is found.
     """
     configuration = airflow_configuration()
     named = named_backend(arguments)
@@ -71,7 +71,7 @@ def choose(arguments: Namespace) -> Choice:
 
 
 def choose_one(arguments: Namespace) -> ConnectionSettings:
-    """As ``choose``, for what can be done with one daemon only.
+    """As ``choose``, for commands that need exactly one daemon.
 
     :raises UsageError: several are in use, and none is named.
     """
@@ -83,7 +83,7 @@ def choose_one(arguments: Namespace) -> ConnectionSettings:
 
 
 def named_backend(arguments: Namespace) -> Backend | None:
-    """What ``--backend``, ``--containerd`` and ``--docker`` say together.
+    """The backend that ``--backend``, ``--containerd`` and ``--docker`` name together; None when none is given.
 
     :raises UsageError: they contradict each other.
     """
@@ -95,11 +95,11 @@ def named_backend(arguments: Namespace) -> Backend | None:
 
 
 def ask_each(choice: Choice, question: Callable[[ConnectionSettings, ContainerRuntime], T]) -> tuple[list[T], int]:
-    """The answers of all daemons that give one, and an exit code. Why others give none is said on stderr.
+    """Ask each daemon; the answers, and an exit code. The errors of those that don't answer go to stderr.
 
-    A daemon that was merely found may be out of order without making the command a failure, if another answers.
+    If a daemon was only guessed and doesn't answer, the command still succeeds when another daemon answers.
 
-    :raises IsolationError: the reason of the only one, or of the last when none answers.
+    :raises IsolationError: no daemon answers; the error of the last one.
     """
     answers: list[T] = []
     failures: list[IsolationError] = []
@@ -139,7 +139,7 @@ def only_match(containers: Sequence[Found], prefix: str) -> Found:
     if not matches:
         raise ContainerNotFound(
             f"There is no container whose id is, or begins with, {prefix!r}",
-            hint="`airflow containers list --all` shows those that there are",
+            hint="`airflow containers list --all` shows all containers",
         )
     if len(matches) > 1:
         ids = ", ".join(found.container.id for found in matches[:_NAMED])

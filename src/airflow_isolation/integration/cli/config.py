@@ -26,7 +26,7 @@ _FLAGS: Final = {"task": "task_execution_runtime", "parse": "scheduler_dag_parsi
 
 
 class DagPlace(NamedTuple):
-    """Where a DAG file is, and what the task in question says of its container."""
+    """Where a DAG file is, and the executor_config of the task that was named."""
 
     dag_file: Path | None = None
     bundle_path: Path | None = None
@@ -35,9 +35,9 @@ class DagPlace(NamedTuple):
 
 @command
 def show_settings(arguments: Namespace) -> int:
-    """Every setting that holds, its value, and where it was written; for a task also how it would be started, and why.
+    """Print every setting that holds, its value, and where it was written; for a task also its start mode, and why.
 
-    Asks no daemon.
+    No daemon is asked.
     """
     purpose = cast("Purpose", arguments.purpose)
     if arguments.task_id and not (arguments.dag_id or arguments.dag_file):
@@ -64,7 +64,9 @@ def show_settings(arguments: Namespace) -> int:
 
 
 def _backend(arguments: Namespace, purpose: Purpose, configuration: Configuration) -> Backend:
-    """The one that is named, or that the purpose's flag names, or else one that is here: settings need no daemon."""
+    """The backend that the command line names, else the purpose's flag, else one found here, else containerd: no daemon
+    is needed.
+    """
     named = named_backend(arguments)
     flagged = task_execution_backend(configuration) if purpose == "task" else dag_parsing_backend(configuration)
     if named or flagged:
@@ -76,7 +78,7 @@ def _backend(arguments: Namespace, purpose: Purpose, configuration: Configuratio
     except Exception:  # noqa: BLE001 - no daemon is here
         backend = "containerd"
     what = "tasks run" if purpose == "task" else "DAG files are parsed"
-    say(f"[core] {_FLAGS[purpose]} is empty: {what} outside of containers. This is what would hold with {backend}.")
+    say(f"[core] {_FLAGS[purpose]} is empty: {what} outside of containers. These settings would hold with {backend}.")
     return backend
 
 

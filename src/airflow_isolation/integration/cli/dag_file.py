@@ -1,4 +1,4 @@
-"""The DAG file that a command names, and the bundle in which it lies."""
+"""The DAG file that a command names, and the bundle that holds it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow_isolation.integration.seams.configuration import local_bundles
 
 
 class DagFile(NamedTuple):
-    """``bundle_name`` is empty, and ``bundle_path`` the file's own directory, when it lies in no local bundle."""
+    """A DAG file. In no local bundle, its ``bundle_name`` is empty and ``bundle_path`` is its own directory."""
 
     path: Path
     bundle_name: str
@@ -22,7 +22,7 @@ class DagFile(NamedTuple):
 
 
 def locate(named: str) -> DagFile:
-    """A file by its path here or in a bundle.
+    """Find a file by its path, from the working directory or in a bundle.
 
     :raises UsageError: there is no such file.
     """

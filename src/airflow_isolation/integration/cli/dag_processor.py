@@ -1,6 +1,6 @@
-"""``airflow containers dag-processor`` and ``reserialize``: DAG files parsed in containers, or not at all.
+"""``airflow containers dag-processor`` and ``reserialize``: DAG files are parsed in containers, or not at all.
 
-Unlike `airflow dag-processor` these don't depend on a hook having been applied: what they run is ours.
+`airflow dag-processor` needs an import hook to do so. These commands call our DAG processor directly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @component
 def run_dag_processor(arguments: Namespace) -> int:
-    """`airflow dag-processor`, with its options, parsing in containers also when the flag is not set."""
+    """`airflow dag-processor`, with its options. It parses in containers even if the flag is not set."""
     _switch_on(arguments)
     from airflow_isolation.integration.seams import stock_parsing
 
@@ -51,7 +51,7 @@ def reserialize(arguments: Namespace) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, and nothing otherwise: the log says which file is parsed where."""
+    """A progress bar on a terminal, else nothing: the log says which file is parsed where."""
     if not sys.stderr.isatty():
         yield lambda _, __: None
         return
@@ -65,7 +65,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _switch_on(arguments: Namespace) -> Backend:
-    """The backend that is to parse; from here on the flag is set in this process and those that it starts."""
+    """The backend for parsing. Sets the flag for this process and those that it starts."""
     flagged = dag_parsing_backend(airflow_configuration())
     backend = named_backend(arguments) or flagged
     if backend is None:

@@ -1,4 +1,4 @@
-"""The words of ``airflow containers``. Every ``airflow`` call loads this: it imports Airflow's parser and nothing else."""
+"""The arguments of ``airflow containers``. Every ``airflow`` call loads this, so it imports only Airflow's parser."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ _CONTAINERS = GroupCommand(
             name="reserialize",
             help="Parse all DAG files once, in containers, and store the results",
             description="Parse every file of the DAG bundles once, each in its container, and store the results.\n"
-            "What can't be parsed for want of a daemon or an image is left in the database as it is",
+            "What can't be parsed because a daemon or an image is missing stays in the database as it is",
             func=lazy_load_command(f"{_PACKAGE}.dag_processor.reserialize"),
             args=(ARG_BUNDLE_NAME, *_BACKENDS, ARG_VERBOSE),
             epilog=_PARSE_EXIT_CODES,
@@ -262,5 +262,5 @@ _CONTAINERS = GroupCommand(
 
 
 def get_containers_cli_commands() -> list[GroupCommand]:
-    """What the ``cli`` key of the provider info names."""
+    """The commands. The key ``cli`` of the provider info names this function."""
     return [_CONTAINERS]

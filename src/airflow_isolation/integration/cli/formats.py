@@ -1,4 +1,4 @@
-"""Numbers and text for people. None, which is "not known", becomes empty text."""
+"""Numbers and text for people. None means "not known", and becomes empty text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def duration(seconds: float | None) -> str:
-    """The one unit that matters: ``42s``, ``3m``, ``5h``, ``2d``."""
+    """A duration in one unit: ``42s``, ``3m``, ``5h``, ``2d``."""
     if seconds is None:
         return ""
     span = timedelta(seconds=max(0.0, seconds))
@@ -23,7 +23,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in binary units, three digits: ``98.2MiB``."""
+    """Bytes in binary units, with three digits: ``98.2MiB``."""
     if count is None:
         return ""
     amount = float(count)
@@ -40,17 +40,20 @@ def seconds(amount: float | None) -> str:
 
 
 def percent(amount: float | None) -> str:
-    """Of one processor: ``87.5%``."""
+    """A share of one processor: ``87.5%``."""
     return "" if amount is None else f"{amount:.1f}%"
 
 
 def printable(text: str) -> str:
-    """Without control characters: labels and output come from strangers, and a terminal obeys what it is sent."""
+    """The text without control characters. Labels and output are untrusted, and could send commands to the terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def printable_lines(text: str, *, indent: str = "") -> str:
-    """Text of several lines for a terminal. All but the first get the indent, so that none of them looks like another's."""
+    """Text of several lines for a terminal.
+
+    All but the first are indented, so none looks like a line of the command's own.
+    """
     return f"\n{indent}".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))

@@ -35,7 +35,7 @@ COLUMNS: Final = (
 
 @command
 def list_images(arguments: Namespace) -> int:
-    """Every image in the stores of the daemons in use."""
+    """Print every image in the stores of the daemons in use."""
 
     def rows(connection: ConnectionSettings, runtime: ContainerRuntime) -> list[Row]:
         return [_row(connection.backend, image) for image in runtime.list_images()]
@@ -75,9 +75,10 @@ def remove_image(arguments: Namespace) -> int:
 
 
 def have_image(settings: EffectiveSettings) -> None:
-    """Have the image of a workload here, with progress, and what is wrong with it as an error at once: somebody waits.
+    """Pull a workload's image if it is missing, and show progress. Errors come at once, because a person waits.
 
-    :raises IsolationError: also what a worker would put off until later, a daemon or a registry out of reach.
+    :raises IsolationError: the image can't be used; also when a daemon or registry is out of reach, which a worker would
+        wait for.
     """
     with connect(settings.connection) as runtime, shown_progress() as progress:
         runtime.ensure_image(
@@ -87,7 +88,7 @@ def have_image(settings: EffectiveSettings) -> None:
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """Where progress goes: a bar for each layer on a terminal, otherwise a line for each step."""
+    """A function that shows progress: a bar for each layer on a terminal, else a line for each step."""
     if not sys.stderr.isatty():
         told: set[tuple[str, str]] = set()
 
@@ -103,7 +104,7 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    # What an archive says of itself is no markup.
+    # Names come from the archive, so rich must not read them as markup.
     shape = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

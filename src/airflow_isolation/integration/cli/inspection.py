@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command
 def inspect_container(arguments: Namespace) -> int:
-    """All that the daemon, the labels and the counters say of one container."""
+    """Print all that the daemon, the labels and the counters say of one container."""
     found = find(choose(arguments), arguments.id)
     with connect(found.connection) as runtime:
         container = runtime.get(found.container.id)
@@ -30,7 +30,7 @@ def inspect_container(arguments: Namespace) -> int:
 
 
 def record(info: RuntimeInfo, container: Container, stats: Stats) -> dict[str, Any]:
-    """The document that programs get. ``owner`` is the process that is responsible for the container."""
+    """The document for programs. ``owner`` is the process that is responsible for the container."""
     owner = labels.Owner.parse(container.labels.get(labels.OWNER, ""))
     ended = container.exit_status
     return {

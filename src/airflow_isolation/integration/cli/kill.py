@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @command
 def kill_container(arguments: Namespace) -> int:
-    """Send a signal; a container that has ended already needs none."""
+    """Send a signal. For a container that has ended already, only say so."""
     number = parse_signal(arguments.signal)
     found = find(choose(arguments), arguments.id)
     if found.container.state is ContainerState.STOPPED:
@@ -29,7 +29,7 @@ def kill_container(arguments: Namespace) -> int:
 
 
 def parse_signal(text: str) -> signal.Signals:
-    """``TERM``, ``SIGTERM``, ``term`` or ``15``.
+    """The signal for ``TERM``, ``SIGTERM``, ``term`` or ``15``.
 
     :raises UsageError: there is no such signal.
     """

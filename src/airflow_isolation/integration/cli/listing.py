@@ -41,7 +41,7 @@ COLUMNS: Final = (
 
 @command
 def list_containers(arguments: Namespace) -> int:
-    """Rows of all daemons in use; without ``--all`` only containers that have not ended."""
+    """Print the containers of all daemons in use; without ``--all`` only those that have not ended."""
     wanted = _labels(arguments)
 
     def rows(connection: ConnectionSettings, runtime: ContainerRuntime) -> list[Row]:
@@ -62,9 +62,9 @@ def list_containers(arguments: Namespace) -> int:
 
 
 def row(backend: str, container: Container, stats: Stats, now: datetime) -> dict[str, Any]:
-    """What programs get of a container: seconds, bytes and numbers; None for what is not known or not there.
+    """A container's row for programs: seconds, bytes and numbers; None for what is not known or not there.
 
-    The container of a parse has no DAG; its ``dag`` is the DAG file.
+    A container for parsing has no DAG; its ``dag`` is the DAG file.
     """
     label = container.labels.get
     age = (now - container.created_at).total_seconds() if container.created_at else None

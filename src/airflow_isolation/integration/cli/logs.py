@@ -13,13 +13,16 @@ from airflow_isolation.integration.connection import connect
 if TYPE_CHECKING:
     from argparse import Namespace
 
-#: Bytes. What a container says outside its task's log is short, unless something is wrong with it.
+#: Bytes. A container's output outside its task's log is short, unless something is wrong.
 _LIMIT: Final = 16 * 1024 * 1024
 
 
 @command
 def print_output(arguments: Namespace) -> int:
-    """What the container's first process wrote to stdout and stderr, byte for byte unless a terminal would obey it."""
+    """Print what the container's first process wrote to stdout and stderr.
+
+    The bytes are unchanged, except that a terminal gets no control characters.
+    """
     found = find(choose(arguments), arguments.id)
     with connect(found.connection) as runtime:
         output = runtime.output(found.container.id, limit=_LIMIT)
@@ -37,5 +40,5 @@ def print_output(arguments: Namespace) -> int:
 
 
 def last_lines(output: bytes, count: int) -> bytes:
-    """The last ``count`` lines; an unfinished one is a line."""
+    """The last ``count`` lines; an unfinished line counts."""
     return b"".join(output.splitlines(keepends=True)[-count:]) if count else b""

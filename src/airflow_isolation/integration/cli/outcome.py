@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
-#: As shells count: 128 + SIGINT.
+#: The exit code after Ctrl-C, as shells count: 128 + SIGINT.
 INTERRUPTED: Final = 130
 
 
 class UsageError(IsolationError):
-    """The command was called in a way that can't be meant."""
+    """The command was called with wrong arguments."""
 
 
 def command(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]:
-    """Make a function of the parsed arguments, which gives an exit code, into what Airflow's parser calls."""
+    """Turn a function that takes the parsed arguments and returns an exit code into one that Airflow's parser can call."""
 
     @functools.wraps(function)
     def run(arguments: Namespace) -> None:
@@ -38,7 +38,7 @@ def command(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]
 
 
 def component(function: Callable[[Namespace], int]) -> Callable[[Namespace], None]:
-    """As ``command``, for a part of Airflow that runs until it is told to end: what it logs is its output."""
+    """As ``command``, for a component that runs until it is told to end, whose log is its output."""
 
     @functools.wraps(function)
     def run(arguments: Namespace) -> None:
@@ -55,7 +55,7 @@ def _end_with(function: Callable[[Namespace], int], arguments: Namespace) -> NoR
         say(str(error))
         code = USAGE if isinstance(error, UsageError) else FAILED
     except BrokenPipeError:
-        # Who read our output has seen enough. Python would complain when it flushes at exit.
+        # The reader of our output has closed the pipe. Without this, Python would report an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OK
     except KeyboardInterrupt:
@@ -64,11 +64,11 @@ def _end_with(function: Callable[[Namespace], int], arguments: Namespace) -> NoR
 
 
 def write_line(line: str) -> None:
-    """A command's output."""
+    """Print a line of the command's output to stdout."""
     print(line)  # noqa: T201 - this is what a command is for
 
 
 def say(sentence: str) -> None:
-    """What is for people and not part of a command's output. Names and values in it may be strangers'."""
+    """Print a sentence for people to stderr. Names and values in it may be untrusted."""
     sys.stdout.flush()
     print(printable_lines(sentence), file=sys.stderr)  # noqa: T201 - as above

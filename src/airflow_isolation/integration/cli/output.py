@@ -1,6 +1,6 @@
-"""Rows on stdout: in words for people, or as json and yaml for programs.
+"""Rows on stdout: as text for people, or as json and yaml for programs.
 
-A table has the look of Airflow's own but never wraps and never cuts: an id that can't be copied is of no use.
+A table looks like Airflow's own, but its lines are never wrapped or cut, so that ids can be copied.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from airflow_isolation.integration.cli.outcome import say, write_line
 
 Row = Mapping[str, Any]
 
-#: What stands in a cell without a value, so that every line has every column.
+#: The text of a cell without a value, so that every line has every column.
 NOTHING: Final = "-"
 
 
 class Column(NamedTuple):
-    """A column of tables: which value of a row, how as text, and in which colour on a terminal."""
+    """A column of a table: which value of a row it shows, how as text, and in which colour on a terminal."""
 
     name: str
     text: Callable[[Any], str] = str
@@ -31,9 +31,9 @@ class Column(NamedTuple):
 
 
 def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, *, nothing: str) -> None:
-    """Print rows in one of Airflow's formats. Programs get every value of a row, people the ``columns``.
+    """Print rows in one of Airflow's formats. Programs get every value of a row, people only the ``columns``.
 
-    :param nothing: what to say when there are no rows, to people on stderr.
+    :param nothing: the sentence for people, on stderr, when there are no rows.
     """
     if output == "json":
         write_line(json.dumps([dict(row) for row in rows], indent=2))
@@ -46,7 +46,7 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, *, n
 
 
 def print_record(record: Row, output: str) -> None:
-    """Print one thing: names and values below each other, or a document for programs."""
+    """Print one record: names and values below each other, or a document for programs."""
     if output == "json":
         write_line(json.dumps(dict(record), indent=2))
     elif output == "yaml":
@@ -58,7 +58,7 @@ def print_record(record: Row, output: str) -> None:
 
 
 def flat(record: Row, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested maps as one, with dotted keys."""
+    """Nested maps as one list, with dotted keys."""
     pairs: list[tuple[str, Any]] = []
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -75,7 +75,7 @@ def _yaml(data: Any) -> str:
 
 
 def aligned(rows: Sequence[Row], columns: Sequence[Column], *, ruled: bool) -> Text:
-    """A table as text with colours, which is not to be wrapped."""
+    """A table as text with colours. It must not be wrapped."""
     cells = [[_cell(row[column.name], column) for column in columns] for row in rows]
     names = [column.name for column in columns]
     widths = [max(map(cell_len, texts)) for texts in zip(names, *cells, strict=True)]

@@ -1,4 +1,4 @@
-"""``airflow containers parse``: what the DAG processor would make of a file, for its author."""
+"""``airflow containers parse``: shows a file's author what the DAG processor would make of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DAGS: Final = (Column("dag_id"), Column("tasks", lambda tasks: str(len(tasks))),
 
 @command
 def parse_file(arguments: Namespace) -> int:
-    """0 when the file gives no import error, 1 when it does or could not be parsed. Nothing is stored."""
+    """Parse one file. Returns 0 without import errors, 1 with some or when it could not be parsed. Nothing is stored."""
     configuration = airflow_configuration()
     backend = named_backend(arguments) or dag_parsing_backend(configuration) or choose_one(arguments).backend
     file = dag_file.locate(arguments.file)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @command
 def prune_leftovers(arguments: Namespace) -> int:
-    """Remove what is ours and whose owner is gone; asks first when a person is there to answer."""
+    """Remove what dead workers left. On a terminal it asks before."""
     choice = choose(arguments)
 
     def look(connection: ConnectionSettings, runtime: ContainerRuntime) -> Pruned:
@@ -48,7 +48,7 @@ def prune_leftovers(arguments: Namespace) -> int:
     _print("removed", _names(removed))
     left = [name for name in _names(seen) if name not in _names(removed)]
     if left:
-        # Another one, perhaps a worker's own clean-up, may have been faster: then it is not there any more.
+        # Another clean-up, perhaps a worker's own, may have removed it meanwhile.
         still, _ = ask_each(choice, look)
         left = [name for name in left if name in _names(still)]
     for name in left:
@@ -64,7 +64,7 @@ def _with_trees(pruned: Pruned, connection: ConnectionSettings, *, dry_run: bool
 
 
 def _names(answers: Iterable[Pruned]) -> list[str]:
-    """Each once, although both daemons' workloads have their directories in one place."""
+    """The names, each once: directories of both daemons' workloads are in one place, so both answers may have them."""
     containers = (f"container {container.id}" for answer in answers for container in answer.containers)
     directories = (f"directory {directory}" for answer in answers for directory in answer.directories)
     strays = (

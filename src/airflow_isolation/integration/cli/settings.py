@@ -17,12 +17,12 @@ COLUMNS: Final = (Column("key"), Column("value"), Column("origin"))
 
 
 def every(settings: EffectiveSettings) -> list[dict[str, str]]:
-    """All that holds."""
+    """All settings."""
     return _shown(settings.rows)
 
 
 def chosen(settings: EffectiveSettings) -> list[dict[str, str]]:
-    """What somebody chose: not at its default, and not spelled out by Airflow, which writes all defaults into airflow.cfg."""
+    """The settings that somebody chose. Defaults that Airflow itself wrote into airflow.cfg are left out."""
     return _shown([row for row in settings.rows if not is_default(row)])
 
 

@@ -1,4 +1,4 @@
-"""How a task would be started, and why, for those who ask beforehand."""
+"""How a task would be started, and why, for commands that show it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def start_row(settings: EffectiveSettings, dag_file: Path | None, bundle_path: Path | None) -> dict[str, str]:
-    """As one more row beside the settings. Without a DAG file it holds for those that are readable for others."""
+    """The start mode as a row beside the settings. Without ``dag_file`` it holds for DAG files that other users may read."""
     if dag_file is not None and bundle_path is not None:
         mounts = airflow_mounts(bundle_path, dag_file)
     else:

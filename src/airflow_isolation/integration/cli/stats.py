@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_isolation.runtime.interface import Container, ContainerRuntime, Stats
     from airflow_isolation.settings.effective import ConnectionSettings
 
-#: Seconds between two readings, from which the share of the processors is told.
+#: Seconds between the two readings from which the share of the processors is computed.
 _INTERVAL: Final = 1.0
 _NOTHING: Final = "No container is running."
 _RUNNING: Final = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
 
 @command
 def show_stats(arguments: Namespace) -> int:
-    """Once, or on a terminal again and again until Ctrl-C; then containers that were named end it with their own end."""
+    """Print counters once; on a terminal again and again, until Ctrl-C or until the named containers have ended."""
     choice = choose(arguments)
     columns = (Column("backend"), *COLUMNS) if len(choice.connections) > 1 else COLUMNS
     before, code = _read(choice, arguments.ids)
@@ -83,9 +83,9 @@ def show_stats(arguments: Namespace) -> int:
 
 
 def row(reading: Reading, before: Reading | None) -> dict[str, Any]:
-    """What programs get: seconds, bytes and counts, None for what is not known.
+    """The row for programs: seconds, bytes and counts, None for what is not known.
 
-    ``cpu_percent`` is of one processor, between the two readings: two that are busy are 200.
+    ``cpu_percent`` is the share of one processor between the two readings: two busy processors are 200.
     """
     stats, label = reading.stats, reading.container.labels.get
     percent = None
@@ -119,7 +119,7 @@ def _rows(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> list[dic
 
 
 def _read(choice: Choice, prefixes: Sequence[str], ids: frozenset[str] | None = None) -> tuple[dict[str, Reading], int]:
-    """By id: those of ``ids``, or those that ``prefixes`` mean, or all that run."""
+    """Readings by id: of the containers ``ids``, else of those that ``prefixes`` mean, else of all that run."""
 
     def readings(connection: ConnectionSettings, runtime: ContainerRuntime) -> list[tuple[Found, Stats | None, float]]:
         running = [container for container in runtime.list() if container.state in _RUNNING]

@@ -1,7 +1,7 @@
-"""``airflow containers test``: one task in its container, supervised from here.
+"""``airflow containers test``: runs one task in its container, supervised by this process.
 
-What the api-server does for a task is done in this process. The DAG run is made up for the occasion and removed
-afterwards, unless an existing one is named.
+This process also does the api-server's part. It makes a DAG run and removes it afterwards, unless an existing run is
+named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUCCESS: Final = frozenset({"success", "skipped"})
 
 @command
 def test_task(arguments: Namespace) -> int:
-    """0 when the task succeeded, 1 when not."""
+    """Run one task. Returns 0 when it succeeded, else 1."""
     if arguments.run_id and arguments.logical_date_or_run_id:
         raise UsageError("A run is named twice", hint="Give a logical date or --run-id, not both")
     connection = choose_one(arguments)

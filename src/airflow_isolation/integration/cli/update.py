@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from airflow_isolation.settings.declarations import Key
     from airflow_isolation.settings.layers import Layer
 
-#: The settings that are limits, in the order in which they are declared.
+#: The settings that are limits, in the order of their declarations.
 KEYS = tuple(key for key in author_keys() if key.group == "resources")
 
 
 @command
 def update_container(arguments: Namespace) -> int:
-    """Change limits of a running container, within the administrator's policy. The next try has those that are set."""
+    """Change limits of a running container, as far as the policy allows.
+
+    The next try has the limits of the settings again.
+    """
     layer = limits_layer(vars(arguments))
     if not layer:
         raise UsageError("No limit is given", hint=f"Give {', '.join(map(option, KEYS[:3]))} or another")
@@ -43,14 +46,14 @@ def update_container(arguments: Namespace) -> int:
 
 
 def option(key: Key) -> str:
-    """As the command line has it: ``--memory-high``."""
+    """The option's name, such as ``--memory-high``."""
     return f"--{key.name.replace('_', '-')}"
 
 
 def limits_layer(given: Mapping[str, Any]) -> Layer:
-    """The limits of a command line, for which the policy holds as for authors.
+    """The limits of a command line as a layer. The policy holds for them as for authors.
 
-    :raises UsageError: a value that can't be.
+    :raises UsageError: a value is wrong.
     """
     return {
         key.name: Assignment(_parsed(key, given[key.name]), Origin(option(key), author=True))
@@ -67,7 +70,7 @@ def _parsed(key: Key, text: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """For json: limits of disks as text."""
+    """A value for json: limits of disks become text."""
     if not isinstance(value, tuple):
         return value
     names = ("rbps", "wbps", "riops", "wiops")

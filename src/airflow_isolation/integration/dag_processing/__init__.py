@@ -1,9 +1,9 @@
-"""DAG files parsed in containers: what is asked for, what is believed, what is said.
+"""Parts of the DAG processor that parses files in containers.
 
-request       a DAG file → what its container must be
-links         symbolic links that lead out of what a container has
+request       a DAG file → the container that it needs
+links         symbolic links that lead to files that the container does not have
 imports       a DAG file → the modules of Airflow that it imports
-result        what a parse reported → what of it is believed
+result        a parse's report → the part that can be believed
 verdict       a parse that gave no result → the import error that says why
 housekeeping  what earlier DAG processors left behind
 

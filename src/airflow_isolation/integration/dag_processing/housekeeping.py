@@ -1,4 +1,6 @@
-"""What earlier DAG processors of this host left behind is removed, beside the loop and never in it."""
+"""Removes what earlier DAG processors of this host left behind, in a thread of its own, never in the DAG processor's
+loop.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
-#: Seconds between two looks at directories, and between two questions to the daemon.
+#: Seconds between two looks at the directories, and between two requests to the daemon.
 LOOK_EVERY = 15.0
 PRUNE_EVERY = 60.0
 
@@ -33,7 +35,7 @@ class Housekeeping:
         self._thread.start()
 
     def stop(self) -> None:
-        """Never waits for a daemon that hangs. May be called twice."""
+        """Stop the thread. Doesn't wait for a daemon that hangs. May be called twice."""
         self._stop.set()
 
     def _run(self) -> None:
@@ -45,12 +47,12 @@ class Housekeeping:
             except (IsolationError, OSError) as error:
                 log.warning("Looking for left-overs of earlier DAG processors failed", error=str(error))
             except Exception:
-                # A record of somebody else's that nothing can make sense of: the next look must still come.
+                # Some record could not be understood. The thread must still look again later.
                 log.exception("Looking for left-overs of earlier DAG processors failed")
             self._stop.wait(LOOK_EVERY)
 
     def _prune(self, every: float) -> bool:
-        """Whether there was a place to look at."""
+        """Prune once; False when there was no place to look at."""
         state_dir = self._connection.state_dir
         if not state_dir.is_dir():
             return False

@@ -1,7 +1,7 @@
-"""Which modules of Airflow a DAG file imports, as far as a look at its lines tells.
+"""Which modules of Airflow a DAG file imports, found by a search through its lines.
 
-Stock Airflow parses the file's syntax tree for it, in the DAG processor. A file can be written so that this takes the
-process down (deep nesting exhausts the C stack); a search for lines can't.
+Stock Airflow parses the file into a syntax tree for this, in the DAG processor. A file can crash that process by deep
+nesting, which exhausts the C stack. A search through lines can't be crashed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Bytes that are looked at, and names that are taken.
+#: How many bytes are searched, and how many names are returned at most.
 LOOKED_AT: Final = 256 * 1024
 MOST: Final = 64
 _IMPORT: Final = re.compile(rb"^[ \t]*(?:from|import)[ \t]+(airflow(?:\.[A-Za-z_][A-Za-z0-9_]*)+)", re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Symbolic links among DAG files, which a container follows in its own file system, and this host in another.
+"""Symbolic links among DAG files. The host and the container follow them in different file systems.
 
-What a link leads to is in the container only if it is mounted there. It is never mounted for the link's sake: whoever may
-write a DAG file may make a link, and would have any file of this host.
+A link's target is in the container only if something mounts it there. A link never causes a mount: otherwise any author
+could make a link and read any file of this host.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from airflow_isolation.container_spec import Mount
     from airflow_isolation.settings.effective import Volume
 
-    #: Path in the container → path on this host, for what is mounted.
+    #: Path in the container → path on this host, for each mount.
     Places: TypeAlias = Mapping[PurePosixPath, Path]
 
-#: As the kernel's (path_resolution(7)).
+#: How many links are followed for one path, as the kernel does (path_resolution(7)).
 MOST_LINKS: Final = 40
-#: Import errors of one parse that are explained, paths that are looked at for each, and steps of such a path: they are the
-#: author's, and the DAG processor's loop waits.
+#: Bounds: how many import errors of one parse are explained, paths looked at for each, and steps of such a path. Authors
+#: control all three, and the DAG processor's loop waits meanwhile.
 MOST_ERRORS: Final = 4
 MOST_PATHS: Final = 64
 MOST_STEPS: Final = 16
@@ -40,12 +40,12 @@ _FILE: Final = re.compile(r"No such file or directory: '(/[^'\n]{1,1024})'")
 
 @dataclass(frozen=True, slots=True)
 class StrayLink:
-    """A symbolic link that in the container leads to nothing of this host, or to something else than here.
+    """A symbolic link that leads to something else in the container than on this host, or to nothing.
 
     Attributes:
         link: its path.
-        target: what it says.
-        leads_to: the path in the container to which it leads, by way of other links perhaps.
+        target: the text of the link.
+        leads_to: the path in the container to which it leads, perhaps through other links.
     """
 
     link: str
@@ -60,7 +60,7 @@ class StrayLink:
 
     @property
     def hint(self) -> str:
-        """What to do: a volume, of the directory where it leads to a file."""
+        """What to do: mount a volume. If the link leads to a file, the volume is that file's directory."""
         path = PurePosixPath(self.leads_to)
         volume = path.parent if path.suffix else path
         return (
@@ -70,12 +70,12 @@ class StrayLink:
 
 
 def check_dag_file(dag_file: Path, bundle_path: Path, mounts: Iterable[Mount], volumes: Iterable[Volume]) -> None:
-    """See that a DAG file is the same file here and in its container.
+    """Check that a DAG file is the same file here and in its container.
 
-    It would have no DAGs there and vanish without a word. And Airflow shows a DAG's code as this host reads it: an image may
-    have another file where the link leads.
+    If the container had no such file, its DAGs would vanish silently. If the image had another file at that place, Airflow
+    would show code that does not run, because it shows the file of this host.
 
-    :raises SettingError: a link on the way to it leads elsewhere.
+    :raises SettingError: a link in its path leads elsewhere in the container.
     """
     if stray := stray_dag_file(dag_file, bundle_path, mounts, volumes):
         raise SettingError(str(stray), hint=stray.hint)
@@ -84,7 +84,7 @@ def check_dag_file(dag_file: Path, bundle_path: Path, mounts: Iterable[Mount], v
 def stray_dag_file(
     dag_file: Path, bundle_path: Path, mounts: Iterable[Mount], volumes: Iterable[Volume]
 ) -> StrayLink | None:
-    """The link on the way from its bundle to a DAG file that leads elsewhere in the container; None for most files."""
+    """The link in a DAG file's path, below its bundle, that leads elsewhere in the container; None for most files."""
     root = bundle_path if dag_file.is_relative_to(bundle_path) else dag_file.parent
     return stray_link(dag_file, root, places(mounts, volumes))
 
@@ -92,7 +92,7 @@ def stray_dag_file(
 def explained(
     errors: Mapping[str, str], dag_file: Path, roots: Iterable[Path], mounts: Iterable[Mount], volumes: Iterable[Volume]
 ) -> dict[str, str]:
-    """Import errors, with a word about the link where what was not found lies behind one.
+    """The import errors; where the missing file is behind a stray link, a sentence about the link is added.
 
     :param roots: the directories from which DAG files import, the bundle first.
     """
@@ -109,7 +109,7 @@ def _explained(text: str, roots: Sequence[Path], found: Places) -> str:
 
 
 def _missing(text: str, roots: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-    """What an import error says was not there: where it may be, each with the directory below which it is."""
+    """The paths at which the thing that an import error misses may be, each with the root directory above it."""
     names = [*_MODULE.findall(text), *(f"{module}.{name}" for name, module in _NAME.findall(text))]
     for name in dict.fromkeys(names):
         steps = [step for step in name.split(".") if step]
@@ -124,7 +124,7 @@ def _missing(text: str, roots: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 def places(mounts: Iterable[Mount], volumes: Iterable[Volume]) -> Places:
-    """Where in a container what of this host is."""
+    """Which paths in a container show which paths of this host."""
     return {
         **{PurePosixPath(volume.target): Path(volume.source) for volume in volumes},
         **{PurePosixPath(mount.target): Path(mount.source) for mount in mounts if mount.kind == "bind"},
@@ -132,9 +132,10 @@ def places(mounts: Iterable[Mount], volumes: Iterable[Volume]) -> Places:
 
 
 def stray_link(path: Path, root: Path, found: Places) -> StrayLink | None:
-    """The link on the way from ``root``, a directory in the container, to ``path``, that in there leads elsewhere.
+    """The link between ``root``, a directory in the container, and ``path`` that leads elsewhere in the container.
 
-    None when the way leads to the same as here, or when there is no link. Looks at links in mounted directories alone.
+    None when there is no link, or when ``path`` is the same file here and there. Only links in mounted directories are
+    looked at.
     """
     here, link, followed = PurePosixPath(root), None, 0
     for depth, name in enumerate(path.relative_to(root).parts, 1):
@@ -150,12 +151,12 @@ def stray_link(path: Path, root: Path, found: Places) -> StrayLink | None:
             try:
                 target = on_host.readlink()
             except OSError:
-                continue  # no link, or nothing is there
+                continue  # no link, or no such file
             if followed == begun:
                 link = (str(here), str(target))
             followed += 1
             if followed > MOST_LINKS:
-                return None  # nobody can follow it, here or there
+                return None  # it can't be followed, neither here nor there
             here = here.parent
             steps += reversed(target.parts)
         if link and followed > begun:

@@ -1,4 +1,4 @@
-"""A DAG file's log, which may fail: a full disk is no reason to stop a parse, or the DAG processor."""
+"""A DAG file's log. If it can't be written, as on a full disk, the parse and the DAG processor go on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
 
 class ParseLog:
-    """A file to write to, as far as structlog and Airflow use one. What can't be written is lost, and told once."""
+    """A file with the methods that structlog and Airflow use. What can't be written is lost, and reported once."""
 
     def __init__(self, make: Callable[[], str | Path]) -> None:
         """``make`` gives the path of the file, which may raise OSError."""
         self._file: FileIO | None = None
         try:
-            # Every line is written at once anyway, and what lies in no buffer can't fail again when it is closed.
+            # Unbuffered: every line is written at once anyway, and then close() has nothing to write that could fail.
             self._file = Path(make()).open("ab", buffering=0)  # noqa: SIM115 - ``close`` is the caller's
         except OSError as error:
             self._lose(error)
@@ -37,7 +37,7 @@ class ParseLog:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Does nothing: there is no buffer."""
 
     def close(self) -> None:
         """May be called twice."""

@@ -1,4 +1,4 @@
-"""From a DAG file to what its parse container must be."""
+"""Finds the container that a DAG file needs for its parse."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def parse_request_for(
     relative_path: Path,
     configuration: Configuration | None = None,
 ) -> ParseRequest:
-    """What a pool, or ``start_parse_container``, needs for one DAG file.
+    """The request for one DAG file, for a pool or ``start_parse_container``.
 
-    :param file: comes back with the pool's answer.
-    :param bundle_path: where the bundle is on this host; in the container it is at the same place, read-only.
-    :param configuration: this process's, when it has been read already.
-    :raises SettingError: a mistake in the settings of this file, with source, line and key; or a link leads out of what the
-        container has.
-    :raises PolicyRefused: the policy forbids something in them.
+    :param file: any value; the pool's answer has it again.
+    :param bundle_path: the bundle on this host; in the container it is at the same place, read-only.
+    :param configuration: this process's configuration, if it has been read already.
+    :raises SettingError: a mistake in the settings of this file, with source, line and key; or a link in its path leads to
+        a file that the container does not have.
+    :raises PolicyRefused: the policy forbids something in the settings.
     """
     dag_file = bundle_path / relative_path
     settings = resolve(

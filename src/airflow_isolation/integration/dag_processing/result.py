@@ -1,8 +1,8 @@
-"""What of a parse's report is believed. It comes from a process that ran user code, so it may claim anything.
+"""Checks a parse's report. It comes from a process that ran user code, so it may claim anything.
 
-Airflow stores the content of the file that a DAG names as its own (``fileloc``), read on the DAG processor's host, and
-marks DAGs of the files that have import errors. So both are forced to the file that was asked for, or to a member of it
-when it is a zip archive; and warnings to the DAGs of the report itself.
+Each DAG names its file (``fileloc``). Airflow reads that file on the DAG processor's host and stores its content. Airflow
+also marks the DAGs of files that have import errors. So DAGs and import errors are forced to the file that was parsed, or
+to a member of it when it is a zip archive. Warnings are kept only for DAGs of the report itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-#: Characters of an import error that are kept; a traceback of Airflow's default depth has some hundred.
+#: How many characters of an import error are kept; a traceback of Airflow's default depth has some hundred.
 ERROR_LIMIT = 100_000
-#: Import errors of one file or archive that are kept.
+#: How many import errors of one file or archive are kept.
 ERRORS_LIMIT = 1000
 
 
 class NotAResult(ValueError):
-    """The report does not have the form of one."""
+    """The report does not have the form of a report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class RequestedFile:
     Attributes:
         path: absolute, on this host and in the container alike.
         relative_path: in its bundle.
-        members: names in the archive when it is one, else nothing.
+        members: if it is an archive, the names in it.
     """
 
     path: str
@@ -41,7 +41,7 @@ class RequestedFile:
 
     @classmethod
     def at(cls, bundle_path: Path, relative_path: Path) -> RequestedFile:
-        """Looks into the file when it is an archive, as Airflow does: a zip of any name but ``….py``."""
+        """The file; an archive is opened for its names. As for Airflow, an archive is a zip of any name but ``….py``."""
         path = bundle_path / relative_path
         members: frozenset[str] = frozenset()
         if path.suffix != ".py" and zipfile.is_zipfile(path):
@@ -50,7 +50,7 @@ class RequestedFile:
         return cls(path=str(path), relative_path=str(relative_path), members=members)
 
     def member(self, claimed: object) -> str:
-        """The member of the archive that a path, absolute or in the bundle, stands for; empty when it is none."""
+        """The archive's member that ``claimed``, a path (absolute or in the bundle), names; empty when it names none."""
         if isinstance(claimed, str):
             for prefix in (f"{self.path}/", f"{self.relative_path}/"):
                 name = claimed.removeprefix(prefix)
@@ -76,10 +76,10 @@ def believed(
     warnings: Iterable[Any] | None,
     warning_types: Collection[str],
 ) -> ParseReport:
-    """The report as far as it is about this file; a new value, made of nothing but checked parts.
+    """The part of the report that is about this file, as a new value of checked parts only.
 
-    :param warning_types: what Airflow knows.
-    :raises NotAResult: a DAG has no form that Airflow could store.
+    :param warning_types: the types that Airflow knows.
+    :raises NotAResult: Airflow could not store a DAG in this form.
     """
     accepted = [_dag(file, dag) for dag in dags]
     dag_ids = {dag["dag"]["dag_id"] for dag in accepted}
@@ -120,5 +120,5 @@ def _is_warning(warning: Any, dag_ids: set[str], types: Collection[str]) -> bool
 
 
 def _stays_inside(name: str) -> bool:
-    """An archive may call its members anything, ``../../etc/passwd`` too."""
+    """Whether a member's name stays in the archive: it may be anything, such as ``../../etc/passwd``."""
     return not name.startswith("/") and ".." not in name.split("/")

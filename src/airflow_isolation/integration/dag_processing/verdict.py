@@ -1,4 +1,4 @@
-"""A parse that ended without a result: the import error that says why. Stock Airflow shows nothing."""
+"""Words the import error for a parse that ended without a result. Stock Airflow shows none."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from airflow_isolation.settings.quantities import format_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: With this exit code Airflow's child ends when its own code raises (task-sdk's supervisor, ``_fork_main``).
+#: The exit code of Airflow's child when Airflow's own code raises (task-sdk's supervisor, ``_fork_main``).
 LAST_CHANCE: Final = 126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedParse:
-    """How a parse ended that gave no result.
+    """The end of a parse that gave no result.
 
     Attributes:
         code: the exit code of its process, or minus the signal's number.
         image: as the settings name it.
         memory: the container's limit in bytes, if it has one.
-        out_of_memory: whether the kernel killed somebody there for want of memory; None if it can't be known.
-        timeout: seconds, when it was killed for taking longer.
-        violation: what it did to its channels, when it was killed for that.
-        closed: what of the bundle the file's others may not read, itself or a directory on the way to it.
+        out_of_memory: whether the kernel killed a process there because memory ran out; None if it can't be known.
+        timeout: seconds; set when it was killed for taking longer.
+        violation: what it did to its channels; set when it was killed for that.
+        closed: the first path, of the bundle's directories down to the file, that other users may not read.
     """
 
     code: int
@@ -40,7 +40,7 @@ class UnfinishedParse:
 
 
 def verdict(end: UnfinishedParse) -> str:
-    """The import error, one sentence or two."""
+    """The import error, in one or two sentences."""
     if end.violation:
         return f"The parse in a container of {end.image} was stopped. {end.violation}"
     if end.timeout is not None:
@@ -55,7 +55,7 @@ def verdict(end: UnfinishedParse) -> str:
             if end.memory
             else "no limit is set (resources.memory), so the host or the cgroup above had no more"
         )
-        return f"The parse was killed in a container of {end.image}, {likely}for want of memory; {limit}"
+        return f"The parse was killed in a container of {end.image}, {likely}because memory ran out; {limit}"
     if end.code < 0:
         return f"The parse was killed by {_signal_name(-end.code)} in a container of {end.image}"
     if end.code == LAST_CHANCE:
@@ -76,13 +76,13 @@ def verdict(end: UnfinishedParse) -> str:
 
 
 def closed_to_others(bundle_path: Path, relative_path: Path) -> Path | None:
-    """The first on the way from the bundle to the file that another user may not enter, or read; None when all is open."""
+    """The first path from the bundle down to the file that another user may not enter or read; None when all are open."""
     way = [bundle_path.joinpath(*relative_path.parts[:count]) for count in range(len(relative_path.parts) + 1)]
     for path in way:
         try:
             mode = path.stat().st_mode
         except OSError:
-            return None  # it has gone, or the worker itself may not look
+            return None  # it has gone, or the worker itself may not look at it
         if not mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH):
             return path
     return None

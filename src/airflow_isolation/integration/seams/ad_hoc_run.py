@@ -1,4 +1,4 @@
-"""One task, run on request: a task instance, and the execution API in this process instead of an api-server."""
+"""Runs one task on request, with the execution API in this process instead of an api-server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
     from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
-#: States in which somebody else is about to run the task, or does.
+#: States in which an executor runs the task or is about to.
 _BUSY = frozenset({"queued", "running", "restarting", "deferred"})
 
 
@@ -28,7 +28,7 @@ class NotRunnable(IsolationError):
 def prepared(
     dag_id: str, task_id: str, *, map_index: int, run_id: str | None, logical_date_or_run_id: str | None
 ) -> Iterator[TaskInstance]:
-    """A task instance that is ready to be queued; the DAG run that is made for it goes at the end.
+    """Yield a task instance that is ready to be queued. A DAG run that is made for it is deleted at the end.
 
     :raises DagNotStored: there is no such DAG or task.
     :raises NotRunnable: there is no such run or map index, or the task is running already.
@@ -62,9 +62,9 @@ def prepared(
 
 
 def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
-    """Run the task to its end, through deferrals; gives the state in which it ends. Its log goes to stdout.
+    """Run the task to its end, through deferrals; returns its final state. Its log goes to stdout. Blocks.
 
-    :raises IsolationError: it could not be started, or what is asked of the server for it is refused.
+    :raises IsolationError: it could not be started, or the server refused a request for it.
     """
     from airflow.executors.workloads import ExecuteTask
     from airflow.sdk._shared.secrets_masker import SecretsMasker
@@ -85,7 +85,7 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
                 bundle_info=workload.bundle_info,
                 client=client,
                 logger=logger,
-                subprocess_logs_to_stdout=False,  # that is where the logger goes
+                subprocess_logs_to_stdout=False,  # the logger writes there already
             )
         except ServerResponseError as error:
             instance.refresh_from_db()
@@ -101,7 +101,7 @@ def run(coordinator: BaseCoordinator, instance: TaskInstance) -> str:
 
 
 def make_known(dag_id: str, task_id: str) -> None:
-    """Have the DAG in the database. One that is not there is parsed here only if that is where DAG files are parsed.
+    """Make sure that the DAG is in the database. If not, it is parsed here, but only if DAG files are parsed on the host.
 
     :raises DagNotStored: there is no such DAG or task.
     :raises DatabaseUnusable: the metadata database can't be asked.
@@ -121,14 +121,14 @@ def make_known(dag_id: str, task_id: str) -> None:
 
 
 def _hide_from_scheduler(instance: TaskInstance) -> None:
-    """A scheduler would run the other tasks of a run that is under way."""
+    """Keep a scheduler from running the other tasks of the run, as it would for one under way."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from airflow.utils.state import DagRunState
 
     with create_session() as session:
         session.get_one(DagRun, instance.dag_run.id).state = DagRunState.SUCCESS
-        # The first try, as the scheduler counts.
+        # The scheduler counts the first try as 1.
         session.merge(instance).try_number = 1
     instance.refresh_from_db()
 
@@ -141,7 +141,7 @@ def _delete_run(instance: TaskInstance) -> None:
 
 
 def _wait_for_trigger(instance: TaskInstance) -> None:
-    """Do the triggerer's work, and leave the task ready to be resumed.
+    """Run the task's trigger, as the triggerer would, and leave the task ready to be resumed.
 
     :raises NotRunnable: the trigger can't be run here, or ends without an event.
     """

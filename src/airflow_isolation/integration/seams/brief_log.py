@@ -1,7 +1,7 @@
-"""The worker's log of what its tasks ask for, with at most a few KiB of any one value.
+"""A logger for what tasks ask for that keeps at most a few KiB of each value.
 
-Airflow's supervisor logs a request whole when it can't read it, when it doesn't know it, and with the level DEBUG
-always. A request may have 256 MiB.
+Airflow's supervisor logs a whole request when it can't read it or doesn't know it, and with the level DEBUG always. A
+request may have 256 MiB.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from structlog.typing import FilteringBoundLogger
 
-#: Characters of one value.
+#: Characters that are kept of one value.
 VALUE_LIMIT: Final = 1024
-#: Characters of an exception with all its causes.
+#: Characters that are kept of an exception with all its causes.
 EXCEPTION_LIMIT: Final = 8 * 1024
 
 _repr = reprlib.Repr()
@@ -28,7 +28,7 @@ _repr.maxstring = _repr.maxother = 200
 
 
 class BriefLog:
-    """A logger, to those who log requests. It logs as the one that it is made of, but no value is long."""
+    """Wraps a logger, for code that logs requests. It cuts long values."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
@@ -41,14 +41,14 @@ class BriefLog:
             if error:
                 values["exception"] = _told(error)
             short = {key: value if key == "exception" else brief(value) for key, value in values.items()}
-            # ``exception`` would look for the exception itself.
+            # ``exception`` would add the exception by itself, uncut.
             return (self._log.error if name == "exception" else method)(event, *arguments, **short)
 
         return logged
 
 
 def brief(value: Any) -> Any:
-    """The value itself when it is a short one, else the beginning of its text."""
+    """The value itself if it is short, else the beginning of its text."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
@@ -62,8 +62,8 @@ def brief(value: Any) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """What is wrong with a message, of all that is the first."""
-    if error.error_count() > 100:  # to list them takes memory for each
+    """The first thing that is wrong with a message."""
+    if error.error_count() > 100:  # a list of all would take too much memory
         return f"{error.error_count()} values in it are not what they should be"
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = f" ({'.'.join(map(str, first['loc']))})" if first["loc"] else ""
@@ -77,6 +77,6 @@ def cut(text: str, limit: int) -> str:
 
 def _told(error: Any) -> str:
     lines = traceback.format_exception(error) if isinstance(error, BaseException) else [traceback.format_exc()]
-    # Each line may hold the message of an exception, and the last ones tell most.
+    # Each line may hold the message of an exception. The last ones say most, so the end is kept.
     text = "".join(cut(line, VALUE_LIMIT) for line in lines)
     return text if len(text) <= EXCEPTION_LIMIT else f"… {text[-EXCEPTION_LIMIT:]}"

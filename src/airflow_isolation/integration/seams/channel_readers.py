@@ -1,4 +1,6 @@
-"""From the channels of a workload to the loggers of Airflow's supervisor, whatever comes out of them."""
+"""Reads the channels of a workload, which may send anything, and passes their lines to the loggers of Airflow's
+supervisor.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,16 @@ def channel_readers(
     identity: Mapping[str, Any] = _NOBODY,
     hide: Callable[[Any], Any] | None = None,
 ) -> tuple[Callable[[Channel], bool], ...]:
-    """What reads stdout, stderr, logs and requests of a workload, in this order, from a channel that is readable.
+    """Four functions that read stdout, stderr, logs and requests of a workload, in this order, when a channel is readable.
 
-    Each answers whether it wants more. What the peer breaks ends the peer, not the supervisor, which has a state to
-    report and a log to upload: ``broken`` is called, and the channel is done with.
+    Each returns whether it wants more. If the workload breaks the protocol, only the workload ends: ``broken`` is called,
+    and the channel is not read any more. The supervisor goes on, because it has to report a state and upload a log.
 
     :param name: the first word of the loggers' names in the log: ``task`` or ``dag_processor``.
-    :param request: gets each request frame.
-    :param allowance: what may be said in all; without one, there is no end to it.
-    :param identity: what its lines say of whose they are, where they say it.
-    :param hide: gives values without words that may not be shown, besides those that Airflow's masker knows.
+    :param request: is called with each request frame.
+    :param allowance: how much the workload may write in all; None is no bound.
+    :param identity: fields that say which workload a line is from; they replace such fields in the line.
+    :param hide: masks words in a value, besides those that Airflow's masker knows.
     """
     guarded = partial(_guarded, broken)
     lines = partial(LineReader, allowance=allowance)
@@ -70,7 +72,7 @@ def log_reader(
     identity: Mapping[str, Any] = _NOBODY,
     hide: Callable[[Any], Any] | None = None,
 ) -> Callable[[Channel], bool]:
-    """What reads the structured log of a workload; see ``channel_readers``."""
+    """A function that reads the structured log of a workload; see ``channel_readers``."""
     source = Source(name, datetime.now(tz=timezone.utc), identity)
     write = _writer(loggers, hide)
     reader = LineReader(
@@ -86,7 +88,7 @@ def _guarded(broken: Callable[[Exception], object], read: Callable[[Channel], bo
         try:
             return read(channel)
         except BlockingIOError:
-            # Airflow drains what is left in non-blocking channels until they raise this.
+            # At the end Airflow empties non-blocking channels: it reads until they raise this.
             raise
         except (BrokenPipeError, ConnectionResetError):
             return False
@@ -105,7 +107,7 @@ def _text_logger(
 
 
 def _writer(loggers: Iterable[FilteringBoundLogger], hide: Callable[[Any], Any] | None) -> Callable[[LogEvent], None]:
-    # The workload filters by level itself; these print whatever they are given.
+    # The workload filters by level itself, so these loggers print everything.
     targets = tuple(
         reconfigure_logger(target, CallsiteParameterAdder, level_override=logging.NOTSET) for target in loggers
     )

@@ -1,4 +1,4 @@
-"""Is Airflow as we expect it? Asked before user code can run; a no is an error in words, never stock behaviour."""
+"""Checks, before user code can run, that Airflow is as we expect it. If not, that is an error, never stock behaviour."""
 
 from __future__ import annotations
 
@@ -165,11 +165,14 @@ AD_HOC_RUN: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class AirflowNotSupported(IsolationError):
-    """This Airflow is not the one we know; nothing may run."""
+    """This Airflow is not the one that we know; nothing may run."""
 
 
 def check_version(version: str) -> None:
-    """:raises AirflowNotSupported: not the minor that this release is made for."""
+    """Check Airflow's version.
+
+    :raises AirflowNotSupported: it is not the minor version that this release is made for.
+    """
     if not version.startswith(f"{SUPPORTED_MINOR}."):
         raise AirflowNotSupported(
             f"airflow-isolation works with Airflow {SUPPORTED_MINOR}, this is {version}",

@@ -1,4 +1,4 @@
-"""What Airflow calls sensitive, and the lock on a bundle's version."""
+"""Reads Airflow's configuration (which options are set, sensitive, or of this host only), and prepares and locks bundles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SET_BY_PEOPLE = frozenset({"airflow.cfg", "env var"})
 
 
 def sensitive_options() -> set[tuple[str, str]]:
-    """(section, option) of everything that Airflow or a provider declares sensitive."""
+    """(section, option) of every option that Airflow or a provider declares sensitive."""
     from airflow.configuration import conf
 
     return set(conf.sensitive_config_values)
 
 
 def configured_options() -> dict[str, dict[str, str]]:
-    """Section → option → value of everything that is set and not left at its default, secrets included.
+    """Section → option → value of every option that is set and not at its default, secrets included.
 
-    Commands and secret references (``…_cmd``, ``…_secret``) are not carried out: they stand for sensitive options.
+    Commands and secret references (``…_cmd``, ``…_secret``) are not executed or resolved: they stand for sensitive options.
     """
     from airflow.configuration import conf
 
@@ -39,7 +39,7 @@ def configured_options() -> dict[str, dict[str, str]]:
             for option, entry in options.items()
             if entry[1] in _SET_BY_PEOPLE
             and not option.endswith(("_cmd", "_secret"))
-            # The airflow.cfg that Airflow writes itself spells every default out.
+            # Airflow writes all defaults into a new airflow.cfg, so a value there may be a default.
             and str(entry[0]) != str(conf.get_default_value(section, option))
         }
         for section, options in everything.items()
@@ -47,15 +47,15 @@ def configured_options() -> dict[str, dict[str, str]]:
 
 
 def system_timezone() -> str:
-    """The name of what ``[core] default_timezone = system`` means to Airflow in this process; empty for one without a name."""
+    """The time zone that ``[core] default_timezone = system`` means in this process; empty when it has no name."""
     from airflow.settings import TIMEZONE
 
-    # Of one that was read from a file (TZ=/etc/localtime) there is only the content.
+    # A time zone that was read from a file (TZ=/etc/localtime) has no name.
     return TIMEZONE.name or ""
 
 
 def handlers_of_this_host() -> tuple[str, ...]:
-    """The handlers in ``[logging] logging_config_class`` that write elsewhere than to a stream of their process."""
+    """The handlers in ``[logging] logging_config_class`` that don't write to a stream of their own process."""
     from airflow.configuration import conf
 
     config = conf.getimport("logging", "logging_config_class")
@@ -70,21 +70,21 @@ def _writes_to_a_stream(handler: Mapping[str, object]) -> bool:
     if not isinstance(name, str):
         return False  # a factory, which may do anything
     kind = pkgutil.resolve_name(name)
-    # Airflow's own opens nothing until it is told for which task.
+    # Airflow's own handler opens no file until it is told for which task.
     return issubclass(kind, (logging.StreamHandler, logging.NullHandler, FileTaskHandler)) and not issubclass(
         kind, logging.FileHandler
     )
 
 
 def sounds_sensitive(option: str) -> bool:
-    """Whether Airflow would mask a value of this name; a section that nobody declares may hold secrets, too."""
+    """Whether Airflow would mask a value of this name. Sections that nobody declares may hold secrets too."""
     from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
 
     return bool(should_hide_value_for_key(option))  # type: ignore[no-untyped-call]
 
 
 def local_bundles() -> dict[str, Path]:
-    """Name → directory of the bundles that need no fetching; a file in another one is given by its path."""
+    """Name → directory of the bundles that need no fetching. A file in another bundle must be given by its path."""
     from airflow.dag_processing.bundles.local import LocalDagBundle
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
@@ -99,9 +99,9 @@ class BundleNotReady(IsolationError):
 
 @contextmanager
 def prepared_bundle(name: str, version: str | None) -> Iterator[Path]:
-    """The directory of a bundle's version, initialised on this worker and kept from being cleaned up meanwhile.
+    """Fetch a bundle's version to this worker, and yield its directory. It is not cleaned up before the block ends.
 
-    :raises BundleNotReady: it is not configured here, or its source can't be reached.
+    :raises BundleNotReady: the bundle is not configured here, or its source can't be reached.
     """
     from airflow.dag_processing.bundles.base import BundleVersionLock
     from airflow.dag_processing.bundles.manager import DagBundlesManager
@@ -110,7 +110,7 @@ def prepared_bundle(name: str, version: str | None) -> Iterator[Path]:
         bundle = DagBundlesManager().get_bundle(name, version)  # type: ignore[no-untyped-call]
         bundle.initialize()
         path = bundle.path
-    except Exception as error:  # a bundle is an administrator's plug-in: anything can come
+    except Exception as error:  # a bundle is an administrator's plug-in, so it may raise anything
         raise BundleNotReady(
             f"The DAG bundle {name!r} (version {version or 'latest'}) could not be prepared on this worker: {error!r}",
             hint="Look at [dag_processor] dag_bundle_config_list, which must be the same here as on the DAG processor",

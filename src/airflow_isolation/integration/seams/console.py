@@ -1,4 +1,4 @@
-"""Airflow's logging on a terminal: a command's stdout holds its output, or one task's log, and nothing else."""
+"""Sets up Airflow's logging for a command, so that its stdout has only its output, or one task's log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-#: What each line of a task's log says of whose it is, and of where in Airflow's source it was written.
+#: Fields of a log line that name the task, or the place in Airflow's source that wrote the line.
 _WHOSE = ("dag_id", "task_id", "run_id", "map_index", "try_number", "ti_id", "loc", "filename", "lineno")
 
 
 def quiet() -> None:
-    """What this process itself has to say goes to stderr: of Airflow errors only, of ours warnings, too."""
+    """Send this process's own log to stderr: Airflow's errors, and our errors and warnings."""
     from airflow._shared.logging import configure_logging
 
     levels = {"airflow_isolation": "WARNING", "task": "INFO"}
@@ -28,12 +28,12 @@ def quiet() -> None:
 
 
 def task_logger() -> FilteringBoundLogger:
-    """A task's log on stdout, secrets masked; of one task only, so that no line need say whose it is."""
+    """A logger for one task's log on stdout, secrets masked. Lines don't name the task, because there is only one."""
     return _logger("task", sys.stdout)
 
 
 def parse_logger() -> FilteringBoundLogger:
-    """What a DAG file logs and prints while it is parsed, on stderr, secrets masked."""
+    """A logger on stderr, secrets masked, for what a DAG file logs and prints while it is parsed."""
     return _logger("processor", sys.stderr)
 
 
@@ -58,7 +58,9 @@ def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping
 
 
 def _harmless(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """User code chose the text: no terminal may obey it, and no second line of it look like a line of its own."""
+    """Make text of user code harmless: without control characters for the terminal, and with further lines marked as
+    such.
+    """
     return {_shown(key): _shown(value) for key, value in event.items()}
 
 

@@ -1,12 +1,12 @@
 """Airflow's DAG processor, with every file parsed in a container.
 
-Its loop is one thread for all files, and stays as it is: bundles, discovery, queue, persistence, callbacks from the
-database. What differs is what happens between the queue and the result:
+Airflow's loop is one thread for all files. It stays as it is: bundles, discovery, queue, storing results, callbacks from
+the database. What differs is the part between the queue and the result:
 
-    queue → request (settings, image, container: the pool's threads) → slot (a container's child) → what is believed
+    queue → request (settings, image, container: by the pool's threads) → slot (a container's child) → checked result
 
-A file whose container is not there yet is in no queue and no slot; it comes back when there is one. Trouble of daemons,
-registries and images puts a file off and changes nothing in the database: its DAGs stay as they are.
+A file that waits for its container is in neither queue nor slot; it comes back when the container is ready. When a daemon,
+a registry or an image fails, the file is put off and nothing changes in the database: its DAGs stay as they are.
 """
 
 from __future__ import annotations
@@ -74,24 +74,27 @@ if TYPE_CHECKING:
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
 NOT_PARSED = "airflow_isolation.dag_not_parsed"
-#: A request without an answer for so long, while a slot was free, no longer keeps the next file from being asked for.
+#: Seconds. A request that has waited so long for its answer while a slot was free no longer holds the next request back.
 PATIENCE = 1.0
-#: A container that ends under a file so often, one time after the other, is the file's doing.
+#: When containers end during the same file so often in a row, the file is taken for the cause.
 BLAMED_AFTER = 3
-#: How long a file waits whose container ended under it, in seconds; doubled each time.
+#: How long a file waits after its container ended during its parse, in seconds; doubled each time.
 RETRY_AFTER_LOSS = 2.0
-#: How long a file waits whose result, or settings, could not be dealt with, in seconds.
+#: How long a file waits after an unexpected failure with its result or settings, in seconds.
 RETRY_AFTER_FAILURE = 60.0
-#: How long everything that runs may take to be gone when the DAG processor ends, in seconds.
+#: How long all containers may take to be gone when the DAG processor ends, in seconds.
 CLOSE_TIMEOUT = 10.0
-#: Where each file is to be parsed a number of times and no more, one that so often could not be is given up.
+#: With ``--num-runs``: after so many failed attempts a file is given up.
 TRIES = 3
-#: The longest turn of the loop's waiting, as stock's.
+#: The longest wait of one turn of the loop, in seconds, as in stock Airflow.
 LONGEST_WAIT = 1.0
 
 
 def configured_backend() -> Backend:
-    """:raises IsolationError: [core] scheduler_dag_parsing_runtime is empty or wrong."""
+    """The backend that [core] scheduler_dag_parsing_runtime names.
+
+    :raises IsolationError: it is empty or wrong.
+    """
     backend = dag_parsing_backend(airflow_configuration())
     if backend is None:
         raise IsolationError(
@@ -111,7 +114,7 @@ class _Asked:
 
 @attrs.frozen
 class _Unstarted:
-    """What ``handle_parsing_result`` wants of a process, for a file that had none."""
+    """Stands in for a process in ``handle_parsing_result``, for a file that no process parsed."""
 
     parsing_result: DagFileParsingResult
     start_time: float = attrs.field(factory=time.monotonic)
@@ -120,7 +123,7 @@ class _Unstarted:
 
 @attrs.define(kw_only=True)
 class ContainerDagFileProcessorManager(DagFileProcessorManager):
-    """The DAG processor's loop. The constructor starts nothing: the process may still become a daemon (fork)."""
+    """The DAG processor's loop. The constructor starts nothing, because the process may still fork to become a daemon."""
 
     _backend: Backend = attrs.field(factory=configured_backend)
     _processors: dict[DagFileInfo, ContainerDagFileProcessorProcess] = attrs.field(  # type: ignore[assignment]
@@ -135,16 +138,17 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     _housekeeping: Housekeeping = attrs.field(init=False, repr=False)
     _ready: deque[Ready] = attrs.field(factory=deque, init=False)
     _asked: dict[DagFileInfo, _Asked] = attrs.field(factory=dict, init=False)
-    #: Until when (time.monotonic) files stay away after trouble.
+    #: Files that wait after a failure, and until when (time.monotonic).
     _put_off: dict[DagFileInfo, float] = attrs.field(factory=dict, init=False)
     #: Files that are not tried again (``--num-runs``), and why.
     given_up: dict[DagFileInfo, IsolationError] = attrs.field(factory=dict, init=False)
     _tries: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
-    #: How often in a row a container ended under a file.
+    #: How often in a row a container ended during a file's parse.
     _losses: dict[DagFileInfo, int] = attrs.field(factory=dict, init=False)
-    #: What was last shown as import error of a file that is not in the database yet.
+    #: The last import error that was shown for a file that is not in the database yet.
     _shown: dict[DagFileInfo, str] = attrs.field(factory=dict, init=False)
-    #: Versions of bundles that callbacks need: the child can't hold the lock, which is a file of this host.
+    #: Versions of bundles that callbacks need. They are locked here: the lock is a file of this host, and a child can't
+    #: hold it.
     _version_locks: dict[DagFileInfo, ExitStack] = attrs.field(factory=dict, init=False)
     _settings: dict[DagFileInfo, EffectiveSettings] = attrs.field(factory=dict, init=False)
     _slot_free_since: float | None = attrs.field(default=None, init=False)
@@ -172,13 +176,13 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         )
         self._housekeeping = Housekeeping(resolve_connection(self._backend, configuration=self._configuration))
         self._housekeeping.start()
-        # The first question builds the in-process API, seconds of work that would stop the loop for everybody.
+        # The first request builds the in-process API. That takes seconds, which would stop the loop later, so do it now.
         self.client.variables.get("airflow-isolation: the first question")
         self.log.info("DAG files are parsed in containers (%s)", self._backend)
 
     def _exit_gracefully(self, signum: int, frame: Any) -> NoReturn:
-        # Stock ends all parses here, in the signal's handler, which may have interrupted anything, a lock of ours
-        # included. The job's runner does it too, once the stack is unwound.
+        # Stock ends all parses here, in the signal handler. The signal may have interrupted code that holds a lock of ours,
+        # so we don't: the job's runner does it later.
         del frame
         self.log.info("Exiting gracefully upon receiving signal %s", signum)
         sys.exit(os.EX_OK)
@@ -203,7 +207,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         self._store_callbacks()
 
     def _store_callbacks(self) -> None:
-        """Callbacks that were taken from the database and could not be run go back to it, for the next DAG processor."""
+        """Put callbacks that were taken from the database and could not be run back, for the next DAG processor."""
         requests = [request for requests in self._callback_to_execute.values() for request in requests]
         self._callback_to_execute.clear()
         if not requests:
@@ -239,10 +243,10 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             self._begin(self._ready.popleft())
 
     def _may_ask(self, now: float) -> bool:
-        """Not for all files at once, so that those which come first are parsed first.
+        """Whether to ask for a container for the next file. Not for all files at once, so that the first are parsed first.
 
-        Twice as many as there are slots, so that the next containers are found while files are parsed. A file that waits
-        although a slot is free (its image is being pulled) doesn't count.
+        At most twice as many files as slots are asked for, so that the next containers get ready while files are parsed. A
+        file that waits although a slot is free (its image is being pulled) doesn't count.
         """
         free_since = self._slot_free_since
         waiting = sum(
@@ -261,7 +265,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         except IsolationError as error:
             self._refused(file, error)
         except Exception as error:
-            # A file that vanished, a hook that raised something new: this file's trouble, not the loop's.
+            # The file vanished, or the hook raised something unexpected: only this file fails, and the loop goes on.
             self.log.exception("The settings of %s could not be found", file)
             self._not_started(
                 file, IsolationError(f"Its settings could not be found: {error!r}"), retry_in=RETRY_AFTER_FAILURE
@@ -339,7 +343,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         return imported_airflow_modules(file.absolute_path) if wanted else ()
 
     def _get_logger_for_dag_file(self, dag_file: DagFileInfo) -> tuple[FilteringBoundLogger, ParseLog]:
-        # As stock does, but on a full disk lines are lost, and neither the parse nor the DAG processor.
+        # As stock does, but on a full disk only lines are lost; the parse and the DAG processor go on.
         handle = ParseLog(lambda: init_log_file(self._render_log_filename(dag_file)))
         logger = structlog.wrap_logger(
             structlog.BytesLogger(cast("BinaryIO", handle)),
@@ -373,10 +377,10 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             self._not_started(file, answer.error, retry_in=answer.retry_in)
 
     def _refused(self, file: DagFileInfo, error: IsolationError) -> None:
-        """A mistake that trying again won't mend: an import error, where its author looks."""
+        """For a mistake that another try won't mend: show it as an import error, where the author looks."""
         self._log_to_file(file, "The DAG file can't be parsed in a container", error)
         if file.bundle_version:
-            # Only callbacks come with a version, and what is wrong with an old one says nothing about the file of today.
+            # Only callbacks have a version. A mistake in an old version says nothing about the present file.
             dropped = self._callback_to_execute.pop(file, [])
             self.log.error("%s callbacks of %s can't be run: %s", len(dropped), file, error)
             self._let_go(file)
@@ -384,9 +388,9 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         self._show(file, str(error))
 
     def _not_started(self, file: DagFileInfo, error: IsolationError, *, retry_in: float) -> None:
-        """Trouble of the infrastructure: the file stays as it is in the database, and is tried again.
+        """The infrastructure failed: what the database has of the file stays, and the file is tried again.
 
-        A file of which the database has no DAG has nothing to lose; its author may have misspelt the image's name.
+        If the database has no DAG of the file, the error is shown: the author may have misspelt the image's name.
         """
         self._log_to_file(file, "The DAG file could not be parsed in a container; it will be tried again", error)
         self.log.warning("%s could not be parsed; again in %.0f seconds: %s", file.rel_path, retry_in, error)
@@ -403,7 +407,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
                 del self._put_off[file]
 
     def _lost(self, file: DagFileInfo, error: IsolationError) -> None:
-        """The container ended before, or while, the file was parsed."""
+        """The container ended before the file was parsed, or during its parse."""
         losses = self._losses[file] = self._losses.get(file, 0) + 1
         self._not_started(file, error, retry_in=RETRY_AFTER_LOSS * 2 ** (losses - 1))
 
@@ -413,9 +417,9 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             logger.error(message, error=str(error))
 
     def _show(self, file: DagFileInfo, error: str, *, count: bool = True) -> None:
-        """An import error for a file that no process parsed.
+        """Store an import error for a file that no process parsed.
 
-        :param count: it counts as a parse: the file waits for its next turn.
+        :param count: whether it counts as a parse, so that the file waits for its next turn.
         """
         before = self._file_stats[file]
         unstarted = _Unstarted(error_result(file, error))
@@ -426,7 +430,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
     def _bring_back(self, now: float) -> None:
         for file in [file for file, until in self._put_off.items() if until <= now]:
             del self._put_off[file]
-            # Files with a version are not found by looking into the bundle: they come back here or never.
+            # A look into the bundle doesn't find files with a version, so they must be queued again here.
             self._add_files_to_queue([file], mode="front" if file in self._callback_to_execute else "back")
 
     def _add_files_to_queue(self, files: list[DagFileInfo], *, mode: Literal["front", "back", "frontprio"]) -> None:
@@ -438,7 +442,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         """Forget a file that has been dealt with."""
         self._settings.pop(file, None)
         if file.bundle_version:
-            # Airflow finds statistics by path alone, and would take these, of a callback, for those of today's file.
+            # Airflow finds statistics by path only, and would take a callback's for those of the present file.
             self._file_stats.pop(file, None)
         if lock := self._version_locks.pop(file, None):
             lock.close()
@@ -450,7 +454,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         while True:
             deadlines = (p.next_deadline(self.processor_timeout) for p in self._processors.values())
             serve_channels(self.selector, until=min((end, *deadlines)))
-            # Here, not only at the loop's head: between the two lie the questions to the database.
+            # Begin here too, not only at the loop's head: the queries to the database take time in between.
             self._kill_timed_out_processors()
             if time.monotonic() >= end or any(p.is_ready for p in self._processors.values()) or self._can_begin():
                 return
@@ -475,7 +479,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             try:
                 self._finish(file, processor)
             except Exception:
-                # One file's result, or the database while it is stored: the others go on.
+                # This file's result is broken, or the database failed while it was stored. The other files go on.
                 self.log.exception("The result of %s could not be dealt with", file)
                 self._put_off[file] = time.monotonic() + RETRY_AFTER_FAILURE
             finally:
@@ -499,7 +503,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         self.handle_parsing_result(file, processor)
 
     def _was_lost(self, file: DagFileInfo, processor: ContainerDagFileProcessorProcess) -> bool:
-        """Whether the container ended for no reason of the file's: then the file is tried again."""
+        """Whether the container ended for a reason other than the file: then the file is tried again."""
         end = processor.ended
         assert end is not None
         if processor.timed_out is not None or processor.violation or (processor.started and end.out_of_memory):
@@ -509,7 +513,7 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
         if not processor.started:
             self._put_back(file, processor.callbacks)
         elif processor.had_callbacks:
-            # They may have run, and are not for running twice.
+            # The callbacks may have run, and must not run twice.
             processor.process_log.error("The container ended while callbacks were run")
             return False
         self._lost(file, ContainerFailed("Its container ended while the file was parsed"))
@@ -540,13 +544,13 @@ class ContainerDagFileProcessorManager(DagFileProcessorManager):
             if stored.import_errors and not parsing_result.import_errors:
                 keep_scheduled(stored, session)
         except Exception:
-            # The caller logs it and goes on with the same session, which would then fail to commit.
+            # The caller logs the error and goes on with the same session. Without a rollback its commit would fail.
             session.rollback()
             raise
 
     def _get_observed_filelocs(self, present: set[DagFileInfo]) -> set[str]:
-        # Of an archive Airflow counts the members alone, and would take what is stored of the archive itself (a refused
-        # image, a timeout) for that of a file which is gone, each time it looks for files.
+        # For an archive Airflow lists only the members. Errors that are stored for the archive itself (a refused image, a
+        # timeout) would look like those of a deleted file, each time it looks for files.
         return super()._get_observed_filelocs(present) | {str(file.rel_path) for file in present}
 
     # --- what is not parsed now is neither finished nor gone

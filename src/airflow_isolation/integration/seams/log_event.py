@@ -1,7 +1,7 @@
-"""One line of the structured log channel as a call of a logger. Anything may stand in it; nothing in it may raise.
+"""Turns one line of the structured log channel into a call of a logger. A line may hold anything, and must never raise.
 
-A workload may log what it likes, but as itself: whose line it is and when it was written is what the worker knows. The
-worker's own lines have the logger ``task`` or ``dag_processor``; those from inside have names below it.
+A workload may log what it likes, but not in another's name: the worker sets which workload the line is from, and checks
+its time. The worker's own lines have the logger ``task`` or ``dag_processor``; lines from inside have names below it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Keywords of the logging call itself: as keys of an event they would be given twice, which stops a stock supervisor.
+#: Keywords of the logging call itself. As keys of an event they would be passed twice, an error that stops stock's
+#: supervisor.
 _CALL: Final = frozenset({"target", "level", "msg", "event", "self"})
-#: What structlog's and Airflow's processors take for their own. ``positional_args`` is put into the event with ``%``,
-#: which can ask for any width.
+#: Keys that structlog's and Airflow's processors use themselves. ``positional_args`` is formatted into the event with ``%``,
+#: where a format may ask for any width, and so any amount of memory.
 _PROCESSORS: Final = frozenset(
     {"positional_args", "logger_name", "exc_info", "stack_info", "stack", "_record", "_from_structlog"}
 )
@@ -36,7 +37,7 @@ _LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 
-#: A container has its host's clock. It may have begun before its lines are read, and times are rounded.
+#: Tolerance for a line's time. A container has its host's clock, but may have begun before ``since``, and times are rounded.
 _BEFORE: Final = timedelta(seconds=30)
 _AFTER: Final = timedelta(seconds=1)
 
@@ -47,9 +48,9 @@ class Source(NamedTuple):
     """Where lines come from.
 
     Attributes:
-        name: the logger's name of what the worker itself says about it: ``task`` or ``dag_processor``.
-        since: before this nothing of it was running.
-        identity: what its lines say of whose they are, whatever they claim.
+        name: the logger of the worker's own lines about it: ``task`` or ``dag_processor``.
+        since: nothing of it ran before this time.
+        identity: fields that say which workload the lines are from; they replace what a line claims.
 
     """
 
@@ -59,7 +60,7 @@ class Source(NamedTuple):
 
 
 class LogEvent(NamedTuple):
-    """What is to be logged."""
+    """One line to log."""
 
     level: int
     text: str
@@ -67,7 +68,7 @@ class LogEvent(NamedTuple):
 
 
 def read(line: bytes, source: Source) -> LogEvent:
-    """What a line says; one that is no JSON object is a warning with its text."""
+    """Parse a line. A line that is no JSON object becomes a warning with its text."""
     try:
         fields = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -78,7 +79,7 @@ def read(line: bytes, source: Source) -> LogEvent:
 
 
 def read_cut(line: bytes, left_out: int, source: Source) -> LogEvent:
-    """What the beginning of a line says that was too long, and how many bytes of it are left out."""
+    """Parse the beginning of a line that was too long; the event says that ``left_out`` bytes are missing."""
     note = f" … ({left_out} bytes of this record are left out)"
     fields, cut = _beginning(line.decode(errors="replace"))
     if cut is None:
@@ -122,9 +123,9 @@ def _plausible(claimed: Any, since: datetime) -> datetime | None:
 
 
 def _beginning(text: str) -> tuple[dict[str, Any], str | None]:
-    """The fields of a JSON object that is cut off somewhere, and the name of the one in which that is.
+    """The fields of a JSON object that is cut off, and the name of the field in which it is cut.
 
-    The name is empty when it is between two fields, and None when this is no object.
+    The name is empty when the cut is between two fields, and None when the text is no object.
     """
     fields: dict[str, Any] = {}
     if not text.lstrip().startswith("{"):
@@ -143,8 +144,8 @@ def _beginning(text: str) -> tuple[dict[str, Any], str | None]:
 
 
 def _unescaped(text: str) -> str:
-    """A JSON string without its quotes, of whose last character only a part may be there."""
-    # At most ``\uD83D\uDE0`` of two escapes that belong together.
+    """Decode a JSON string without its quotes. Its last character may be incomplete, and is then dropped."""
+    # At most ``\uD83D\uDE0`` is left of a pair of escapes that is one character.
     for end in range(len(text), max(-1, len(text) - 12), -1):
         try:
             return str(json.loads(f'"{text[:end]}"', strict=False))

@@ -1,8 +1,8 @@
-"""Words that the log of a workload must not show, for as long as it runs.
+"""The words that a workload's log must not show, kept as long as the workload runs.
 
-Airflow has one masker in a process: what one task or DAG file had masked is missing in the logs of others. And every new
-word makes Airflow compile all of them into one pattern, which takes longer than the last time; here a word costs
-nothing until a line is written.
+Airflow has one masker for a process, so words that one task or DAG file had masked are masked in other logs too. Each new
+word also makes Airflow compile all words into one pattern again, which takes longer each time. Here a word costs nothing
+until a line is written.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-#: Each word is looked for in each line.
+#: Bounds, because each line is searched for each word.
 WORDS_LIMIT: Final = 1000
 CHARACTERS_LIMIT: Final = 1024 * 1024
 
 FULL: Final = (
-    f"More than {WORDS_LIMIT} words, or {CHARACTERS_LIMIT} characters, were to be masked; the further ones are not. "
-    "Whoever logs them shows them"
+    f"More than {WORDS_LIMIT} words, or {CHARACTERS_LIMIT} characters, were to be masked. Further words are not masked, "
+    "and show when they are logged"
 )
 
 
@@ -35,8 +35,8 @@ class Masks:
 
     def __init__(self, *, before: Pattern[str] | None = None, full: Callable[[], object]) -> None:
         """
-        :param before: what is replaced anyway.
-        :param full: called once, when a word is not taken because there are too many.
+        :param before: a pattern that is always replaced.
+        :param full: called once, when a word is refused because there are too many.
         """  # noqa: D212
         self._before = before
         self._full = full
@@ -46,7 +46,10 @@ class Masks:
         self._words: list[str] = []
 
     def add(self, secret: Any, name: str | None = None) -> None:
-        """Mask a text, or all in a list or map, by Airflow's rules of what is too short, and which names hide a value."""
+        """Mask a text, or all texts in a list or map.
+
+        Airflow's rules say which are too short, and which names hide a value.
+        """
         masker = secrets_masker._secrets_masker()  # noqa: SLF001 - its rules; there is no public way to them
         todo = [(secret, name)]
         while todo and not self._is_full:
@@ -68,24 +71,24 @@ class Masks:
         if word.lower() in secrets_masker.SECRETS_TO_SKIP_MASKING:
             return
         if len(self._words) >= WORDS_LIMIT or self._characters + len(word) > CHARACTERS_LIMIT:
-            # A word that is too long leaves room for others.
+            # A word that is too long is refused; shorter ones may still fit.
             self._is_full = len(self._words) >= WORDS_LIMIT
             if not self._has_told:
                 self._has_told = True
                 self._full()
             return
         self._characters += len(word)
-        # The longest first: a word may be a part of another.
+        # The longest first, because a word may be part of another.
         insort(self._words, word, key=lambda other: -len(other))
 
     def sub(self, replacement: str, text: str) -> str:
-        """As a pattern's, because Airflow's masker calls it so."""
+        """As ``re.Pattern.sub``, because Airflow's masker calls that."""
         for word in self._words:
             text = text.replace(word, replacement)
         return text if self._before is None else self._before.sub(replacement, text)
 
     def hide(self, value: Any) -> Any:
-        """A value of JSON without the words, in keys neither."""
+        """A JSON value with the words masked, in keys too."""
         if not self._words:
             return value
         if isinstance(value, str):
@@ -99,7 +102,7 @@ class Masks:
 
 @contextmanager
 def own_masks(log: FilteringBoundLogger) -> Iterator[None]:
-    """What is masked in here, by whomever in this process, is masked until the end of this, and not longer."""
+    """All words that any code of this process masks during the block are masked until the block ends, not longer."""
     masker = secrets_masker._secrets_masker()  # noqa: SLF001 - Airflow's one of this process
     before = masker.replacer
     masks = Masks(before=before, full=lambda: log.warning(FULL))

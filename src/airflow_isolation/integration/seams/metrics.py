@@ -1,4 +1,4 @@
-"""Airflow's metrics facade, for what a try has used."""
+"""Sends what a try has used as Airflow metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX = "airflow_isolation.task"
 
 
 def record(usage: Usage, *, tags: Mapping[str, str]) -> None:
-    """One value of each that is known: times in milliseconds, as timers have them, and bytes and counts as gauges."""
+    """Send each known value: times as timers in milliseconds, bytes and counts as gauges."""
     _initialize(os.getpid())
     seconds = {
         "wall": usage.wall,
@@ -47,7 +47,10 @@ def record(usage: Usage, *, tags: Mapping[str, str]) -> None:
 
 @cache
 def _initialize(_pid: int) -> None:
-    """Once for each process: in a worker nobody else does it for the copy of the facade that tasks have."""
+    """Initialize metrics once for each process.
+
+    In a worker Airflow doesn't, for the copy of the metrics API that tasks use.
+    """
     stats.initialize(
         factory=stats_utils.get_stats_factory(),
         export_legacy_names=conf.getboolean("metrics", "legacy_names_on"),

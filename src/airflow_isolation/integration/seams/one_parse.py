@@ -1,4 +1,4 @@
-"""One DAG file, parsed on request as the DAG processor would, and nothing stored."""
+"""Parses one DAG file on request, as the DAG processor would, and stores nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CLOSE_TIMEOUT = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneParse:
-    """What a parse gave. ``preparing`` and ``parsing`` are seconds: until the container was ready, and from then on."""
+    """The result of a parse. ``preparing`` (until the container was ready) and ``parsing`` (from then on) are seconds."""
 
     container: str
     digest: str
@@ -73,7 +73,7 @@ def parse_once(
     Variables and Connections that the file asks for are looked up where the DAG processor would look.
 
     :param logger: gets what the file logs and prints.
-    :raises IsolationError: it could not be parsed for a reason that is not in the file.
+    :raises IsolationError: it could not be parsed, for a reason other than the file.
     """
     checks.check_names(checks.DAG_PROCESSING)
     settings = request.settings
@@ -136,7 +136,7 @@ def parse_once(
 
 
 def summary(dag: Mapping[str, Any]) -> dict[str, Any]:
-    """What people want to know of a serialized DAG, without anything of its code being run."""
+    """The main facts of a serialized DAG, for people. None of its code is run."""
     lazy = LazyDeserializedDAG(data=dict(dag))
     try:
         tasks = [task[Encoding.VAR]["task_id"] for task in dag["dag"]["tasks"]]
@@ -164,7 +164,7 @@ def _container(pool: ParsePool, request: ParseRequest) -> Ready:
 
 
 class _Client:
-    """Airflow's in-process API, built when a file asks for something: that takes seconds, and a database."""
+    """Airflow's in-process API, built only when a file makes a request: that takes seconds, and a database."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

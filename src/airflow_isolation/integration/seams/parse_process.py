@@ -1,8 +1,8 @@
 """Airflow's supervisor of one DAG file's parse, with the child in a parse container.
 
-``DagFileProcessorProcess`` stays as it is where it answers requests. What differs: the child gets the four channels
-from us over the agent's socket; nothing that it does, or leaves undone, blocks the DAG processor's loop, which is one
-thread for all files; and what it sends has limits.
+``DagFileProcessorProcess`` answers requests as in stock Airflow. What differs: the child gets the four channels from us
+over the agent's socket; it can't block the DAG processor's loop, which is one thread for all files; and what it sends has
+limits.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.dag_processing")
 
-#: What may wait to be read by a child. The first message carries all callbacks of a file, each with its context.
+#: Bytes that may wait for a child to read them. The first message has all callbacks of a file, each with its context.
 OUTBOX_LIMIT = 64 * 1024 * 1024
-#: What is kept of the lines of one parse, of stdout, stderr and log together. A flood costs the loop, which is one thread
-#: for all files, some 50 µs a line, and the file is parsed again and again.
+#: How much of one parse's stdout, stderr and log together is kept. Each line costs the loop, one thread for all files, some
+#: 50 µs, and the file is parsed again and again.
 LINES_LIMIT = 10_000
 LOG_LIMIT = 16 * 1024 * 1024
-#: How long a container may take to report an end that was forced, and channels to close after it, in seconds.
+#: Seconds that a container may take to report the end after a kill, and channels to close after the end.
 END_REPORT_TIMEOUT = 10.0
 
 
@@ -64,7 +64,7 @@ class _StillRunning(Exception):
 
 
 def serve_channels(selector: selectors.BaseSelector, *, until: float) -> None:
-    """Wait for news on any channel, at most until a time of ``time.monotonic``, and hand each to its reader."""
+    """Wait until a channel can be read or written, at most until a time of ``time.monotonic``, and call its reader."""
     for key, _ in selector.select(max(0.0, until - time.monotonic())):
         handler, on_close = key.data
         try:
@@ -77,7 +77,7 @@ def serve_channels(selector: selectors.BaseSelector, *, until: float) -> None:
 
 
 class Wakeups:
-    """From threads that answer requests back to the loop: what they have said is sent by the loop, not by them."""
+    """Lets threads that answer requests call the loop: the loop sends their answers, not the threads themselves."""
 
     def __init__(self) -> None:
         self._read, self._write = socket.socketpair()
@@ -89,9 +89,9 @@ class Wakeups:
         return self._read.fileno()
 
     def call(self, work: Callable[[], object]) -> None:
-        """Have the loop call something soon. From any thread, also after ``close``."""
+        """Have the loop call ``work`` soon. May be called from any thread, also after ``close``."""
         self._work.append(work)
-        with suppress(OSError):  # full: it will wake up; closed: nobody is there any more
+        with suppress(OSError):  # full: the loop wakes up anyway; closed: the loop has ended
             self._write.send(b"\0")
 
     def run(self, _: object = None) -> bool:
@@ -108,10 +108,10 @@ class Wakeups:
 
 
 class _Outbox:
-    """The way back into a child, in place of a socket whose ``sendall`` would wait for a child that doesn't read."""
+    """Sends to a child without waiting. The ``sendall`` of a socket would wait for a child that doesn't read."""
 
     def __init__(self, channel: socket.socket, selector: selectors.BaseSelector, wakeups: Wakeups) -> None:
-        # A descriptor of its own, so that reading and writing are registered independently of each other.
+        # A descriptor of its own, so that reading and writing can be registered independently.
         self._channel = channel.dup()
         self._selector = selector
         self._wakeups = wakeups
@@ -121,7 +121,10 @@ class _Outbox:
         self._registered = False
 
     def sendall(self, data: bytes) -> None:
-        """:raises PeerViolation: the child has left too much unread."""
+        """Queue ``data``, and send what fits now.
+
+        :raises PeerViolation: the child has left too much unread.
+        """
         with self._lock:
             if len(self._pending) + len(data) > OUTBOX_LIMIT:
                 raise PeerViolation(f"It has left {len(self._pending)} bytes of answers unread")
@@ -132,7 +135,7 @@ class _Outbox:
             self._wakeups.call(self.flush)
 
     def flush(self, _: object = None) -> bool:
-        """Send what the channel takes now. In the loop only."""
+        """Send what the channel takes now. Call it in the loop only."""
         with self._lock:
             try:
                 while self._pending and self._channel.fileno() >= 0:
@@ -140,7 +143,7 @@ class _Outbox:
             except BlockingIOError:
                 pass
             except OSError:
-                self._pending.clear()  # the child is gone; its end is told elsewhere
+                self._pending.clear()  # the child is gone; ``_has_ended`` handles its end
             waiting = bool(self._pending) and self._channel.fileno() >= 0
         if waiting and not self._registered:
             self._selector.register(self._channel, selectors.EVENT_WRITE, (self.flush, self._selector.unregister))
@@ -158,7 +161,7 @@ class _Outbox:
 
 
 class _ParseTracker(ProcessTracker):
-    """A parse in a container as the supervisor wants to see a process."""
+    """Makes a parse in a container look like a process to the supervisor."""
 
     ProcessNotFound = NeverRaised
     TimeoutExpired = _StillRunning
@@ -172,11 +175,11 @@ class _ParseTracker(ProcessTracker):
         return self._container.container.pid
 
     def send_signal(self, s: signal.Signals) -> None:
-        del s  # whatever is asked for: user code may ignore every other signal
+        del s  # always SIGKILL: user code may ignore every other signal
         self._container.kill()
 
     def wait(self, timeout: float | None) -> int:
-        del timeout  # the end is told by ``_hear``; nobody may wait here
+        del timeout  # ``_hear`` learns of the end; nothing may wait here
         if self.code is None:
             raise _StillRunning
         return self.code
@@ -184,23 +187,23 @@ class _ParseTracker(ProcessTracker):
 
 @attrs.define(kw_only=True)
 class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
-    """The parse of one DAG file, or the run of its callbacks, in a container that is its alone meanwhile."""
+    """The parse of one DAG file, or the run of its callbacks, in a container that no other file uses meanwhile."""
 
-    #: Gets the container back as soon as the parse has ended, and whether it can be used again.
+    #: Called with the container as soon as the parse has ended, and with whether it can be used again.
     _give_back: Callable[[ParseContainer, bool], object] = attrs.field(repr=False)
     _container: ParseContainer = attrs.field(repr=False)
     _policy: Policy = attrs.field(repr=False)
     _outbox: _Outbox = attrs.field(repr=False)
     _tracker: _ParseTracker = attrs.field(repr=False)
     bundle_path: Path = attrs.field()
-    #: The requests that it was started for.
+    #: The callback requests that it was started for.
     callbacks: Sequence[Any] = attrs.field(repr=False)
-    #: Whether the file ever had its turn.
+    #: Whether the container began with the file.
     started: bool = attrs.field(default=False, init=False)
     ended: Ended | None = attrs.field(default=None, init=False)
-    #: Seconds after which it was killed.
+    #: The timeout in seconds for which it was killed.
     timed_out: float | None = attrs.field(default=None, init=False)
-    #: What it did to its channels.
+    #: How it broke the protocol of its channels.
     violation: str = attrs.field(default="", init=False)
     _ended_at: float = attrs.field(default=0.0, init=False)
     _killed_at: float | None = attrs.field(default=None, init=False)
@@ -230,9 +233,9 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     ) -> Self:
         """Hand a file over to a container. Never blocks.
 
-        :param modules: of Airflow, which the container imports once for all files.
+        :param modules: modules of Airflow that the container imports once, for all files.
         :param more: further fields of Airflow's DagFileProcessorProcess.
-        :raises ContainerFailed: the container is gone; nothing has begun, and it is still the caller's.
+        :raises ContainerFailed: the container is gone. Nothing has begun, and the caller still has to remove the container.
         """
         ours, theirs = open_channels()
         try:
@@ -241,7 +244,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
             ours.close()
             raise
         finally:
-            # A copy that stayed open here would keep end-of-file from ever coming.
+            # An open copy here would prevent end-of-file.
             theirs.close()
         for end in ours.in_order():
             end.setblocking(False)
@@ -272,7 +275,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
 
     @classmethod
     def start(cls, **_: Any) -> Self:
-        """Stock's way, which forks this process. Not ours."""
+        """Stock's method, which would fork this process. Not allowed."""
         raise NotImplementedError("a parse in a container begins with `begin`")
 
     # --- what is heard from the child
@@ -286,7 +289,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         *,
         data: dict[socket.socket, bytes],
     ) -> None:
-        del data  # nothing is said before the hand-over
+        del data  # nothing is written before the hand-over
         named: dict[Any, str] = {stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"}
         self._open_sockets.update(named)
         readers = channel_readers(
@@ -313,7 +316,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         self.ended = end
         self._ended_at = time.monotonic()
         self._tracker.code = end.code
-        # First, because the pool may close the descriptor, and its number then be another's.
+        # Unregister first: the pool may close the descriptor, and its number may then be given to another file.
         if self._news is not None:
             self.selector.unregister(self._news)
         self._give_back(self._container, not end.gone)
@@ -335,7 +338,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     # --- requests
 
     def _asked(self, frame: Any) -> None:
-        """In the loop. A request that may have to wait for a secrets backend is answered by a thread of its own."""
+        """Handle a request; runs in the loop. If it may have to wait for a secrets backend, a thread answers it."""
         try:
             message = self.decoder.validate_python(frame.body)
         except (ValidationError, NotAResult) as error:
@@ -353,14 +356,14 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         threading.Thread(target=self._answer, args=(frame,), name="answer-dag-file", daemon=True).start()
 
     def _answer(self, frame: Any) -> None:
-        # Stock's generator turns whatever goes wrong into an answer.
+        # Stock's generator turns every error into an answer.
         answers = self.handle_requests(BriefLog(log))  # type: ignore[arg-type]
         next(answers)
         answers.send(frame)
         answers.close()
 
     def send_msg(self, *arguments: Any, **keywords: Any) -> None:
-        # Whoever reads the answer may ask again at once.
+        # Reset first: the child may ask again as soon as it reads the answer.
         self._asking = False
         super().send_msg(*arguments, **keywords)
 
@@ -377,7 +380,7 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         self.send_msg(None, request_id=req_id, error=denial(refusal))
 
     def _refusal(self, msg: Any) -> str:
-        """Why a request is not answered; empty when it is."""
+        """Why a request is refused; empty when it is allowed."""
         file = f"{self.bundle_name}/{self.dag_file_rel_path}"
         match msg:
             case comms.PutVariable() | comms.DeleteVariable() if not (
@@ -392,13 +395,16 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
     # --- the end
 
     def kill(self, *_: Any, **__: Any) -> None:
-        """SIGKILL to the parse and all that it started. Never blocks; the loop hears of the end."""
+        """Send SIGKILL to the parse and all that it started.
+
+        Never blocks; the loop learns of the end. May be called twice.
+        """
         if self.ended is None and self._killed_at is None:
             self._killed_at = time.monotonic()
             self._container.kill()
 
     def kill_if_late(self, timeout: float) -> bool:
-        """Kill a parse that takes longer than ``timeout`` seconds; whether that happened now."""
+        """Kill the parse if it takes longer than ``timeout`` seconds. True when it was killed by this call."""
         now = time.monotonic()
         if self.ended is not None:
             return False
@@ -413,21 +419,21 @@ class ContainerDagFileProcessorProcess(DagFileProcessorProcess):
         return True
 
     def next_deadline(self, timeout: float) -> float:
-        """When ``kill_if_late`` should be asked again at the latest."""
+        """When ``kill_if_late`` should be called again at the latest (time.monotonic)."""
         if self.ended is not None:
             return self._ended_at + END_REPORT_TIMEOUT
         return self.start_time + timeout if self._killed_at is None else self._killed_at + END_REPORT_TIMEOUT
 
     @property
     def is_ready(self) -> bool:
-        """The parse has ended, and what it had said has been read."""
+        """Whether the parse has ended and all its output has been read."""
         if self.ended is None:
             return False
         self._check_subprocess_exit(expect_signal=signal.SIGKILL if self._killed_at is not None else None)
         return not self._open_sockets or time.monotonic() > self._ended_at + END_REPORT_TIMEOUT
 
     def close(self) -> None:
-        """Release everything, whether it has ended or not. May be called twice."""
+        """Release everything, whether the parse has ended or not. May be called twice."""
         if self.ended is None:
             self.kill()
             self._give_up()

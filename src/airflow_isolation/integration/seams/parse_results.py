@@ -1,4 +1,4 @@
-"""What is stored of a parse: Airflow's own result, made of what is believed, and what the database says about it."""
+"""What is stored of a parse: Airflow's own result, made of the checked parts of a report, and compared with the database."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
-    """The result of a parse that gave nothing but this import error."""
+    """The result of a parse that gave only this import error."""
     return DagFileParsingResult(
         fileloc=os.fspath(file.absolute_path), serialized_dags=[], import_errors={str(file.rel_path): error}
     )
@@ -38,7 +38,7 @@ def error_result(file: DagFileInfo, error: str) -> DagFileParsingResult:
 def believed_result(
     file: DagFileInfo, reported: DagFileParsingResult, settings: EffectiveSettings
 ) -> DagFileParsingResult:
-    """What a container of these settings reported, as far as it is believed."""
+    """The result of what a container with these settings reported, checked."""
     assert file.bundle_path is not None
     loaded = [dag.last_loaded for dag in reported.serialized_dags]
     try:
@@ -101,7 +101,7 @@ def _owners(dag_ids: Collection[str], bundle_name: str, session: Session) -> dic
 
 
 def keep_scheduled(result: DagFileParsingResult, session: Session) -> None:
-    """Undo what an import error of their file does to DAGs that are well."""
+    """Keep the result's DAGs scheduled: an import error of their file would have marked them too."""
     session.execute(
         update(DagModel)
         .where(DagModel.dag_id.in_([dag.dag_id for dag in result.serialized_dags]))
@@ -113,10 +113,10 @@ def keep_scheduled(result: DagFileParsingResult, session: Session) -> None:
 def clear_errors_of_members(
     bundle_name: str, relative_fileloc: str, session: Session, *, but: Collection[str] = ()
 ) -> None:
-    """Airflow clears an archive's errors by the name of the archive, and so never those of its members.
+    """Delete import errors of an archive's members. Airflow deletes only those under the archive's own name.
 
-    At once, and not with the next flush: Airflow's sessions have no autoflush, so what it then stores would find these
-    errors and update them, and they would be gone all the same.
+    The deletion is flushed at once. Airflow's sessions have no autoflush: otherwise Airflow would find these errors, update
+    them instead of storing new ones, and lose them with the later deletion.
 
     :param but: files whose errors stay.
     """

@@ -1,6 +1,6 @@
-"""What user code may ask Airflow for: the administrator's policy, and that a task writes what is its own.
+"""What user code may ask Airflow for: the administrator's policy decides, and a task may write only its own XComs.
 
-Airflow's API server gives every task all connections and Variables, and takes XComs of any.
+Airflow's API server gives every task all connections and Variables, and lets it write XComs of any other task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def refused_secret(message: Any, permissions: Permissions, file: str) -> str:
-    """Why a DAG file, given as ``BUNDLE/PATH``, does not get or change a connection or Variable; empty when it may."""
+    """Why a DAG file (``BUNDLE/PATH``) may not read or change a connection or Variable; empty when it may."""
     match message:
         case comms.GetConnection() if not permissions.may_read_connection(file, message.conn_id):
             return _not_given("allowed_connections", message.conn_id, file)
@@ -31,7 +31,7 @@ def refused_secret(message: Any, permissions: Permissions, file: str) -> str:
 
 
 def refused_to_task(message: Any, permissions: Permissions, file: str, task: Any) -> str:
-    """Why a request of a task is not answered; empty when it is.
+    """Why a request of a task is refused; empty when it is allowed.
 
     :param file: its DAG file as ``BUNDLE/PATH``.
     :param task: its task instance.
@@ -51,7 +51,7 @@ def refused_to_task(message: Any, permissions: Permissions, file: str, task: Any
 
 
 def denial(refusal: str) -> comms.ErrorResponse:
-    """The answer to a request that is refused; who asked gets an exception with these words."""
+    """The answer to a refused request. In the user's code it becomes an exception with these words."""
     return comms.ErrorResponse(error=ErrorType.PERMISSION_DENIED, detail={"status_code": 403, "message": refusal})
 
 

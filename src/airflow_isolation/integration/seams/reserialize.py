@@ -1,7 +1,7 @@
-"""Every file of the bundles parsed once, in containers, and the results stored: a DAG processor that ends.
+"""Parses every file of the bundles once, in containers, and stores the results: a DAG processor that ends.
 
-Callbacks are left to the DAG processor proper. A file that the infrastructure keeps from being parsed is given up after
-a few tries; what is stored of it stays.
+Callbacks are left to the real DAG processor. If the infrastructure keeps a file from being parsed, it is given up after a
+few tries; what is stored of it stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserialized:
-    """``import_errors``: file → error. ``not_parsed``: file → the trouble, which is not the file's."""
+    """The outcome. ``import_errors``: file → error. ``not_parsed``: file → why the infrastructure failed."""
 
     files: int
     import_errors: Mapping[str, str]
@@ -42,7 +42,7 @@ class Reserialized:
 def parse_everything_once(
     backend: Backend, bundle_names: list[str] | None, *, progress: Callable[[int, int], None]
 ) -> Reserialized:
-    """Blocks until all is done; SIGINT and SIGTERM end it, and every container with it.
+    """Parse all files. Blocks until all is done; SIGINT and SIGTERM end it, and every container with it.
 
     :param bundle_names: None for all bundles.
     :param progress: called once a second or so with the number of files done, and of all.

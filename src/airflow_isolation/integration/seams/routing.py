@@ -1,11 +1,11 @@
 """Which coordinator runs a task, and what a task's workload carries to it.
 
 Airflow 3.3 chooses a coordinator by the exact name of the task's queue (``[sdk] queue_to_coordinator``) and has no
-entry for "every other queue", so ``CoordinatorManager.for_queue`` is wrapped. A queue that the administrator has mapped
-himself stays his.
+entry for "every other queue", so ``CoordinatorManager.for_queue`` is wrapped. Queues that the administrator has mapped
+keep their coordinator.
 
-``executor_config`` is not part of the workload that Celery and Edge send (``TaskInstanceDTO`` excludes it). The one free
-mapping that is sent is ``context_carrier``; trace propagators ignore keys that they don't know.
+``executor_config`` is not part of the workload that Celery and Edge send (``TaskInstanceDTO`` excludes it). The only free
+mapping that is sent is ``context_carrier``, so it goes there; trace propagators ignore keys that they don't know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 CARRIER_KEY = "airflow-isolation.executor-config"
-#: Commands whose processes fork the workers that run tasks: what they have imported, no worker imports again.
+#: Commands whose processes fork the workers that run tasks. No worker has to import again what they have imported.
 PARENTS_OF_WORKERS = (
     "airflow.cli.commands.scheduler_command",
     "airflow.providers.celery.cli.celery_command",
@@ -52,7 +52,7 @@ def route_every_queue(coordinators: ModuleType, container_coordinator: Callable[
 
 
 def carry_executor_config(workloads: ModuleType) -> None:
-    """Put the container part of ``executor_config`` where it survives the wire.
+    """Put our keys of ``executor_config`` into the workload's ``context_carrier``, so that Celery and Edge send them.
 
     :param workloads: the module ``airflow.executors.workloads.task``, just imported.
     :raises AirflowNotSupported: it is not as expected.
@@ -72,16 +72,16 @@ def carry_executor_config(workloads: ModuleType) -> None:
 
 
 def container_part(executor_config: object) -> dict[str, Any]:
-    """What of a task's ``executor_config`` is ours; the rest belongs to other executors, or to nobody: it may be anything."""
+    """Our keys of a task's ``executor_config``. Other keys are for other executors; the value itself may be anything."""
     if not isinstance(executor_config, Mapping):
         return {}
     return {key: executor_config[key] for key in CONTAINER_KEYS if key in executor_config}
 
 
 def executor_config_of(what: Any) -> dict[str, Any]:
-    """The container part of a task's ``executor_config``: as it is under LocalExecutor, carried under Celery and Edge.
+    """Our keys of a task's ``executor_config``: from the task instance (LocalExecutor), or its carrier (Celery and Edge).
 
-    :param what: the TaskInstance of a workload; its carrier is freed of our entry, so that the task never sees it.
+    :param what: the TaskInstance of a workload. Our entry is removed from its carrier, so that the task never sees it.
     """
     carrier = dict(getattr(what, "context_carrier", None) or {})
     carried = carrier.pop(CARRIER_KEY, None)

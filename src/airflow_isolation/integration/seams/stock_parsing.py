@@ -1,9 +1,9 @@
-"""Stock Airflow's ways to parse DAG files in this very host's processes, closed while the flag is set.
+"""Closes stock Airflow's ways to parse DAG files in processes of the host, while the flag is set.
 
-Why by post-import hooks and not by a plug-in's listener (``on_starting``): Airflow logs what a listener raises and goes
-on, and does the same when a plug-in can't be imported, which would be parsing on the host in silence. These hooks come
-with the entry point that every process of Airflow loads, run before the command's function does, and stop the process
-with SystemExit, which nobody takes for a mere failure.
+It uses post-import hooks, not a plug-in's listener (``on_starting``). When a listener raises, or a plug-in can't be
+imported, Airflow logs that and goes on, and would silently parse on the host. The hooks come with the entry point that
+every process of Airflow loads. They run before the command's function, and stop the process with SystemExit, which no
+caller catches as an ordinary error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-#: The command that parses DAG files; imported by nothing else.
+#: The module of the command that parses DAG files; only that command imports it.
 COMMAND = "airflow.cli.commands.dag_processor_command"
 MANAGER = "airflow.dag_processing.manager"
 PROCESS = "airflow.dag_processing.processor"
 DAG_COMMANDS = "airflow.cli.commands.dag_command"
 
-#: Commands that would parse here, and what does it in containers.
+#: Commands that would parse in this process, and the commands that do the same in containers.
 _INSTEAD = {
     "dag_reserialize": "airflow containers reserialize",
     "dag_report": "airflow containers parse FILE",
@@ -39,17 +39,17 @@ def replace_manager(command: ModuleType) -> None:
 
 
 def refuse_stock_manager(manager: ModuleType) -> None:
-    """Whoever else makes a DAG processor in this process, as ``airflow.dag_processing.manager`` has it, is refused."""
+    """Refuse a DAG processor of ``airflow.dag_processing.manager`` to any other code of this process."""
     manager.DagFileProcessorManager.__init__ = _refuse
 
 
 def refuse_stock_process(processor: ModuleType) -> None:
-    """The last line: the function that forks a process for a DAG file. Subclasses that have their own are not touched."""
+    """The last defence: refuse the function that forks a process for a DAG file. Subclasses that override it keep theirs."""
     processor.DagFileProcessorProcess.start = classmethod(_refuse)
 
 
 def refuse_commands(commands: ModuleType) -> None:
-    """Close those commands that would store what this process makes of the files, or seem to speak for the containers.
+    """Close the commands that would store what this process makes of the files, or report it as if containers had.
 
     :param commands: the module ``DAG_COMMANDS``, just imported.
     """
@@ -60,7 +60,7 @@ def refuse_commands(commands: ModuleType) -> None:
 def run_command(arguments: Namespace) -> None:
     """`airflow dag-processor` with these arguments, in containers.
 
-    :raises AirflowNotSupported: it would not be our DAG processor that runs.
+    :raises AirflowNotSupported: the command would not run our DAG processor.
     """
     from airflow.cli.commands import dag_processor_command
 
@@ -84,6 +84,6 @@ def _refusal(command: str, instead: str) -> Callable[..., NoReturn]:
 
 def _refuse(*_: object, **__: object) -> NoReturn:
     raise SystemExit(
-        "[core] scheduler_dag_parsing_runtime is set, so no DAG file may be parsed outside of a container, and something "
-        "else than `airflow dag-processor` tried to. Unset it for stock Airflow"
+        "[core] scheduler_dag_parsing_runtime is set, so no DAG file may be parsed outside of a container, but code other "
+        "than `airflow dag-processor` tried to. Unset it for stock Airflow"
     )

@@ -28,7 +28,9 @@ class StoredDag(NamedTuple):
 
 
 def stored_dag(dag_id: str) -> SerializedDAG:
-    """:raises DagNotStored: no DAG processor has parsed it.
+    """The DAG as the database has it.
+
+    :raises DagNotStored: no DAG processor has parsed it.
     :raises DatabaseUnusable: the metadata database can't be asked.
     """
     from airflow.models.serialized_dag import SerializedDagModel
@@ -50,7 +52,9 @@ def stored_dag(dag_id: str) -> SerializedDAG:
 
 
 def dag_with_task(dag_id: str, task_id: str) -> SerializedDAG:
-    """:raises DagNotStored: no DAG processor has parsed it, or it has no such task.
+    """The DAG as the database has it, checked to have the task.
+
+    :raises DagNotStored: no DAG processor has parsed it, or it has no such task.
     :raises DatabaseUnusable: the metadata database can't be asked.
     """
     dag = stored_dag(dag_id)
@@ -61,9 +65,10 @@ def dag_with_task(dag_id: str, task_id: str) -> SerializedDAG:
 
 
 def locate(dag_id: str, task_id: str | None) -> StoredDag:
-    """As ``dag_with_task``.
+    """Where the DAG's file is on this host, and the task's executor_config.
 
-    :raises BundleNotReady: its files can't be brought to this host.
+    :raises DagNotStored, DatabaseUnusable: as ``dag_with_task``.
+    :raises BundleNotReady: the bundle's files can't be brought to this host.
     """
     from airflow.models.dag import DagModel
 

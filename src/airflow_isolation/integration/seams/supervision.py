@@ -1,8 +1,8 @@
 """Airflow's supervisor of a task, with the child in a container.
 
-``ActivitySubprocess`` stays as it is: heartbeats, requests, states, retries, logs and their upload. What differs is
-that its child was made by ``bridge.launch``, that its channels have limits, and that it learns of the child's end
-from descriptors (stock looks for it only when a channel has news, which can be five seconds late).
+``ActivitySubprocess`` stays as it is: heartbeats, requests, states, retries, logs and their upload. What differs:
+``bridge.launch`` made its child; its channels have limits; and descriptors tell it of the child's end. (Stock looks for
+the end only when a channel has news, which can be five seconds late.)
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(logger_name="airflow_isolation.supervision")
 
-#: How many programs of a task may have a log channel of their own at a time.
+#: How many programs of one task may have a log channel of their own at the same time.
 MORE_LOGS_LIMIT = 64
 _MORE_LOGS = "more logs"
-#: Seconds that a killed task has to be gone before stock says that it isn't.
+#: Seconds in which a killed task must be gone; after that, stock reports that it isn't.
 SHORTEST_ESCALATION = 0.5
-#: How long an answer may wait until the task reads it, in seconds. One that never does would hold its worker for ever.
+#: How long an answer may wait until the task reads it, in seconds. A task that never reads would hold its worker for ever.
 ANSWER_TIMEOUT = 60.0
 
 
@@ -71,7 +71,7 @@ class _StillRunning(Exception):
 
 
 class WorkloadTracker(ProcessTracker):
-    """A workload as the supervisor wants to see a process."""
+    """Makes a workload look like a process to the supervisor."""
 
     ProcessNotFound = NeverRaised
     TimeoutExpired = _StillRunning
@@ -97,7 +97,7 @@ class WorkloadTracker(ProcessTracker):
 
 
 class Wakeup:
-    """A descriptor for a supervisor's selector that the supervisor may not close."""
+    """A descriptor for the supervisor's selector that the supervisor's ``close`` leaves open."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -110,7 +110,7 @@ class Wakeup:
 
 
 class _Validated:
-    """A decoder of what has been decoded."""
+    """A decoder that returns its input, which has been decoded already."""
 
     def validate_python(self, message: Any) -> Any:
         return message
@@ -120,7 +120,7 @@ class _Validated:
 class ContainerActivitySubprocess(ActivitySubprocess):
     """A task's supervisor whose child runs in a container."""
 
-    #: Requests are validated before the stock code gets them, which would log one whole that is not valid.
+    #: Requests are validated before stock code gets them: it would log an invalid one whole.
     decoder: ClassVar[Any] = _Validated()
 
     _workload: Workload = attrs.field(repr=False)
@@ -129,7 +129,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     _permissions: Permissions = attrs.field(repr=False)
     #: Seconds between SIGTERM and SIGKILL.
     _grace: float = attrs.field(repr=False)
-    #: When a task that was told to end is killed, by time.monotonic.
+    #: When a task that was told to end will be killed (time.monotonic).
     _kill_at: float | None = attrs.field(default=None, init=False)
     _ended: Callable[[str], object] = attrs.field(repr=False)
 
@@ -150,12 +150,12 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         ended: Callable[[str], object],
         told_pid: int | None = None,
     ) -> Self:
-        """Tell the server that the task has started and the task what to do.
+        """Tell the server that the task has started, and the task what to do.
 
         :param permissions: what the DAG file's tasks may ask Airflow for.
-        :param grace: seconds between SIGTERM and SIGKILL, whoever has the task end.
-        :param ended: gets the state of the try at its end, while its log can still be written.
-        :param told_pid: with which the server has been told already that the task runs; it takes no other then.
+        :param grace: seconds between SIGTERM and SIGKILL, whatever ends the task.
+        :param ended: called with the state of the try at its end, while its log can still be written.
+        :param told_pid: the pid with which the server was told already that the task runs; it accepts no other then.
 
         :raises Exception: the server does not want this task to run; the workload has then been killed.
         """
@@ -197,7 +197,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
     def _register_pipe_readers(
         self, stdout: Channel, stderr: Channel, requests: socket, logs: socket, *, data: dict[socket, bytes]
     ) -> None:
-        del data  # what was said before the hand-over went to the container's own output
+        del data  # what was written before the hand-over went to the container's own output
         requests.settimeout(ANSWER_TIMEOUT)
         named: dict[Any, str] = {stdout: "stdout", stderr: "stderr", logs: "logs", requests: "requests"}
         self._open_sockets.update(named)
@@ -225,8 +225,8 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         }
 
     def _send_new_log_fd(self, req_id: int) -> None:
-        # For another program of the task's, such as that of a virtual environment. Stock's reader has no limits, and
-        # there is no end to how many there may be.
+        # For another program of the task, such as one in a virtual environment. Stock limits neither what is read nor how
+        # many such channels there are.
         if list(self._open_sockets.values()).count(_MORE_LOGS) >= MORE_LOGS_LIMIT:
             raise PeerViolation(f"More than {MORE_LOGS_LIMIT} channels for logs were asked for")
         theirs, ours = socketpair()
@@ -241,7 +241,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         try:
             message = ActivitySubprocess.decoder.validate_python(frame.body)
         except ValidationError as error:
-            # Stock would not answer, and the task wait for ever.
+            # Stock would not answer, and the task would wait for ever.
             problem = first_problem(error)
             log.warning("A task sent a request that Airflow does not know", problem=problem, body=brief(frame.body))
             refused = comms.ErrorResponse(
@@ -263,7 +263,7 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         self._workload.send_signal(signal.SIGKILL)
 
     def _monitor_subprocess(self) -> None:
-        # Stock forwards with os.kill(self.pid), which an ordinary user may not do to a container's process.
+        # Stock forwards with os.kill(self.pid), but an ordinary user may not signal a container's process.
         def forward(number: int, _: object) -> None:
             log.info("Passing a signal on to the task", signal=signal.Signals(number).name)
             if self._kill_at is None:
@@ -275,11 +275,11 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
         if self._exit_code and self._reported is not None:
             self.process_log.warning(
-                "The task had reported its state before its process ended so; what it reported holds",
+                "The task reported its state before its process ended in this way; the reported state holds",
                 state=str(getattr(self._reported, "value", self._reported)),
                 exit_code=int(self._exit_code),
             )
-        # Before stock sends the log away. Trouble here must not keep the state from the server.
+        # Before stock uploads the log. A failure here must not keep the state from the server.
         try:
             self._ended(self.final_state)
         except Exception:
@@ -287,18 +287,18 @@ class ContainerActivitySubprocess(ActivitySubprocess):
 
     @property
     def final_state(self) -> Any:
-        """As stock, but what the server has been told already holds: it would answer anything else with 409."""
+        """As stock, but a state that the server has been told already stays: it would answer another with 409."""
         return super().final_state if self._reported is None else self._reported
 
     @property
     def _reported(self) -> Any:
-        """The state that the task itself had the server put it into, or None."""
+        """The state that the task itself has reported to the server, or None."""
         return self._terminal_state if self._terminal_state in STATES_SENT_DIRECTLY - {SERVER_TERMINATED} else None
 
     def kill(
         self, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
     ) -> None:
-        """As stock, but from one signal to the next the task has its own ``stop_grace_period``."""
+        """As stock, but between two signals it waits for the task's own ``stop_grace_period``."""
         if signal_to_send != signal.SIGKILL:
             escalation_delay = max(self._grace, SHORTEST_ESCALATION)
         super().kill(signal_to_send, escalation_delay=escalation_delay, force=force)
@@ -327,17 +327,17 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         if isinstance(msg, comms.GetConnection | comms.GetVariable):
             found = _from_worker(msg)
             if found is not None:
-                # What is at its default is left out, as stock does; so the types above are set, not left to it.
+                # Fields at their defaults are left out, as stock does. So the types above are set explicitly.
                 self.send_msg(found, request_id=req_id, exclude_unset=True, by_alias=True)
                 return
         super()._handle_request(msg, log, req_id)
 
 
 def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
-    """A connection or variable of the worker's own environment or secrets backend, or None.
+    """A connection or variable from the worker's own environment or secrets backend, or None.
 
-    A stock task looks there before it asks the server. In a container it can't, and must not be able to: the
-    supervisor looks for it, and hands over what was asked for and nothing else.
+    A stock task looks there itself before it asks the server. In a container it must not be able to. So the supervisor
+    looks, and gives the task only what it asked for.
     """
     for backend in ensure_secrets_loaded(
         default_backends=["airflow.secrets.environment_variables.EnvironmentVariablesBackend"]
@@ -356,7 +356,7 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
                     type="ConnectionResult",
                     conn_id=msg.conn_id,
                     conn_type=connection.conn_type,
-                    # All of them, None as well: to Airflow's models none is optional.
+                    # All fields, also those that are None: in Airflow's models none is optional.
                     **{
                         name: getattr(connection, name)
                         for name in ("host", "schema", "login", "password", "port", "extra")
@@ -368,23 +368,23 @@ def _from_worker(msg: comms.GetConnection | comms.GetVariable) -> Any:
 
 
 def load_certificates() -> None:
-    """Load what every API client trusts, in 80 ms, whether its server is reached by https or not. Airflow keeps it.
+    """Load the certificates that every API client loads, with https or without; it takes 80 ms. Airflow caches them.
 
-    Whatever is wrong with them, or with this attempt, is told by the clients.
+    Errors are ignored: the clients report them.
     """
     with suppress(AttributeError, OSError):
         api.Client._get_ssl_context_cached(api.API_SSL_CA_FILE_PATH, api.API_SSL_CERT_PATH)  # noqa: SLF001
 
 
-#: Of a token's life, in seconds, what is left for telling the server when a pull was broken off for it.
+#: Seconds of a token's life that are kept for telling the server, when a pull is stopped because the token expires.
 _TOKEN_RESERVE = 30.0
 
-#: Between two signs of life of a try that waits, in seconds: the server takes one without for dead after 300.
+#: Seconds between two heartbeats of a try that waits. The server takes a try for dead after 300 without one.
 _SIGN_OF_LIFE = 10.0
 
 
 class PutOff(enum.Enum):
-    """What happens to a try that the infrastructure kept from starting."""
+    """What happens to a try that did not start because the infrastructure failed."""
 
     RESCHEDULED = enum.auto()
     WAITS_HERE = enum.auto()
@@ -394,11 +394,11 @@ class PutOff(enum.Enum):
 def put_off(client: Client, what: Any, *, pid: int, before: int | None, waited: int = 0) -> PutOff:
     """Have the scheduler start this try again later, because the infrastructure failed before any user code ran.
 
-    Like a DAG file that is not there yet, at most ``[workers] missing_dag_retries`` times; no try is used up. When those are
-    used up, the executor's report fails the try. One that is resumed after a deferral must wait here: rescheduled, it would
-    lose its event, and begin anew.
+    No try is used up. As when a DAG file is not there yet, this happens at most ``[workers] missing_dag_retries`` times;
+    after that, the executor's report fails the try. A try that is resumed after a deferral waits here instead: if it were
+    rescheduled, it would lose its event and begin anew.
 
-    :param pid: what the server is told for the task's process, now and when it starts.
+    :param pid: the pid that the server is told, now and when the task starts.
     :param before: how often it was put off before; None when only the server's number of all reschedules is known.
     :param waited: how often it has waited here before.
     """
@@ -417,12 +417,12 @@ def put_off(client: Client, what: Any, *, pid: int, before: int | None, waited: 
 
 
 def put_off_delay() -> int:
-    """In seconds."""
+    """How long a try that was put off waits, in seconds."""
     return int(conf.getint("workers", "missing_dag_retry_delay", fallback=60))
 
 
 def wait_alive(client: Client, what: Any, *, pid: int, seconds: float) -> None:
-    """Wait, and tell the server that the task lives, which also renews the token.
+    """Wait for so many seconds, and send the server heartbeats, which also renew the token.
 
     :raises Exception: the server does not want this task to run any more.
     """
@@ -433,9 +433,9 @@ def wait_alive(client: Client, what: Any, *, pid: int, seconds: float) -> None:
 
 
 def seconds_to_start(client: Client) -> float:
-    """How long a try may take until the server must be told that it starts: its token is good for no longer.
+    """Within how many seconds the server must be told that the try starts: then its token expires.
 
-    The token that comes with the queue is not renewed, and the scheduler gives up on a task that is queued for as long.
+    The token that comes with the queue is not renewed. The scheduler also gives a task up that is queued for as long.
     """
     try:
         payload = client.auth.token.split(".")[1]  # type: ignore[union-attr]
@@ -446,6 +446,6 @@ def seconds_to_start(client: Client) -> float:
 
 
 def upload_logs(client: Client, logger: FilteringBoundLogger, what: Any) -> None:
-    """Send the log of a task that never started to where remote logs go; without remote logging this does nothing."""
+    """Upload the log of a task that never started to the remote logs. Without remote logging this does nothing."""
     with _remote_logging_conn(client):
         upload_to_remote(logger, what)
