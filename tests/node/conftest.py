@@ -23,6 +23,7 @@ from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
 
 if TYPE_CHECKING:
+    import socket as sockets
     from collections.abc import Iterator, Sequence
 
     from tests.conftest import Daemon, ImageArchive
@@ -102,17 +103,23 @@ socket_path = {self.daemon.socket}
 {more}
 """
 
-    def start_node(self, more: str = "") -> None:
+    def start_node(self, more: str = "", *, inherited: sockets.socket | None = None, **environment: str) -> None:
+        """``inherited``: a socket that it gets as systemd would hand it over."""
+        command = [sys.executable, str(HERE / "node.py"), self.backend]
+        if inherited is not None:
+            handed = f'exec 3<&{inherited.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+            command = ["bash", "-ec", handed, "bash", *command]
         output_file = self.place / "node.out"
         output_file.write_text("")
         with output_file.open("ab") as output:
             self.node = subprocess.Popen(
-                [sys.executable, str(HERE / "node.py"), self.backend],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 text=True,
-                env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+                env={**os.environ, "PYTHONPATH": str(HERE.parent.parent), **environment},
+                pass_fds=() if inherited is None else (inherited.fileno(),),
             )
         assert self.node.stdin is not None
         self.node.stdin.write(self.configuration(more))

@@ -163,6 +163,13 @@ def test_a_directory_that_the_worker_may_not_read(host: House) -> None:
     assert "can't read" in failed["failed"]
 
 
+@pytest.mark.parametrize("bundle", ["/proc", "/dev", "/"])
+def test_a_directory_of_the_kernel_s(host: House, bundle: str) -> None:
+    """Also where it lies below the directory."""
+    failed = host.refused(bundle=bundle, target="/srv/dags")
+    assert "a file system of the kernel's own" in failed["failed"]
+
+
 def test_the_policy_is_the_node_s(host: House) -> None:
     for written in (
         {"capabilities": ["NET_ADMIN"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,3 +170,23 @@ def test_a_node_is_root(host: House) -> None:
             os._exit(0)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_socket_of_systemd_s_is_served_and_stays(host: House) -> None:
+    """As a socket unit hands it over (sd_listen_fds(3)); the node says when it is ready (sd_notify(3))."""
+    host.end_node()
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+    ):
+        listener.bind(str(host.socket))
+        host.socket.chmod(0o666)
+        listener.listen()
+        notified.bind(str(host.place / "notify"))
+        notified.settimeout(SECONDS)
+        host.start_node(inherited=listener, NOTIFY_SOCKET=str(host.place / "notify"))
+        assert notified.recv(100) == b"READY=1"
+        _, ended = host.run("print('served')")
+        assert ended["stdout"] == "served\n"
+        host.end_node()
+        assert host.socket.exists(), "it is systemd's"

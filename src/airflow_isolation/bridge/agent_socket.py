@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_isolation import agent
+from airflow_isolation.bridge.descriptors import send_descriptors
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.errors import ContainerFailed, ContainerKilled, HostTrouble
 
@@ -227,9 +228,7 @@ class AgentConnection:
     def _hand_over(self, message: dict[str, Any], descriptors: Sequence[Open]) -> None:
         packet = json.dumps(message).encode()
         try:
-            socket.send_fds(
-                self._socket, [packet], [descriptor.fileno() for descriptor in descriptors], socket.MSG_DONTWAIT
-            )
+            send_descriptors(self._socket, packet, (descriptor.fileno() for descriptor in descriptors))
         except (OSError, ValueError) as error:  # ValueError: our end has been closed
             raise not_handed_over(error, "the agent", size=len(packet)) from error
 

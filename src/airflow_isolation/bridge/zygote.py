@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from airflow_isolation.bridge.agent_socket import not_handed_over
+from airflow_isolation.bridge.descriptors import send_descriptors
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import await_ready, prepare, remove_container, start_agent
@@ -496,7 +497,7 @@ def release(
     """
     packet = json.dumps({"go": {"environment": dict(environment), "purpose": purpose}}).encode()
     try:
-        socket.send_fds(connection, [packet], [channel.fileno() for channel in channels], socket.MSG_DONTWAIT)
+        send_descriptors(connection, packet, (channel.fileno() for channel in channels))
     except (BrokenPipeError, ConnectionResetError):
         pass
     except OSError as error:

@@ -48,12 +48,12 @@ def start(asked: Asked, settings: EffectiveSettings, task_log: FilteringBoundLog
     """
     behind = backstage(settings.connection)
     runtime = behind.runtime
-    # A pull that is broken off goes on where it was, when the task is tried again.
+    # When the task is tried again, the pull goes on where it was stopped.
     timeout = min(settings.image_pull_timeout, asked.seconds)
     image = runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
     mounts = workload_environment.airflow_mounts(asked.bundle_path, asked.dag_file)
     if stray := stray_dag_file(asked.dag_file, asked.bundle_path, mounts, settings.volumes):
-        # No error: an image may have the file in that place, and a task shows nobody what it finds.
+        # No error: the image may have the file at that place, and a task, unlike a parse, shows it to nobody.
         task_log.warning("The DAG file may not be found in the container", why=str(stray), hint=stray.hint)
     worker = OfTheWorker(
         airflow=airflow_version,

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,12 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 CLONE_NEWNS = 0x00020000
 MS_PRIVATE = 1 << 18
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+#: What no container gets from its host: processes, settings and devices of the kernel.
+KERNELS = frozenset(
+    {"proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "bpf", "efivarfs"}
+    | {"configfs", "binfmt_misc", "mqueue", "nsfs", "pstore"}
+)
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -97,18 +104,36 @@ def attach(*, namespace: int, directory: int, pid: int, target: str) -> None:
         ctypes.c_char_p(os.fsencode(target)),
         ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
     )
+    if found := kernels_below(target):
+        take_away(target)
+        raise OSError(errno.EPERM, f"it is, or holds, a file system of the kernel's own ({found})")
+
+
+def kernels_below(target: str) -> str:
+    """The kind of the first mount at or below ``target`` that shows the kernel and no files; empty for none."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), before.split()[4])
+        kind = after.split()[0]
+        if kind in KERNELS and (point == target or point.startswith(f"{target}/")):
+            return kind
+    return ""
+
+
+def take_away(target: str) -> None:
+    while LIBC.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(MNT_DETACH | UMOUNT_NOFOLLOW)) == 0:
+        pass
+    if (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOENT):
+        raise OSError(number, f"unmounting {target}: {os.strerror(number)}")
+    with suppress(FileNotFoundError):
+        Path(target).rmdir()
 
 
 def detach(*, pid: int, targets: list[str]) -> None:
     place = os.open(f"/proc/{pid}/ns/mnt" if pid else "/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     enter(place, "entering the daemon's mount namespace")
     for target in targets:
-        while LIBC.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(MNT_DETACH | UMOUNT_NOFOLLOW)) == 0:
-            pass
-        if (number := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOENT):
-            raise OSError(number, f"unmounting {target}: {os.strerror(number)}")
-        with suppress(FileNotFoundError):
-            Path(target).rmdir()
+        take_away(target)
 
 
 def answer(asked: dict[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_isolation import errors
+from airflow_isolation.bridge.descriptors import send_descriptors
 from airflow_isolation.errors import IsolationError, SettingError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Seq
             hint="Airflow's configuration and `environment` together must stay below 190 KB",
         )
     try:
-        socket.send_fds(connection, [packet], list(descriptors), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        send_descriptors(connection, packet, descriptors)
     except OSError as error:
         raise HungUp(str(error)) from error
 
