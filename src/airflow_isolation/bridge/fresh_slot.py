@@ -26,17 +26,16 @@ _PAUSE_SECONDS = 0.1
 
 
 def await_slot(
-    state_dir: Path, *, seconds: float, unless: Callable[[], bool] | None = None, slots: int = 0
+    state_dir: Path, *, end: float, unless: Callable[[], bool] | None = None, slots: int = 0
 ) -> ExitStack | None:
     """Wait for a slot, which is given back when what this gives is closed; it may be closed twice.
 
-    After ``seconds`` without one it gives nothing that anybody waits for, and the workload starts all the same: slower,
-    never failed. None when ``unless`` has come true first.
+    At ``end``, a time of ``time.monotonic``, it gives nothing that anybody waits for, and the workload starts all the same:
+    slower, never failed. None when ``unless`` has come true first.
 
     :param slots: how many there are; by default one for each core that this process may use.
     :raises HostTrouble: the files can't be made.
     """
-    end = time.monotonic() + seconds
     directory = state_dir / "fresh"
     with writing_in(state_dir):
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -49,7 +48,7 @@ def await_slot(
         if unless is not None and unless():
             return None
         if time.monotonic() >= end:
-            log.warning("A workload starts fresh although others do: none of them was done in time", seconds=seconds)
+            log.warning("A workload starts fresh although others do: none of them was done in time")
             return ExitStack()
         time.sleep(_PAUSE_SECONDS)
 

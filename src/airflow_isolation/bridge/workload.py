@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -222,6 +223,7 @@ def launch(
     directory = zygote.zygote_directory(plan, state_dir=state_dir)
     slot: ExitStack | None = None
     why = ""
+    wait_until = math.inf
     for _ in range(FORK_TRIES):
         try:
             return _forked(runtime, what, plan, state_dir=state_dir, relabel=relabel, replenish=replenish)
@@ -231,12 +233,15 @@ def launch(
             why = str(error)
             # One that lives and can't fork will not fork after a while either.
             unless = None if zygote.is_alive(directory) else partial(zygote.is_alive, directory)
-            slot = await_slot(state_dir, seconds=what.start_timeout, unless=unless)
+            # All its waiting together is bounded, however often it begins to wait.
+            wait_until = min(wait_until, time.monotonic() + what.start_timeout)
+            slot = await_slot(state_dir, end=wait_until, unless=unless)
             if slot is not None:
                 break
         log.warning("A workload could not be forked, and tries another zygote", container=what.id, why=why)
         what = replace(what, id=new_container_id(what.purpose))
-    with slot or await_slot(state_dir, seconds=what.start_timeout) or ExitStack() as held:
+    wait_until = min(wait_until, time.monotonic() + what.start_timeout)
+    with slot or await_slot(state_dir, end=wait_until) or ExitStack() as held:
         # What kept the zygote from its user namespace would keep the workload, too.
         what = replace(what, spec=replace(what.spec, user_namespace=None))
         workload = _fresh(runtime, what, state_dir=state_dir, why=why, slot=held)
