@@ -109,6 +109,7 @@ class Workload:
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
+        self._signalled = False
         self._killed_by_us = False
         self._closed = False
 
@@ -138,7 +139,7 @@ class Workload:
             else:
                 # Its container, and the counters with it, stays until the agent hears that we hang up.
                 by_others = self._silent_since is not None and not self._killed_by_us
-                self.ending = self._meter.ending(self._exit_code, by_others=by_others)
+                self.ending = self._meter.ending(self._exit_code, by_others=by_others, asked=self._signals_asked_for)
                 self.connection.cut()
         return self._exit_code
 
@@ -146,6 +147,15 @@ class Workload:
         """Whether it has taken what it is to do: by then it has imported Airflow."""
         unread = ioctl(self.channels.requests, TIOCOUTQ, bytes(4))
         return not any(unread)
+
+    def why_not_begun(self) -> str:
+        """What outside of it ended a workload that can't have begun, in words; empty in all other cases.
+
+        To be asked when it has ended and ``channels.requests`` has been read to its end.
+        """
+        if self.ending is None or self._signalled or not self.channels.requests.was_never_read:
+            return ""
+        return self.ending.not_its_own_doing
 
     def _ask_agent(self) -> int | None:
         if not readable(self.connection):
@@ -171,10 +181,18 @@ class Workload:
         # An agent that was killed itself had no word to say; its container ends as 128+n.
         return named(128 - code if 128 < code <= 128 + 64 else code)
 
+    def _signals_asked_for(self) -> tuple[signal.Signals, ...]:
+        try:
+            return self._runtime.signals_asked_for(self.container.id)
+        except IsolationError as error:
+            log.warning("Who ended a container can't be asked", container=self.container.id, error=str(error))
+            return ()
+
     def send_signal(self, number: signal.Signals) -> None:
         """To the workload's process group, by way of the agent; SIGKILL goes to everyone in the container. Ended is success."""
         if self._exit_code is not None:
             return
+        self._signalled = True
         if number != signal.SIGKILL and self.connection.send_signal(number):
             return
         self._killed_by_us = True

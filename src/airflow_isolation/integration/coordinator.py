@@ -14,7 +14,6 @@ import structlog
 from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
-from airflow_isolation.bridge.put_offs import count_put_off
 from airflow_isolation.bridge.start_mode import decide
 from airflow_isolation.bridge.started_agent import Launch
 from airflow_isolation.bridge.workload import launch
@@ -22,7 +21,7 @@ from airflow_isolation.errors import MAY_HEAL, HostTrouble, IsolationError
 from airflow_isolation.integration import end_of_try, workload_environment
 from airflow_isolation.integration.backstages import backstage
 from airflow_isolation.integration.dag_processing.links import stray_dag_file
-from airflow_isolation.integration.seams import checks, routing, supervision
+from airflow_isolation.integration.seams import checks, put_off, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
 from airflow_isolation.integration.seams.masks import own_masks
 from airflow_isolation.integration.zygotes import zygote_plan
@@ -87,26 +86,26 @@ class ContainerCoordinator(BaseCoordinator):
                         told_pid=told_pid,
                     )
             except _NotStarted as failure:
-                error, state_dir = failure.error, failure.state_dir
+                error = failure.error
+                told_pid = failure.told_pid or told_pid
             task_log.error("The task could not be started in a container", error=str(error))
             if isinstance(error, MAY_HEAL):
-                told_pid = os.getpid()
-                before = count_put_off(state_dir, str(what.id)) if state_dir is not None else None
-                outcome = supervision.put_off(client, what, pid=told_pid, before=before, waited=waited)
-                if outcome is supervision.PutOff.RESCHEDULED:
+                told_pid = told_pid or os.getpid()
+                outcome = put_off.put_off(client, what, pid=told_pid, waited=waited)
+                if outcome is put_off.PutOff.RESCHEDULED:
                     task_log.warning(
                         "Infrastructure trouble, not the task's: it will be tried again and no try is used up"
                     )
                     supervision.upload_logs(client, task_log, what)
                     return self.ExecutionResult(1, "up_for_reschedule")
-                if outcome is supervision.PutOff.WAITS_HERE:
-                    delay = supervision.put_off_delay()
+                if outcome is put_off.PutOff.WAITS_HERE:
+                    delay = put_off.put_off_delay()
                     task_log.warning(
                         "Infrastructure trouble, not the task's: it waits here, with the event that resumes it,"
                         " will be tried again, and no try is used up",
                         seconds=delay,
                     )
-                    supervision.wait_alive(client, what, pid=told_pid, seconds=delay)
+                    put_off.wait_alive(client, what, pid=told_pid, seconds=delay)
                     continue
             supervision.upload_logs(client, task_log, what)
             raise error from None
@@ -132,7 +131,6 @@ class ContainerCoordinator(BaseCoordinator):
             except IsolationError as error:
                 raise _NotStarted(error) from error
             dag_file = Path(bundle_path, dag_rel_path)
-            state_dir: Path | None = None
             try:
                 settings = resolve(
                     "task",
@@ -145,7 +143,6 @@ class ContainerCoordinator(BaseCoordinator):
                     executor_config=executor_config,
                     hook=image_hook(),
                 )
-                state_dir = settings.connection.state_dir
                 behind = backstage(settings.connection)
                 runtime = behind.runtime
                 # A pull that is broken off goes on where it was, when the task is tried again.
@@ -188,10 +185,10 @@ class ContainerCoordinator(BaseCoordinator):
                 )
                 stack.callback(behind.release, workload.close)
             except IsolationError as error:
-                raise _NotStarted(error, state_dir) from error
+                raise _NotStarted(error) from error
             except OSError as error:
                 trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
-                raise _NotStarted(trouble, state_dir) from error
+                raise _NotStarted(trouble) from error
             task_log.info(
                 "Task runs in a container",
                 container=workload.container.id,
@@ -216,16 +213,24 @@ class ContainerCoordinator(BaseCoordinator):
                 told_pid=told_pid,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
-            exit_code = process.wait()
+            try:
+                exit_code = process.wait()
+            except supervision.NeverBegan as error:
+                raise _NotStarted(error, told_pid=process.pid) from error
         return self.ExecutionResult(exit_code, process.final_state)
 
 
 @dataclasses.dataclass(eq=False)
 class _NotStarted(Exception):
-    """No user code ran."""
+    """No user code ran.
+
+    Attributes:
+        told_pid: with which the server has been told that the task runs; None when it has not been.
+
+    """
 
     error: IsolationError
-    state_dir: Path | None = None
+    told_pid: int | None = None
 
 
 def _tell_the_end(task_log: FilteringBoundLogger, workload: Workload, state: str, what: Any) -> None:

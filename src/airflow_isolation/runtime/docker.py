@@ -118,6 +118,8 @@ _TAR_HEADERS = 64 * 1024
 _IMPORT_SECONDS = 1800.0
 # What the SDK raises for a config.json of an unexpected form; it reads it for every client.
 _BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+# As its events have them.
+_SIGNALS = {str(number.value): number for number in signal.Signals}
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -343,6 +345,19 @@ class DockerRuntime(ContainerRuntime):
                 # 404: removed; 409: it ended before the signal reached it.
                 if error.status_code not in (404, 409):
                     raise
+
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]:
+        check_identifier(id)
+        try:
+            container = self._inspect(id)
+        except ContainerNotFound:
+            return ()
+        of_it = {"container": [container["Id"]], "event": ["kill"]}
+        with self._reached(f"ask who sent signals to the container {id}") as api:
+            # With an end to them, dockerd says what it remembers and waits for no more.
+            events = list(api.events(since=0, until=time.time(), filters=of_it, decode=True))
+        numbers = (str(event.get("Actor", {}).get("Attributes", {}).get("signal", "")) for event in events)
+        return tuple(_SIGNALS[number] for number in numbers if number in _SIGNALS)
 
     def update(self, id: str, resources: Resources) -> None:
         check_identifier(id)
