@@ -300,6 +300,8 @@ def test_signals_that_the_daemon_was_asked_for_are_known_where_it_remembers_them
     remembered = (signal.SIGTERM, signal.SIGKILL) if host.backend == "docker" else ()
     assert host.runtime.signals_asked_for(id) == remembered
     assert host.runtime.signals_asked_for(other) == ()
+    host.runtime.remove(id)
+    assert host.runtime.signals_asked_for(id)[:2] == remembered
     assert host.runtime.signals_asked_for("test-nobody") == ()
 
 

@@ -12,7 +12,7 @@ from airflow_isolation.cgroups import MemorySample, Usage, attribute, counters_o
 from airflow_isolation.cgroups.out_of_memory import NOTHING_YET, Limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from airflow_isolation.cgroups import OutOfMemory, Statistics
 
@@ -95,13 +95,11 @@ class Meter:
         self._statistics = self._counters.read() or self._statistics
         self._sample = self._counters.memory_sample() or self._sample
 
-    def ending(
-        self, code: int, *, by_others: bool = False, asked: Callable[[], Iterable[signal.Signals]] = tuple
-    ) -> Ending:
+    def ending(self, code: int, *, by_others: bool = False, who: Callable[[], str] = str) -> Ending:
         """Once the workload has ended with ``code``: the last reading, and what it means.
 
         :param by_others: process 1 ended without a word, and this worker has not killed it.
-        :param asked: gives which signals the daemon was asked to send to it.
+        :param who: gives who did, as far as that is known.
         """
         wall = time.monotonic() - self._began
         self.read()
@@ -113,24 +111,21 @@ class Meter:
         )
         if not by_others or out_of_memory is not None:
             return ending
-        return replace(ending, from_outside=self._from_outside(ending.how, asked()))
+        return replace(ending, from_outside=self._from_outside(ending.how, who()))
 
     def close(self) -> None:
         """May be called twice."""
         self._counters.close()
 
-    def _from_outside(self, how: str, asked: Iterable[signal.Signals]) -> str:
+    def _from_outside(self, how: str, who: str) -> str:
         # Signals from inside that process 1 does not handle, SIGKILL among them, don't reach it (kernel/signal.c).
         memory = (
             "and whether the kernel did it for want of memory can't be told any more, for its cgroup is gone"
             if self._sample is None
             else "not by a memory limit, for its cgroup counts no such kill"
         )
-        signals = ", ".join(dict.fromkeys(number.name for number in asked))
-        who = (
-            f"Somebody asked the daemon to send it {signals}, as its command line and its API do: look at the daemon's log"
-            if signals
-            else "Somebody killed it or its shim, with the daemon's own tools or kill(1): look at the logs of daemon and host"
+        who = who or (
+            "Somebody killed it or its shim, with the daemon's own tools or kill(1): look at the logs of daemon and host"
         )
         return f"The container was ended from outside ({how} of its first process), {memory}. {who}"
 

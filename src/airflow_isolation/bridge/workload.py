@@ -28,6 +28,7 @@ from airflow_isolation.bridge.fresh_slot import await_slot
 from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
+from airflow_isolation.bridge.who_killed import who_killed
 from airflow_isolation.bridge.zygote import ZygoteGone, ZygotePlan, ZygoteUnavailable
 from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import (
@@ -139,7 +140,9 @@ class Workload:
             else:
                 # Its container, and the counters with it, stays until the agent hears that we hang up.
                 by_others = self._silent_since is not None and not self._killed_by_us
-                self.ending = self._meter.ending(self._exit_code, by_others=by_others, asked=self._signals_asked_for)
+                self.ending = self._meter.ending(
+                    self._exit_code, by_others=by_others, who=partial(who_killed, self._runtime, self.container.id)
+                )
                 self.connection.cut()
         return self._exit_code
 
@@ -180,13 +183,6 @@ class Workload:
             return UNKNOWN_EXIT
         # An agent that was killed itself had no word to say; its container ends as 128+n.
         return named(128 - code if 128 < code <= 128 + 64 else code)
-
-    def _signals_asked_for(self) -> tuple[signal.Signals, ...]:
-        try:
-            return self._runtime.signals_asked_for(self.container.id)
-        except IsolationError as error:
-            log.warning("Who ended a container can't be asked", container=self.container.id, error=str(error))
-            return ()
 
     def send_signal(self, number: signal.Signals) -> None:
         """To the workload's process group, by way of the agent; SIGKILL goes to everyone in the container. Ended is success."""

@@ -267,7 +267,7 @@ class ContainerRuntime(ABC):
         """Which signals anybody had the daemon send to a container, the oldest first, as far as the daemon remembers.
 
         Docker has its last events, of all containers, until it is restarted. Containerd writes down none, and neither says
-        who asked. Empty for a container that is not there.
+        who asked. Empty for a container that nobody knows.
         """
         return ()
 

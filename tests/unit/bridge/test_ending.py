@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import NoReturn
 
 import pytest
 
 from airflow_isolation.bridge.ending import Ending, Meter
+from airflow_isolation.bridge.who_killed import who_killed
 from airflow_isolation.cgroups import OutOfMemory, Usage
 from airflow_isolation.cgroups.out_of_memory import Limit
+from airflow_isolation.errors import RuntimeUnreachable
 
 
 @pytest.mark.parametrize(
@@ -38,21 +41,35 @@ def test_of_a_process_that_is_gone_the_wall_time_is_known_and_no_oom_is_claimed(
     meter.close()
 
 
-def told_of_a_killed_one(*asked: signal.Signals) -> str:
+class Daemon:
+    """A runtime that remembers what it was asked, or can't be reached."""
+
+    def __init__(self, *asked: signal.Signals, error: Exception | None = None) -> None:
+        self._asked = asked
+        self._error = error
+
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]:
+        assert id == "task-1"
+        if self._error is not None:
+            raise self._error
+        return self._asked
+
+
+def told_of_a_killed_one(daemon: Daemon) -> str:
     meter = Meter(2**22 + 1)
     try:
-        return meter.ending(-9, by_others=True, asked=lambda: asked).from_outside
+        return meter.ending(-9, by_others=True, who=partial(who_killed, daemon, "task-1")).from_outside  # type: ignore[arg-type]
     finally:
         meter.close()
 
 
 def test_who_killed_it_is_told_as_far_as_the_daemon_knows() -> None:
-    assert "Somebody asked the daemon to send it SIGTERM, SIGKILL," in told_of_a_killed_one(
-        signal.SIGTERM, signal.SIGKILL, signal.SIGKILL
-    )
-    unknown = told_of_a_killed_one()
-    assert "asked the daemon" not in unknown
-    assert "Somebody killed it or its shim" in unknown
+    asked = Daemon(signal.SIGTERM, signal.SIGKILL, signal.SIGKILL)
+    assert "Somebody asked the daemon to send it SIGTERM, SIGKILL," in told_of_a_killed_one(asked)
+    for daemon in (Daemon(), Daemon(error=RuntimeUnreachable("away"))):
+        unknown = told_of_a_killed_one(daemon)
+        assert "asked the daemon" not in unknown
+        assert "Somebody killed it or its shim" in unknown
 
 
 def test_the_daemon_is_asked_only_about_what_others_ended() -> None:
@@ -60,7 +77,7 @@ def test_the_daemon_is_asked_only_about_what_others_ended() -> None:
         raise AssertionError("asked")
 
     meter = Meter(2**22 + 1)
-    assert meter.ending(-9, asked=asked).from_outside == ""
+    assert meter.ending(-9, who=asked).from_outside == ""
     meter.close()
 
 

@@ -126,6 +126,23 @@ def test_a_container_that_is_killed_before_it_speaks(
 
 
 @both
+def test_who_kills_it_before_it_speaks_is_told_where_the_daemon_remembers_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = worker.runtime.start
+
+    def started(id: str) -> int:
+        pid = start(id)
+        worker.runtime.kill(id)
+        return pid
+
+    monkeypatch.setattr(worker.runtime, "start", started)
+    with pytest.raises(ContainerKilled) as failed:
+        worker.run(cfg="start_mode = fresh")
+    assert ("asked the daemon to send it SIGKILL" in failed.value.hint) == (worker.form == "docker")
+
+
+@both
 @victims
 def test_a_container_that_is_killed_before_its_work(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, victim: str
