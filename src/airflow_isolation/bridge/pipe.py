@@ -61,6 +61,7 @@ class Requests(socket.socket):
 
     What the workload is to do is the first that it is sent; all else answers a request. When a socket is closed in which
     something has not been read, the kernel says so to the other side (net/unix/af_unix.c, unix_release_sock): it is reset.
+    To be read by ``recv`` alone.
     """
 
     _heard = False
