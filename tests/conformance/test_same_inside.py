@@ -87,7 +87,8 @@ def comparable(seen: dict[str, Any]) -> dict[str, Any]:
     seen["mounts"] = {mount.pop("target"): mount for mount in seen["mounts"]}
     for target, mount in seen["mounts"].items():
         if mount["type"] == "overlay":
-            mount["super_options"] = [one for one in mount["super_options"] if "dir=" not in one]
+            # Where its layers are, and what each daemon's way to make an overlay brings with it.
+            mount["super_options"] = [one for one in mount["super_options"] if "=" not in one]
         if target in {"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}:
             mount["root"] = Path(mount["root"]).name
     return seen
