@@ -222,6 +222,15 @@ def state_dir() -> Iterator[Path]:
     assert left == []
 
 
+@pytest.fixture
+def place(state_dir: Path) -> Iterator[Path]:
+    """A directory that everybody may enter, for volumes and other files of a test."""
+    directory = state_dir / "place"
+    directory.mkdir(mode=0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
 def _host(backend: str, daemon: Daemon, state_dir: Path) -> Iterator[Host]:
     kind = backend.partition("-")[0]
     before = _traces(kind, daemon)

@@ -292,6 +292,19 @@ def test_kill_without_a_signal_is_sigkill(host: Host) -> None:
         assert pending.result(20).code == 137
 
 
+def test_signals_that_the_daemon_was_asked_for_are_known_where_it_remembers_them(host: Host) -> None:
+    id, other = host.start("python3", "-c", IGNORE_TERM), host.start()
+    wait_for_output(host, id, b"ready")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        host.runtime.kill(id, number)
+    remembered = (signal.SIGTERM, signal.SIGKILL) if host.backend == "docker" else ()
+    assert host.runtime.signals_asked_for(id) == remembered
+    assert host.runtime.signals_asked_for(other) == ()
+    host.runtime.remove(id)
+    assert host.runtime.signals_asked_for(id)[:2] == remembered
+    assert host.runtime.signals_asked_for("test-nobody") == ()
+
+
 def test_killing_twice_or_after_the_end_or_nobody_is_success(host: Host) -> None:
     id = host.create("sleep", "600")
     with host.runtime.wait(id) as pending:

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_isolation.cgroups import MemorySample, Usage, attribute, counters_of_process, read_victims, usage_of
-from airflow_isolation.cgroups.out_of_memory import NOTHING_YET
+from airflow_isolation.cgroups.out_of_memory import NOTHING_YET, Limit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_isolation.cgroups import OutOfMemory, Statistics
+
+#: They come of no fault of a process. As long as Airflow is imported, nobody in the container sends one.
+_SENT = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,24 @@ class Ending:
     usage: Usage
     out_of_memory: OutOfMemory | None = None
     from_outside: str = ""
+
+    @property
+    def not_its_own_doing(self) -> str:
+        """What ended a workload that had not begun, in words; empty when it was its own limit, or its own program.
+
+        >>> Ending(code=-15, usage=Usage(wall=1)).not_its_own_doing
+        'Somebody outside of the container sent signal SIGTERM to its main process'
+        >>> Ending(code=-11, usage=Usage(wall=1)).not_its_own_doing
+        ''
+        """
+        killing = self.out_of_memory
+        if killing is not None and (killing.fatal or killing.limit is Limit.OWN):
+            return "" if killing.limit is Limit.OWN else killing.sentence
+        if self.from_outside:
+            return self.from_outside
+        if -self.code in _SENT:
+            return f"Somebody outside of the container sent {self.how} to its main process"
+        return ""
 
     @property
     def how(self) -> str:
@@ -70,10 +95,11 @@ class Meter:
         self._statistics = self._counters.read() or self._statistics
         self._sample = self._counters.memory_sample() or self._sample
 
-    def ending(self, code: int, *, by_others: bool = False) -> Ending:
+    def ending(self, code: int, *, by_others: bool = False, who: Callable[[], str] = str) -> Ending:
         """How the workload ended, by its exit ``code`` and the last reading. To be called after its end.
 
-        ``by_others``: process 1 ended without a message, and this worker has not killed it.
+        :param by_others: process 1 ended without a message, and this worker has not killed it.
+        :param who: gives who killed it, as far as that is known.
         """
         wall = time.monotonic() - self._began
         self.read()
@@ -85,23 +111,23 @@ class Meter:
         )
         if not by_others or out_of_memory is not None:
             return ending
-        return replace(ending, from_outside=self._from_outside(ending.how))
+        return replace(ending, from_outside=self._from_outside(ending.how, who()))
 
     def close(self) -> None:
         """May be called twice."""
         self._counters.close()
 
-    def _from_outside(self, how: str) -> str:
+    def _from_outside(self, how: str, who: str) -> str:
         # Process 1 gets no signals from inside that it does not handle, not even SIGKILL (kernel/signal.c).
         memory = (
             "and whether the kernel did it because memory ran out can't be known any more, since its cgroup is gone"
             if self._sample is None
             else "not by a memory limit, since its cgroup counts no such kill"
         )
-        return (
-            f"The container was ended from outside while the task ran ({how} of its first process), {memory}."
-            " Somebody killed it or its shim, with the daemon's own tools or kill(1): look at the logs of daemon and host"
+        who = who or (
+            "Somebody killed it or its shim, with the daemon's own tools or kill(1): look at the logs of daemon and host"
         )
+        return f"The container was ended from outside ({how} of its first process), {memory}. {who}"
 
     def _out_of_memory(self, *, killed: bool) -> OutOfMemory | None:
         if self._sample is None or not self._sample.events.oom_kill:

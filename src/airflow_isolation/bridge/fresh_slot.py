@@ -27,17 +27,16 @@ _PAUSE_SECONDS = 0.1
 
 
 def await_slot(
-    state_dir: Path, *, seconds: float, unless: Callable[[], bool] | None = None, slots: int = 0
+    state_dir: Path, *, end: float, unless: Callable[[], bool] | None = None, slots: int = 0
 ) -> ExitStack | None:
     """Wait for a slot; the caller closes what this returns, which gives the slot back. It may be closed twice.
 
-    After ``seconds`` without a slot it returns an empty one, so that the workload starts anyway: slower, but it doesn't fail.
-    None when ``unless`` became true first.
+    At ``end``, a time of ``time.monotonic``, without a slot it returns an empty one, so that the workload starts anyway: slower,
+    but it doesn't fail. None when ``unless`` became true first.
 
     :param slots: how many there are; by default one for each core that this process may use.
     :raises HostTrouble: the files can't be made.
     """
-    end = time.monotonic() + seconds
     directory = state_dir / "fresh"
     with writing_in(state_dir):
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -50,7 +49,7 @@ def await_slot(
         if unless is not None and unless():
             return None
         if time.monotonic() >= end:
-            log.warning("A workload starts fresh beside others: no slot became free in time", seconds=seconds)
+            log.warning("A workload starts fresh beside others: no slot became free in time")
             return ExitStack()
         time.sleep(_PAUSE_SECONDS)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from typing_extensions import Self
 
 #: Any user may write: a container's user has another uid than the worker, and in a user namespace it may have no uid to
@@ -55,6 +56,42 @@ class PipeEnd:
             os.close(descriptor)
 
 
+class Requests(socket.socket):
+    """One end of what carries requests and answers. The supervisor's knows of a workload that never read its work.
+
+    What the workload is to do is the first that it is sent; all else answers a request. When a socket is closed in which
+    something has not been read, the kernel says so to the other side (net/unix/af_unix.c, unix_release_sock): it is reset.
+    To be read by ``recv`` alone.
+    """
+
+    _heard = False
+    _lost = False
+
+    @property
+    def was_never_read(self) -> bool:
+        """Whether it is certain that the workload ended without having read its work to the end.
+
+        Never before all that came from there has been read, up to the end or an error.
+        """
+        return self._lost and not self._heard
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        try:
+            chunk = super().recv(size, flags)
+        except ConnectionResetError:
+            self._lost = True
+            raise
+        self._heard = self._heard or bool(chunk)
+        return chunk
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
+        try:
+            super().sendall(data, flags)
+        except (BrokenPipeError, ConnectionResetError):
+            self._lost = True  # some of it at least nobody will read
+            raise
+
+
 Channel: TypeAlias = "socket.socket | PipeEnd"
 
 
@@ -68,7 +105,7 @@ class Open(Protocol):
 class Channels:
     """One side of the four channels between a supervisor and its workload."""
 
-    requests: socket.socket
+    requests: Requests
     stdout: Channel
     stderr: Channel
     logs: socket.socket
@@ -85,7 +122,7 @@ class Channels:
 
 def open_channels() -> tuple[Channels, Channels]:
     """Make the channels: the supervisor's side and the workload's. The caller closes both."""
-    our_requests, their_requests = socket.socketpair()
+    our_requests, their_requests = (Requests(fileno=end.detach()) for end in socket.socketpair())
     our_logs, their_logs = socket.socketpair()
     our_stdout, their_stdout = _pipe()
     our_stderr, their_stderr = _pipe()

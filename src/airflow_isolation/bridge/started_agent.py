@@ -25,6 +25,7 @@ from airflow_isolation import agent
 from airflow_isolation.bridge.abandoned import abandon
 from airflow_isolation.bridge.agent_socket import AgentConnection, AgentListener, EndedBeforeHello, Hello
 from airflow_isolation.bridge.held import held
+from airflow_isolation.bridge.who_killed import who_killed
 from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import (
@@ -256,7 +257,7 @@ def _silent_container(
         f"Container {what.id} of image {what.spec.image} ended with {_in_words(code)} before the agent spoke{output}"
     )
     if _was_killed(code):
-        return ContainerKilled(sentence, hint=_KILLED_HINT)
+        return ContainerKilled(sentence, hint=who_killed(runtime, what.id) or _KILLED_HINT)
     return ContainerFailed(
         sentence, hint=f"The image needs Python 3.10 or newer as {what.python}; the setting `python` names another"
     )
@@ -295,7 +296,9 @@ def _not_ready(runtime: ContainerRuntime, what: Launch, started: RunningAgent, *
             hint="Raise `start_timeout` if the host is merely slow",
         )
     sentence = f"The {container} ended with {_in_words(code)} while it imported Airflow{output}"
-    return ContainerKilled(sentence, hint=_KILLED_HINT) if _was_killed(code) else ContainerFailed(sentence)
+    if _was_killed(code):
+        return ContainerKilled(sentence, hint=who_killed(runtime, what.id) or _KILLED_HINT)
+    return ContainerFailed(sentence)
 
 
 def _exit_code(pending_exit: PendingExit) -> int | None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from contextlib import ExitStack, suppress
@@ -27,6 +28,7 @@ from airflow_isolation.bridge.fresh_slot import await_slot
 from airflow_isolation.bridge.pipe import open_channels
 from airflow_isolation.bridge.spare import claim, make_ones_own
 from airflow_isolation.bridge.started_agent import Launch, RunningAgent, named, readable, start_agent
+from airflow_isolation.bridge.who_killed import who_killed
 from airflow_isolation.bridge.zygote import ZygoteGone, ZygotePlan, ZygoteUnavailable
 from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import (
@@ -96,13 +98,14 @@ class Meters(Protocol):
 
     def look(self) -> None: ...
     def read(self) -> None: ...
-    def ending(self, code: int, *, by_others: bool = False) -> Ending: ...
+    def ending(self, code: int, *, by_others: bool = False, who: Callable[[], str] = str) -> Ending: ...
 
 
 class Kills(Protocol):
     """What ``Workload`` asks a runtime for."""
 
     def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None: ...
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]: ...
 
 
 class Workload:
@@ -146,6 +149,7 @@ class Workload:
         self._resources = resources
         self._exit_code: int | None = None
         self._silent_since: float | None = None
+        self._signalled = False
         self._killed_by_us = False
         self._closed = False
 
@@ -175,7 +179,9 @@ class Workload:
             else:
                 # Its container, and the counters with it, stays until the agent hears that we hang up.
                 by_others = self._silent_since is not None and not self._killed_by_us
-                self.ending = self._meter.ending(self._exit_code, by_others=by_others)
+                self.ending = self._meter.ending(
+                    self._exit_code, by_others=by_others, who=partial(who_killed, self._runtime, self.container.id)
+                )
                 self.connection.cut()
         return self._exit_code
 
@@ -183,6 +189,15 @@ class Workload:
         """Whether it has taken what it is to do: by then it has imported Airflow."""
         unread = ioctl(self.channels.requests, TIOCOUTQ, bytes(4))
         return not any(unread)
+
+    def why_not_begun(self) -> str:
+        """What outside of it ended a workload that can't have begun, in words; empty in all other cases.
+
+        To be asked when it has ended and ``channels.requests`` has been read to its end.
+        """
+        if self.ending is None or self._signalled or not self.channels.requests.was_never_read:
+            return ""
+        return self.ending.not_its_own_doing
 
     def _ask_agent(self) -> int | None:
         if not readable(self.connection):
@@ -212,6 +227,7 @@ class Workload:
         """To the workload's process group, by way of the agent; SIGKILL goes to everyone in the container. Ended is success."""
         if self._exit_code is not None:
             return
+        self._signalled = True
         if number != signal.SIGKILL and self.connection.send_signal(number):
             return
         self._killed_by_us = True
@@ -311,6 +327,7 @@ def begin(
     directory = zygote.zygote_directory(plan, state_dir=state_dir)
     slot: ExitStack | None = None
     why = ""
+    wait_until = math.inf
     for _ in range(FORK_TRIES):
         try:
             return _forked(runtime, what, plan, channels, state_dir=state_dir, relabel=relabel, replenish=replenish)
@@ -320,12 +337,15 @@ def begin(
             why = str(error)
             # One that lives and can't fork will not fork after a while either.
             unless = None if zygote.is_alive(directory) else partial(zygote.is_alive, directory)
-            slot = await_slot(state_dir, seconds=what.start_timeout, unless=unless)
+            # All its waiting together is bounded, however often it begins to wait.
+            wait_until = min(wait_until, time.monotonic() + what.start_timeout)
+            slot = await_slot(state_dir, end=wait_until, unless=unless)
             if slot is not None:
                 break
         log.warning("A workload could not be forked, and tries another zygote", container=what.id, why=why)
         what = replace(what, id=new_container_id(what.purpose))
-    with slot or await_slot(state_dir, seconds=what.start_timeout) or ExitStack() as held:
+    wait_until = min(wait_until, time.monotonic() + what.start_timeout)
+    with slot or await_slot(state_dir, end=wait_until) or ExitStack() as held:
         if not confined:
             # What kept the zygote from its user namespace would keep the workload, too.
             what = replace(what, spec=replace(what.spec, user_namespace=None))

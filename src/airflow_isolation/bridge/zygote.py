@@ -363,11 +363,13 @@ def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path
 def replace_hung(runtime: ContainerRuntime, zygote: Zygote, *, state_dir: Path) -> None:
     """Remove a zygote that does not answer; the next workload starts another. A failure is logged."""
     try:
-        with alone_in(zygote.directory, end=time.monotonic()):
+        with ExitStack() as held:
+            try:
+                held.enter_context(alone_in(zygote.directory, end=time.monotonic()))
+            except TimeoutError:
+                return  # another worker holds the lock, and removes or replaces the zygote
             if _recorded(zygote.directory) == zygote:
                 remove_zygote(runtime, zygote.directory, state_dir=state_dir)
-    except TimeoutError:
-        return  # another worker holds the lock, and removes or replaces the zygote
     except (OSError, ZygoteUnavailable) as error:
         log.warning("A zygote that does not answer could not be removed", container=zygote.container, error=str(error))
 

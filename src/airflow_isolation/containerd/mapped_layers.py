@@ -82,16 +82,17 @@ def unmap_unless(needed: Callable[[int], bool], place: Path, *, pid: int, dry_ru
     gone = []
     for lock in sorted(place.glob(f"*{_SUFFIX}")):
         directory = lock.with_suffix("")
-        try:
-            with _held(directory, 0.0, shared=False):
-                if needed(int(directory.name.partition("-")[0])):
-                    continue
-                if not dry_run:
-                    _run("unmap", directory, (), first=0, size=0, pid=pid)
-                    lock.unlink()
-                gone.append(directory)
-        except TimeoutError:
-            continue
+        with ExitStack() as held:
+            try:
+                held.enter_context(_held(directory, 0.0, shared=False))
+            except TimeoutError:
+                continue
+            if needed(int(directory.name.partition("-")[0])):
+                continue
+            if not dry_run:
+                _run("unmap", directory, (), first=0, size=0, pid=pid)
+                lock.unlink()
+            gone.append(directory)
     with suppress(OSError):
         place.rmdir()
     return tuple(gone)

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from airflow_isolation.integration.asked import Asked
     from airflow_isolation.settings.airflow_configuration import Configuration
-    from airflow_isolation.settings.effective import EffectiveSettings
 
 
-def settings_of(asked: Asked, configuration: Configuration) -> EffectiveSettings:
-    """:raises SettingError: as ``resolve``."""
-    return resolve(
+def start(asked: Asked, configuration: Configuration, task_log: FilteringBoundLogger) -> StartedTask:
+    """Start it. When this fails nothing of it stays.
+
+    :raises IsolationError: as ``resolve`` and ``launch``.
+    """
+    settings = resolve(
         "task",
         asked.backend,
         configuration=configuration,
@@ -39,13 +41,6 @@ def settings_of(asked: Asked, configuration: Configuration) -> EffectiveSettings
         executor_config=asked.executor_config,
         hook=image_hook(),
     )
-
-
-def start(asked: Asked, settings: EffectiveSettings, task_log: FilteringBoundLogger) -> StartedTask:
-    """Start it. When this fails nothing of it stays.
-
-    :raises IsolationError: as ``launch``.
-    """
     behind = backstage(settings.connection)
     runtime = behind.runtime
     # When the task is tried again, the pull goes on where it was stopped.

@@ -16,11 +16,10 @@ import structlog
 from airflow import __version__ as airflow_version
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
-from airflow_isolation.bridge.put_offs import count_put_off
 from airflow_isolation.errors import MAY_HEAL, HostTrouble, IsolationError
 from airflow_isolation.integration import by_node, by_worker, end_of_try
 from airflow_isolation.integration.asked import Asked
-from airflow_isolation.integration.seams import checks, routing, supervision
+from airflow_isolation.integration.seams import checks, put_off, routing, supervision
 from airflow_isolation.integration.seams.configuration import prepared_bundle
 from airflow_isolation.integration.seams.masks import own_masks
 from airflow_isolation.settings.airflow_configuration import airflow_configuration
@@ -82,26 +81,26 @@ class ContainerCoordinator(BaseCoordinator):
                         told_pid=told_pid,
                     )
             except _NotStarted as failure:
-                error, state_dir = failure.error, failure.state_dir
+                error = failure.error
+                told_pid = failure.told_pid or told_pid
             task_log.error("The task could not be started in a container", error=str(error))
             if isinstance(error, MAY_HEAL):
-                told_pid = os.getpid()
-                before = count_put_off(state_dir, str(what.id)) if state_dir is not None else None
-                outcome = supervision.put_off(client, what, pid=told_pid, before=before, waited=waited)
-                if outcome is supervision.PutOff.RESCHEDULED:
+                told_pid = told_pid or os.getpid()
+                outcome = put_off.put_off(client, what, pid=told_pid, waited=waited)
+                if outcome is put_off.PutOff.RESCHEDULED:
                     task_log.warning(
                         "The infrastructure failed, not the task: it will be tried again and no try is used up"
                     )
                     supervision.upload_logs(client, task_log, what)
                     return self.ExecutionResult(1, "up_for_reschedule")
-                if outcome is supervision.PutOff.WAITS_HERE:
-                    delay = supervision.put_off_delay()
+                if outcome is put_off.PutOff.WAITS_HERE:
+                    delay = put_off.put_off_delay()
                     task_log.warning(
                         "The infrastructure failed, not the task: it waits here, with the event that resumes it,"
                         " and will be tried again, and no try is used up",
                         seconds=delay,
                     )
-                    supervision.wait_alive(client, what, pid=told_pid, seconds=delay)
+                    put_off.wait_alive(client, what, pid=told_pid, seconds=delay)
                     continue
             supervision.upload_logs(client, task_log, what)
             raise error from None
@@ -164,34 +163,39 @@ class ContainerCoordinator(BaseCoordinator):
                 told_pid=told_pid,
                 ended=lambda state: _tell_the_end(task_log, workload, state, what),
             )
-            exit_code = process.wait()
+            try:
+                exit_code = process.wait()
+            except supervision.NeverBegan as error:
+                raise _NotStarted(error, told_pid=process.pid) from error
         return self.ExecutionResult(exit_code, process.final_state)
 
 
 def _start(asked: Asked, task_log: FilteringBoundLogger) -> StartedTask:
     """:raises _NotStarted: nothing of it stays."""
-    state_dir: Path | None = None
     try:
         configuration = airflow_configuration()
         node = node_settings(configuration)
         if node.node:
             return by_node.start(asked, node, task_log)
-        settings = by_worker.settings_of(asked, configuration)
-        state_dir = settings.connection.state_dir
-        return by_worker.start(asked, settings, task_log)
+        return by_worker.start(asked, configuration, task_log)
     except IsolationError as error:
-        raise _NotStarted(error, state_dir) from error
+        raise _NotStarted(error) from error
     except OSError as error:
         trouble = HostTrouble(f"The worker's host failed: {error}", hint="Look at its disks, and its limits")
-        raise _NotStarted(trouble, state_dir) from error
+        raise _NotStarted(trouble) from error
 
 
 @dataclasses.dataclass(eq=False)
 class _NotStarted(Exception):
-    """The task was not started: no user code ran."""
+    """The task was not started: no user code ran.
+
+    Attributes:
+        told_pid: the pid with which the server was told that the task runs; None when it was not told.
+
+    """
 
     error: IsolationError
-    state_dir: Path | None = None
+    told_pid: int | None = None
 
 
 def _tell_the_end(task_log: FilteringBoundLogger, workload: Workload, state: str, what: Any) -> None:

@@ -32,7 +32,7 @@ from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT
 from airflow_isolation.settings.effective import Grant, Permissions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow_isolation.node.request import StartRequest
     from airflow_isolation.settings.dag_metadata import Document
@@ -326,8 +326,9 @@ class Line(PendingExit):
     def read(self) -> None:
         """The node does."""
 
-    def ending(self, code: int, *, by_others: bool = False) -> Ending:
-        """As the node says; of a node that is away, nothing but the time is known."""
+    def ending(self, code: int, *, by_others: bool = False, who: Callable[[], str] = str) -> Ending:
+        """As the node says, who knows also who killed it; of a node that is away, nothing but the time is known."""
+        del who
         said: Mapping[str, Any] = {}
         try:
             self._connect_again(seconds=self._settings.node_timeout)
@@ -348,6 +349,11 @@ class Line(PendingExit):
         with suppress(ContainerNotFound):
             self._connect_again(seconds=0.0)
             self._ask({"kill": {"signal": int(signal), "everyone": everyone}}, seconds=ANSWER_SECONDS).close()
+
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]:
+        """The node asks the daemon itself, when it tells the end."""
+        del id
+        return ()
 
     def close(self) -> None:
         """Have the node remove the container, unless the workload's end has been told. May be called twice."""

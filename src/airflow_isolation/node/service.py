@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from airflow_isolation.bridge.socket_address import address_of
+from airflow_isolation.bridge.who_killed import who_killed
 from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, HostTrouble, IsolationError
 from airflow_isolation.node.clients import client_of, is_allowed
 from airflow_isolation.node.protocol import VERSION, HungUp, Malformed, Packet, receive, send, told
@@ -278,7 +279,8 @@ class Node:
 
     async def _ended(self, line: _Line, kept: Kept, code: int, *, by_others: bool) -> None:
         self._unwatch(line, kept)
-        ending = await self._in_thread(kept.meter.ending, code, by_others=by_others)
+        who = partial(who_killed, self._host.behind.runtime, kept.id)
+        ending = await self._in_thread(kept.meter.ending, code, by_others=by_others, who=who)
         self._tell(line, {"ending": {**asdict(ending), "code": int(ending.code)}})
         line.kept = None
         # Its container, and the counters with it, stays until the agent hears that the worker has hung up.

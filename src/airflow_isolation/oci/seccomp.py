@@ -108,13 +108,26 @@ def zygote_profile(profile: Mapping[str, Any], capabilities: Collection[str]) ->
     return {**profile, "syscalls": [*rules, *_ENTERING]}
 
 
-def docker_profile(seccomp: str, *, forks_into: Collection[str] | None = None) -> str:
+def docker_profile(
+    seccomp: str,
+    *,
+    architecture: str,
+    capabilities: Collection[str],
+    kernel: tuple[int, int],
+    forks_into: Collection[str] | None = None,
+) -> str:
     """The profile of ``load_profile`` as text for Docker's ``--security-opt seccomp=``; ``unconfined`` gives that word.
 
-    :raises SpecRefused: as ``load_profile``.
+    Docker decides the conditions itself, and takes a profile that has nothing for this host. What is refused without it is
+    refused here, too.
+
+    :raises SpecRefused: as ``load_profile`` and ``resolve_profile``.
     """
     profile = load_profile(seccomp, forks_into=forks_into)
-    return UNCONFINED if profile is None else json.dumps(profile, separators=(",", ":"))
+    if profile is None:
+        return UNCONFINED
+    resolve_profile(profile, architecture=architecture, capabilities=capabilities, kernel=kernel)
+    return json.dumps(profile, separators=(",", ":"))
 
 
 def parse_profile(content: bytes, *, source: str) -> Mapping[str, Any]:
@@ -140,7 +153,7 @@ def resolve_profile(
 
     ``architecture`` is Go's name, ``capabilities`` are without ``CAP_``, ``kernel`` is major and minor version.
 
-    :raises SpecRefused: the profile has nothing for this architecture, or refuses everything.
+    :raises SpecRefused: the profile has nothing for this architecture.
     """
     held = {f"CAP_{name}" for name in capabilities}
     resolved: dict[str, Any] = {"defaultAction": profile["defaultAction"]}
@@ -180,6 +193,8 @@ def _architectures(profile: Mapping[str, Any], architecture: str) -> list[str]:
         if entry["architecture"] == native:
             return [native, *(entry.get("subArchitectures") or ())]
     listed: list[str] = list(profile.get("architectures") or ())
+    if native and not listed and not profile.get("archMap"):
+        return [native]  # as Docker and libseccomp take it
     if native not in listed:
         raise SpecRefused(
             f"the seccomp profile has no rules for the architecture {architecture}",

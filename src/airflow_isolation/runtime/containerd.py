@@ -317,7 +317,7 @@ class ContainerdRuntime(ContainerRuntime):
             hint = partial(start_hint, image=spec.image, program=spec.argv[0])
             with (
                 self._roots.ready(id, rootfs, spec, document["mounts"]) as ready,
-                self._translated(f"create the process of the container {id}", failed=ContainerFailed, hint=hint),
+                self._translated(f"start the container {id}", failed=ContainerFailed, hint=hint),
             ):
                 task = client.tasks.Create(
                     tasks_pb2.CreateTaskRequest(container_id=id, rootfs=ready, stdout=stdio, stderr=stdio)

@@ -118,6 +118,8 @@ _TAR_HEADERS = 64 * 1024
 _IMPORT_SECONDS = 1800.0
 # What the SDK raises for a config.json of an unexpected form; it reads it for every client.
 _BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+# As its events have them.
+_SIGNALS = {str(number.value): number for number in signal.Signals}
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -269,7 +271,13 @@ class DockerRuntime(ContainerRuntime):
             image=config,
             account=self._account(spec, image["Id"], config.user),
             host=self._host,
-            seccomp=docker_profile(spec.seccomp, forks_into=spec.forks_into),
+            seccomp=docker_profile(
+                spec.seccomp,
+                architecture=self._host.architecture,
+                capabilities=spec.capabilities,
+                kernel=self._host.kernel,
+                forks_into=spec.forks_into,
+            ),
             cgroup_parent=cgroup_parent,
             etc=EtcFiles.within(self._files(id)) if has_our_names else EtcFiles(),
             filled_volumes=self._filled_volumes(spec.image, image["Id"], config.volumes),
@@ -277,7 +285,10 @@ class DockerRuntime(ContainerRuntime):
         with ExitStack() as undo:
             # Before the call, not after it: when no answer comes, the container may still have been made.
             undo.callback(self._undo, id, attempt)
-            with self._reached(f"create the container {id}", missing=ImageNotFound, invalid=SpecRefused) as api:
+            hint = partial(start_hint, image=spec.image, program=spec.argv[0])
+            with self._reached(
+                f"create the container {id}", missing=ImageNotFound, invalid=SpecRefused, hint=hint
+            ) as api:
                 api.create_container_from_config(body, name=id)
             # After the record, which leads a later clean-up to them.
             self._placements.make(placement)
@@ -343,6 +354,16 @@ class DockerRuntime(ContainerRuntime):
                 # 404: removed; 409: it ended before the signal reached it.
                 if error.status_code not in (404, 409):
                     raise
+
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]:
+        check_identifier(id)
+        # By its name: who removes a container by force has it killed, and then it is not there any more.
+        of_it = {"container": [id], "event": ["kill"]}
+        with self._reached(f"ask who sent signals to the container {id}") as api:
+            # With an end to them, dockerd says what it remembers and waits for no more.
+            events = list(api.events(since=0, until=time.time(), filters=of_it, decode=True))
+        numbers = (str(event.get("Actor", {}).get("Attributes", {}).get("signal", "")) for event in events)
+        return tuple(_SIGNALS[number] for number in numbers if number in _SIGNALS)
 
     def update(self, id: str, resources: Resources) -> None:
         check_identifier(id)

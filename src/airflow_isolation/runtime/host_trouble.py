@@ -23,9 +23,9 @@ _KILLED_WORDS = (
     "ttrpc: closed",
     "ttrpc: server closed",
     "signal: killed",
-    "cannot start a container that has stopped",
-    "cannot start a stopped process",
 )
+# Of runc and containerd: the first process ended between the two. By whom, Docker does not know.
+_STOPPED_WORDS = ("cannot start a container that has stopped", "cannot start a stopped process")
 
 
 @contextmanager
@@ -52,6 +52,11 @@ def told_by_daemon(daemon: str, sentence: str, reason: str, *, starting: bool = 
     """
     if any(words in reason for words in _FULL_WORDS):
         return HostTrouble(sentence, hint=f"Make room on the file system of {daemon}'s data and on that of its state")
+    if starting and any(words in reason for words in _STOPPED_WORDS):
+        return ContainerKilled(
+            sentence,
+            hint="Somebody killed the container before it started, or its seccomp profile forbids what that takes",
+        )
     if starting and any(words in reason for words in _KILLED_WORDS):
         return ContainerKilled(
             sentence, hint="Somebody killed the container's shim or runc, or the kernel did because memory ran out"

@@ -273,6 +273,14 @@ class ContainerRuntime(ABC):
     def kill(self, id: str, signal: signal.Signals = signal.SIGKILL, *, everyone: bool = False) -> None:
         """Send a signal to the first process, or with ``everyone`` to all. Success if the container has ended or is gone."""
 
+    def signals_asked_for(self, id: str) -> tuple[signal.Signals, ...]:  # noqa: ARG002
+        """Which signals anybody had the daemon send to a container, the oldest first, as far as the daemon remembers.
+
+        Docker has its last events, of all containers, until it is restarted. Containerd writes down none, and neither says
+        who asked. Empty for a container that nobody knows.
+        """
+        return ()
+
     @abstractmethod
     def update(self, id: str, resources: Resources) -> None:
         """Change limits of a container that has not ended; what is None in ``resources`` stays. May be called twice.

@@ -54,6 +54,10 @@ class FakeWorkload:
         self.signals: list[signal.Signals] = []
         self.code: int | None = None
         self.cleaned_up = threading.Event()
+        self.not_begun = ""
+
+    def why_not_begun(self) -> str:
+        return self.not_begun
 
     def send_signal(self, number: signal.Signals) -> None:
         self.signals.append(number)

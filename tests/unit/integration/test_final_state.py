@@ -14,6 +14,7 @@ from airflow.sdk.execution_time import comms
 from tests.unit.integration.supervised import Supervised
 
 from airflow_isolation.bridge.started_agent import NegativeSignal
+from airflow_isolation.integration.seams.supervision import NeverBegan
 
 NOW = datetime.now(tz=timezone.utc)
 SUCCEEDED = comms.SucceedTask(state="success", end_date=NOW, task_outlets=[], outlet_events=[])
@@ -68,3 +69,18 @@ def test_a_failure_that_was_only_announced_is_reported_at_the_end(code: int) -> 
         task.ask(comms.TaskState(state=TaskInstanceState.FAILED))
         end(task, code)
         assert server.asked == [str(TaskInstanceState.FAILED)]
+
+
+def test_of_a_task_that_never_began_the_server_is_told_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who puts it off tells the server; and its log goes away after that."""
+    server = Server()
+    with closing(Supervised(server)) as task:
+        monkeypatch.setattr(type(task.supervisor), "_upload_logs", lambda _: server.asked.append("log"))
+        task.workload.not_begun = "somebody killed it"
+        task.workload.code = NegativeSignal(-signal.SIGKILL)
+        task.hang_up()
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(NeverBegan, match="before any of its code ran: somebody killed it"):
+            task.supervisor.wait()
+        assert server.asked == []
+        assert signal.getsignal(signal.SIGTERM) == handler

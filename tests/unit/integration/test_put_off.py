@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from airflow_isolation.errors import (
@@ -21,13 +22,32 @@ from airflow_isolation.errors import (
     RuntimeUnreachable,
 )
 from airflow_isolation.integration import coordinator
+from airflow_isolation.integration.seams import put_off as putting_off
 from airflow_isolation.integration.seams import supervision
-from airflow_isolation.integration.seams.supervision import PutOff, put_off, seconds_to_start
+from airflow_isolation.integration.seams.put_off import KEY, PutOff, put_off
+from airflow_isolation.integration.seams.supervision import NeverBegan, seconds_to_start
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from datetime import datetime
 
 WHAT = SimpleNamespace(id="0199-a-try")
+
+
+@dataclass
+class StandInStore:
+    """The store of a task's state; it may be out of order."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def get(self, id: str, key: str) -> Any:
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(value=self.values[key]) if key in self.values else SimpleNamespace(error="not found")
+
+    def set(self, id: str, key: str, value: Any, expires_at: datetime) -> None:
+        assert expires_at.tzinfo is not None
+        self.values[key] = value
 
 
 @dataclass
@@ -36,6 +56,7 @@ class StandInServer:
 
     reschedules: int = 0
     next_method: str | None = None
+    task_state_store: StandInStore = field(default_factory=StandInStore)
     told: list[tuple[Any, ...]] = field(default_factory=list)
     auth: Any = None
 
@@ -54,46 +75,66 @@ class StandInServer:
         self.told.append(("heartbeat", pid))
 
 
-def decided(server: StandInServer, *, before: int | None = 0, waited: int = 0) -> PutOff:
-    return put_off(server, WHAT, pid=7, before=before, waited=waited)  # type: ignore[arg-type]
+def decided(server: StandInServer, *, waited: int = 0) -> PutOff:
+    return put_off(server, WHAT, pid=7, waited=waited)  # type: ignore[arg-type]
+
+
+def counted(times: object, of: str = WHAT.id) -> StandInStore:
+    return StandInStore({KEY: {"try": of, "times": times}})
 
 
 def test_a_sensors_own_reschedules_use_up_nothing() -> None:
-    server = StandInServer(reschedules=50)
-    assert decided(server, before=2) is PutOff.RESCHEDULED
+    server = StandInServer(reschedules=50, task_state_store=counted(2))
+    assert decided(server) is PutOff.RESCHEDULED
     assert server.told == [("start", 7), ("reschedule",)]
+    assert decided(server) is PutOff.USED_UP
+    assert server.told[2:] == [("start", 7)]
 
 
-@pytest.mark.parametrize("before", [3, None])
-def test_so_many_times_are_enough(before: int | None) -> None:
-    """Where our own can't be counted, Airflow's number of all is the bound."""
-    server = StandInServer(reschedules=50)
-    assert decided(server, before=before) is PutOff.USED_UP
-    assert server.told == [("start", 7)]
+def test_each_try_of_a_task_is_put_off_as_often() -> None:
+    server = StandInServer(reschedules=50, task_state_store=counted(3, of="0198-the-try-before"))
+    assert decided(server) is PutOff.RESCHEDULED
+    assert server.task_state_store.values == {KEY: {"try": WHAT.id, "times": 1}}
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("away"), ValueError("no such answer")])
+def test_without_the_store_all_reschedules_are_the_bound(error: Exception) -> None:
+    for reschedules, outcome in ((2, PutOff.RESCHEDULED), (3, PutOff.USED_UP)):
+        server = StandInServer(reschedules=reschedules, task_state_store=StandInStore(error=error))
+        assert decided(server) is outcome
+
+
+@pytest.mark.parametrize("value", [99, -99, "3", None, [3]])
+def test_what_a_task_writes_into_the_store_keeps_it_from_nothing_and_gains_it_nothing(value: object) -> None:
+    server = StandInServer(reschedules=0, task_state_store=counted(value))
+    assert decided(server) is PutOff.RESCHEDULED
 
 
 def test_a_resumed_task_is_never_rescheduled_which_would_drop_its_event() -> None:
-    server = StandInServer(next_method="finish")
-    assert decided(server, before=99) is PutOff.WAITS_HERE
-    assert decided(server, before=99, waited=3) is PutOff.USED_UP
+    server = StandInServer(next_method="finish", task_state_store=counted(99))
+    assert decided(server) is PutOff.WAITS_HERE
+    assert decided(server, waited=3) is PutOff.USED_UP
     assert ("reschedule",) not in server.told
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, server: StandInServer, state_dir: Path, *errors: IsolationError
+    monkeypatch: pytest.MonkeyPatch, server: StandInServer, *errors: IsolationError, runs_as: int | None = None
 ) -> tuple[Any, list[int | None]]:
-    """What the coordinator makes of these failures, one after the other; and of which pids the server had been told."""
+    """What the coordinator makes of these failures, one after the other; and of which pids the server had been told.
+
+    ``runs_as``: the pid of which the server has been told before the first failure.
+    """
     left = list(errors)
     told: list[int | None] = []
 
     def execute(self: object, *, told_pid: int | None, **_: object) -> Any:
         told.append(told_pid)
         if left:
-            raise coordinator._NotStarted(left.pop(0), state_dir)
+            raise coordinator._NotStarted(left.pop(0), runs_as)
         return "ran"
 
     monkeypatch.setattr(coordinator.ContainerCoordinator, "_execute", execute)
-    monkeypatch.setattr(supervision, "put_off_delay", lambda: 0.01)
+    monkeypatch.setattr(putting_off, "put_off_delay", lambda: 0.01)
     monkeypatch.setattr(supervision, "upload_logs", lambda *_: None)
     result = coordinator.ContainerCoordinator(backend="containerd").execute_task(
         what=WHAT,
@@ -105,33 +146,38 @@ def run(
     return result, told
 
 
-@pytest.mark.parametrize("kind", [RuntimeUnreachable, ImagePullFailed, HostTrouble, ContainerKilled])
-def test_the_infrastructures_trouble_is_put_off(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[IsolationError]
-) -> None:
+@pytest.mark.parametrize("kind", [RuntimeUnreachable, ImagePullFailed, HostTrouble, ContainerKilled, NeverBegan])
+def test_the_infrastructures_trouble_is_put_off(monkeypatch: pytest.MonkeyPatch, kind: type[IsolationError]) -> None:
     server = StandInServer()
-    result, _ = run(monkeypatch, server, tmp_path, kind("It failed"))
+    result, _ = run(monkeypatch, server, kind("It failed"))
     assert result.final_state == "up_for_reschedule"
     assert ("reschedule",) in server.told
 
 
-def test_the_workloads_own_failure_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_workloads_own_failure_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     server = StandInServer()
     with pytest.raises(ContainerFailed, match="It failed"):
-        run(monkeypatch, server, tmp_path, ContainerFailed("It failed"))
+        run(monkeypatch, server, ContainerFailed("It failed"))
     assert server.told == []
 
 
 def test_a_resumed_task_waits_and_starts_as_the_process_that_was_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = StandInServer(next_method="finish")
-    result, told = run(monkeypatch, server, tmp_path, *2 * [RuntimeUnreachable("away")])
+    result, told = run(monkeypatch, server, *2 * [RuntimeUnreachable("away")])
     assert result == "ran"
     pid = told[-1]
     assert pid
     assert told == [None, pid, pid]
     assert set(server.told) == {("start", pid), ("heartbeat", pid)}
+
+
+def test_a_try_that_the_server_knows_is_put_off_as_the_process_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes no word of another."""
+    server = StandInServer()
+    run(monkeypatch, server, NeverBegan("killed"), runs_as=4711)
+    assert server.told == [("start", 4711), ("reschedule",)]
 
 
 def token(seconds: float) -> Any:

@@ -26,6 +26,25 @@ def test_a_program_of_another_machine_is_told_as_such() -> None:
     assert "another processor" in start_hint("exec format error", image="sales:1", program="python3")
 
 
+@pytest.mark.parametrize(
+    ("reason", "place", "setting"),
+    [
+        (
+            'error mounting "/a" to rootfs at "/etc/Group": mount /a:/etc/Group (via /proc/self/fd/6): not a directory',
+            "/etc/Group",
+            "volume",
+        ),
+        ("error during container init: mkdir /etc/passwd: not a directory: unknown", "/etc/passwd", "working_dir"),
+        ("Cannot mkdir: /etc/passwd is not a directory", "/etc/passwd", "working_dir"),
+        ("lstat /d/overlay2/65/merged/etc/passwd/below: not a directory", "/etc/passwd/below", "working_dir"),
+    ],
+)
+def test_a_place_that_can_t_be_made_is_told_with_its_setting(reason: str, place: str, setting: str) -> None:
+    hint = start_hint(reason, image="sales:1", program="python3")
+    assert f" {place} " in hint
+    assert setting in hint
+
+
 def test_other_reasons_get_no_hint() -> None:
     assert start_hint("no space left on device", image="sales:1", program="python3") == ""
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.zygote.at_work.conftest import NAMESPACE, left_of_tasks, until
+from tests.zygote.at_work.conftest import NAMESPACE, Running, left_of_tasks, until
 from tests.zygote.at_work.test_death import is_dead
 
 from airflow_isolation.bridge import workload as workloads
 from airflow_isolation.bridge.prune import prune
+from airflow_isolation.bridge.workload import launch
 from airflow_isolation.errors import ContainerKilled, HostTrouble
 from airflow_isolation.runtime.connect import connect
 
@@ -125,6 +126,23 @@ def test_a_container_that_is_killed_before_it_speaks(
 
 
 @both
+def test_who_kills_it_before_it_speaks_is_told_where_the_daemon_remembers_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = worker.runtime.start
+
+    def started(id: str) -> int:
+        pid = start(id)
+        worker.runtime.kill(id)
+        return pid
+
+    monkeypatch.setattr(worker.runtime, "start", started)
+    with pytest.raises(ContainerKilled) as failed:
+        worker.run(cfg="start_mode = fresh")
+    assert ("asked the daemon to send it SIGKILL" in failed.value.hint) == (worker.form == "docker")
+
+
+@both
 @victims
 def test_a_container_that_is_killed_before_its_work(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, victim: str
@@ -150,7 +168,9 @@ def test_a_container_that_is_killed_while_its_task_runs_is_told_from_one_without
     assert running.finish() != 0
     ending = running.workload.ending
     assert ending
-    assert "was ended from outside while the task ran" in ending.from_outside
+    assert "was ended from outside" in ending.from_outside
+    assert "asked the daemon" not in ending.from_outside
+    assert why_not_begun(running) == ""
     # dockerd may have taken the cgroup away before anybody reads it.
     gone = worker.form == "docker" and "since its cgroup is gone" in ending.from_outside
     assert gone or "not by a memory limit" in ending.from_outside
@@ -159,6 +179,86 @@ def test_a_container_that_is_killed_while_its_task_runs_is_told_from_one_without
         lambda: bool(prune(worker.runtime, state_dir=worker.state_dir)) and not any(left_of_tasks(worker).values()),
         "the clean-up",
     )
+
+
+def why_not_begun(running: Running) -> str:
+    """What is known once it has ended, and its supervisor has read all that came of it."""
+    assert running.finish() != 0
+    with suppress(ConnectionResetError):
+        while running.workload.channels.requests.recv(65536):
+            pass
+    return running.workload.why_not_begun()
+
+
+def cleaned_up(worker: Worker) -> None:
+    """Without its shim a container can't be removed at once."""
+    worker.end()
+
+    def nothing_left() -> bool:
+        prune(worker.runtime, state_dir=worker.state_dir)
+        return not any(left_of_tasks(worker).values())
+
+    until(nothing_left, "the clean-up")
+
+
+@both
+@victims
+def test_of_a_task_that_is_killed_while_it_imports_airflow_it_is_known_that_it_has_not_begun(
+    worker: Worker, victim: str
+) -> None:
+    running = worker.run("print('begun')", "raising", environment={"GATE": str(worker.bundle / "never")})
+    assert running.start_mode == "fresh"
+    end(running.workload.container.pid, victim)
+    assert "was ended from outside" in why_not_begun(running)
+    assert running.stdout == ""
+    cleaned_up(worker)
+
+
+@both
+def test_of_a_task_whose_process_is_killed_while_it_imports_airflow_too(worker: Worker) -> None:
+    """Process 1 lives, and says by which signal it ended; in there nobody sends one."""
+    running = worker.run("print('begun')", "raising", environment={"GATE": str(worker.bundle / "never")})
+    pid = running.workload.container.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    until(lambda: bool(children.read_text()), "the task's process")
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    assert "sent signal SIGKILL" in why_not_begun(running)
+
+
+@both
+def test_what_its_worker_kills_before_it_begins_is_its_workers_doing(worker: Worker) -> None:
+    running = worker.run("print('begun')", "raising", environment={"GATE": str(worker.bundle / "never")})
+    running.workload.send_signal(signal.SIGTERM)
+    assert why_not_begun(running) == ""
+
+
+@both
+@victims
+def test_of_a_task_that_is_killed_before_it_is_told_what_to_do_that_is_known_however_it_started(
+    worker: Worker, victim: str
+) -> None:
+    task = worker.task()
+    running = Running(launch(worker.runtime, task.launch, state_dir=worker.state_dir, plan=task.plan))
+    worker.started.append(running)
+    assert running.start_mode == "fork"
+    end(running.workload.container.pid, victim)
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        running.send("print('begun')")
+    assert "was ended from outside" in why_not_begun(running)
+    cleaned_up(worker)
+
+
+@both
+def test_who_kills_through_the_daemon_is_told_where_that_remembers_it(worker: Worker) -> None:
+    running = worker.run("print('up', flush=True); requests.recv(1)")
+    running.until(lambda: "up" in running.stdout)
+    worker.runtime.kill(running.workload.container.id, signal.SIGKILL, everyone=True)
+    assert running.finish() == -signal.SIGKILL
+    ending = running.workload.ending
+    assert ending
+    assert "was ended from outside" in ending.from_outside
+    assert ("asked the daemon to send it SIGKILL" in ending.from_outside) == (worker.form == "docker")
+    assert why_not_begun(running) == ""
 
 
 @both

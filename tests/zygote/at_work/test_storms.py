@@ -146,7 +146,7 @@ def test_a_workload_that_could_not_be_forked_has_its_slot_until_airflow_is_impor
 
     def free() -> bool:
         assert running.workload.exit_code() in (None, 0)
-        slot = await_slot(worker.state_dir, seconds=0, slots=1, unless=lambda: True)
+        slot = await_slot(worker.state_dir, end=0, slots=1, unless=lambda: True)
         if slot is not None:
             slot.close()
         return slot is not None

@@ -48,6 +48,14 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
         "_subprocess_main",
         "forward_to_log",
     ),
+    "airflow.sdk.api.client": (
+        "Client.task_state_store",
+        "TaskInstanceOperations.heartbeat",
+        "TaskInstanceOperations.reschedule",
+        "TaskInstanceOperations.start",
+        "TaskStateStoreOperations.get",
+        "TaskStateStoreOperations.set",
+    ),
     "airflow.sdk.execution_time.comms": (
         "_RequestFrame",
         "_ResponseFrame",
@@ -57,6 +65,7 @@ SUPERVISION: Final[Mapping[str, tuple[str, ...]]] = {
         "ErrorResponse",
         "GetVariableKeys",
         "PutVariable",
+        "RescheduleTask",
         "SentFDs",
         "SetXCom",
         "TriggerDagRun",

@@ -8,14 +8,12 @@ the end only when a channel has news, which can be five seconds late.)
 from __future__ import annotations
 
 import base64
-import enum
 import json
 import math
 import selectors
 import signal
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from socket import send_fds, socketpair
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +22,7 @@ import attrs
 import msgspec
 import structlog
 from airflow.sdk.api import client as api
-from airflow.sdk.configuration import conf, ensure_secrets_loaded
+from airflow.sdk.configuration import ensure_secrets_loaded
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms
 from airflow.sdk.execution_time.supervisor import (
@@ -39,6 +37,7 @@ from airflow.sdk.log import mask_secret, upload_to_remote
 from pydantic import ValidationError
 
 from airflow_isolation.bridge.channels import PeerViolation
+from airflow_isolation.errors import ContainerKilled
 from airflow_isolation.integration.seams.brief_log import BriefLog, brief, first_problem
 from airflow_isolation.integration.seams.channel_readers import channel_readers, log_reader
 from airflow_isolation.integration.seams.permitted import denial, refused_to_task
@@ -64,6 +63,10 @@ _MORE_LOGS = "more logs"
 SHORTEST_ESCALATION = 0.5
 #: How long an answer may wait until the task reads it, in seconds. A task that never reads would hold its worker for ever.
 ANSWER_TIMEOUT = 60.0
+
+
+class NeverBegan(ContainerKilled):
+    """Something outside of it ended a task that had not read yet what it was to do."""
 
 
 class _StillRunning(Exception):
@@ -273,6 +276,9 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         signal.signal(signal.SIGTERM, forward)
         signal.signal(signal.SIGINT, forward)
         super()._monitor_subprocess()  # type: ignore[no-untyped-call]
+        if why := self._workload.why_not_begun():
+            # Stock would use up the try.
+            raise NeverBegan(f"The task was ended before any of its code ran: {why}")
         if self._exit_code and self._reported is not None:
             self.process_log.warning(
                 "The task reported its state before its process ended in this way; the reported state holds",
@@ -378,58 +384,6 @@ def load_certificates() -> None:
 
 #: Seconds of a token's life that are kept for telling the server, when a pull is stopped because the token expires.
 _TOKEN_RESERVE = 30.0
-
-#: Seconds between two heartbeats of a try that waits. The server takes a try for dead after 300 without one.
-_SIGN_OF_LIFE = 10.0
-
-
-class PutOff(enum.Enum):
-    """What happens to a try that did not start because the infrastructure failed."""
-
-    RESCHEDULED = enum.auto()
-    WAITS_HERE = enum.auto()
-    USED_UP = enum.auto()
-
-
-def put_off(client: Client, what: Any, *, pid: int, before: int | None, waited: int = 0) -> PutOff:
-    """Have the scheduler start this try again later, because the infrastructure failed before any user code ran.
-
-    No try is used up. As when a DAG file is not there yet, this happens at most ``[workers] missing_dag_retries`` times;
-    after that, the executor's report fails the try. A try that is resumed after a deferral waits here instead: if it were
-    rescheduled, it would lose its event and begin anew.
-
-    :param pid: the pid that the server is told, now and when the task starts.
-    :param before: how often it was put off before; None when only the server's number of all reschedules is known.
-    :param waited: how often it has waited here before.
-    """
-    context = client.task_instances.start(what.id, pid, datetime.now(tz=timezone.utc))
-    times = context.task_reschedule_count or 0
-    if before is not None:
-        times = min(times, before)
-    if max(times, waited) >= conf.getint("workers", "missing_dag_retries", fallback=3):
-        return PutOff.USED_UP
-    if context.next_method:
-        return PutOff.WAITS_HERE
-    now = datetime.now(tz=timezone.utc)
-    delay = timedelta(seconds=put_off_delay())
-    client.task_instances.reschedule(what.id, comms.RescheduleTask(reschedule_date=now + delay, end_date=now))
-    return PutOff.RESCHEDULED
-
-
-def put_off_delay() -> int:
-    """How long a try that was put off waits, in seconds."""
-    return int(conf.getint("workers", "missing_dag_retry_delay", fallback=60))
-
-
-def wait_alive(client: Client, what: Any, *, pid: int, seconds: float) -> None:
-    """Wait for so many seconds, and send the server heartbeats, which also renew the token.
-
-    :raises Exception: the server does not want this task to run any more.
-    """
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _SIGN_OF_LIFE))
-        client.task_instances.heartbeat(what.id, pid)
 
 
 def seconds_to_start(client: Client) -> float:
