@@ -28,9 +28,9 @@ from airflow_isolation.bridge.agent_socket import not_handed_over
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import await_ready, prepare, remove_container, start_agent
-from airflow_isolation.cgroups.counters import paths_of_process
 from airflow_isolation.cgroups.errors import CgroupError
 from airflow_isolation.cgroups.join import end_everyone_in, join_cgroups_of
+from airflow_isolation.cgroups.mounted import paths_of_process
 from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.errors import (
     ContainerKilled,

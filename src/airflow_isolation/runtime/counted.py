@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_isolation.cgroups import CgroupMounts, Pressure, Statistics
-    from airflow_isolation.cgroups.counters import Mounted
+    from airflow_isolation.cgroups.mounted import Mounted
 
 #: What is in use, on v1: nanoseconds, bytes, and how many are in the cgroup.
 _USE_V1: Final = (("cpuacct", "cpuacct.usage"), ("memory", "memory.usage_in_bytes"), ("pids", "pids.current"))
