@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from airflow_isolation.bridge.agent_socket import not_handed_over
+from airflow_isolation.bridge.hidden_processes import hide_processes
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import await_ready, prepare, remove_container, start_agent
@@ -314,6 +315,9 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=mounted)
         handles.callback(started.pending_exit.close)
         handles.callback(started.connection.close)
+        if spec.user_namespace is None:
+            # Before anything of the image is imported.
+            hide_processes(started.container.pid)
         listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         with address_of(unfinished) as address:
             listener.bind(address)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.errors import SpecRefused
+from airflow_isolation.oci.confinement import HIDDEN_PROCESSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -160,8 +161,8 @@ def runtime_mounts(
     """
     entries = {mount["destination"]: mount for mount in _base_mounts(account, tmp_size, shm_size)}
     if host_proc and user_namespace is None:
-        # Other users' processes are not even listed. Linux 5.8; before, the option would have changed the host's /proc.
-        entries["/proc"]["options"].append("hidepid=invisible")
+        # Linux 5.8; before, the options would have changed the host's /proc.
+        entries["/proc"]["options"] += HIDDEN_PROCESSES
     for target, wanted_of_host in (("/proc", host_proc and user_namespace is not None), ("/sys", host_sys)):
         if wanted_of_host:
             # In a user namespace the kernel binds no tree without what is mounted in it (EINVAL), such as systemd's
