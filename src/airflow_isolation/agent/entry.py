@@ -3,7 +3,7 @@
 Standard library only. The zygote imports this before it forks, and everything is looked up then: in the container's
 file system there may be other modules, or none. Two processes use it, one after the other:
 
-    A   enter_namespaces(…), fork         only a child is inside the container's pid namespace
+    A   enter_namespaces(…), bare_fork    only a child is inside the container's pid namespace
     D   become(process, …)                which may then wait for its work
         take_up(…)                        and then it is nothing but the workload
 
@@ -22,7 +22,9 @@ The order of the steps, and why:
   set, groups and ids.
 - Profiles come after that. AppArmor's comes before no_new_privs, which would forbid the change. seccomp's comes after
   no_new_privs; without it the kernel asks for CAP_SYS_ADMIN instead, which is then dropped behind the filter.
-- What reads files of the container comes after all privilege is gone: an author may have written them.
+- What reads files of the container, and what libraries want done after a fork (os.register_at_fork), comes after all
+  privilege is gone: an author may have written those files, and a library may read them, or start a thread that keeps
+  what it was born with.
 
 Sources: credentials(7), capabilities(7), prctl(2), seccomp(2), setns(2), session-keyring(7), Documentation/
 admin-guide/LSM/apparmor; runc's init does the same in nearly this order, but has an exec at the end that does the rest.
@@ -136,14 +138,25 @@ class EntryFailed(Exception):
 
 
 def bare_fork() -> int:
-    """fork(2) without what Python and libraries do after a fork, which takes 5 ms with Airflow imported.
+    """fork(2) without what Python and libraries do at a fork, which takes 5 ms with Airflow imported.
 
-    For a child that forks again and ends, in a process of one thread: neither needs new locks or seeds.
+    For a process of one thread. A child that stays makes up for it with ``complete_fork``; one that ends need not.
 
     :raises OSError: as fork(2).
     """
     pid: int = BARE_LIBC.fork()
     return checked(pid, "fork")
+
+
+def complete_fork() -> None:
+    """What ``os.fork`` does beside fork(2), in the child: new locks, no memory of other threads, the hooks of libraries.
+
+    Those of ``before`` and ``after_in_child``; nobody waits for ``after_in_parent``. To be called once, after ``bare_fork``.
+    Source: PyOS_BeforeFork and PyOS_AfterFork_Child in Python's C API, which are for programs that fork by themselves.
+    """
+    for function in (ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child):
+        function.restype = None
+        function()
 
 
 def enter_namespaces(namespaces: Iterable[int]) -> None:
@@ -159,7 +172,7 @@ def enter_namespaces(namespaces: Iterable[int]) -> None:
 
 
 def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: int) -> None:
-    """Turn this process, forked and of one thread, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
+    """Turn this process, of ``bare_fork``, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
 
     :raises EntryFailed: a step failed. This process is neither the one nor the other then, and must end.
     """
@@ -256,6 +269,7 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
 
     # The C library reads the time zone's file, which may lie in a volume of the author's.
     step("setting the environment", set_environment, environment)
+    step("completing the fork", complete_fork)
     step("seeding", reseed)
 
 

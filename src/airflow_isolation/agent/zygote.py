@@ -226,7 +226,7 @@ def become_child(worker: socket.socket, namespaces: dict[str, int], zygotes_own:
         entry.enter_namespaces(namespaces.values())
         # The kernel looks for a new father in the pid namespace of the one that ends: only who is inside himself leaves
         # his child to the container's process 1.
-        if entry.bare_fork() or os.fork():
+        if entry.bare_fork() or entry.bare_fork():
             os._exit(0)
         # The channels will take 0 to 3: what fails after that must not be told to the log.
         worker = socket.socket(fileno=fcntl.fcntl(worker.detach(), fcntl.F_DUPFD_CLOEXEC, 10))
