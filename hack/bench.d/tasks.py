@@ -410,7 +410,9 @@ def free_port() -> int:
 def modes_of(text: str) -> dict[str, Mode]:
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in MODES]:
-        raise argparse.ArgumentTypeError(f"there is no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
+        raise argparse.ArgumentTypeError(
+            f"there is no mode {', '.join(map(repr, unknown))}; there are {', '.join(MODES)}"
+        )
     return {name: MODES[name] for name in names}
 
 

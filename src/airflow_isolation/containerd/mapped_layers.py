@@ -148,4 +148,4 @@ def _run(do: str, directory: Path, layers: Sequence[str], *, first: int, size: i
     question = {"do": do, "pid": pid, "directory": str(directory), "layers": [*layers], "first": first, "size": size}
     answer = ask(_PROGRAM, question, seconds=_SECONDS)
     if "failed" in answer:
-        raise MappingError(f"the ids of layers can't be mapped: {answer['failed']}")
+        raise MappingError(answer["failed"])

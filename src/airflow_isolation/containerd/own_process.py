@@ -26,7 +26,8 @@ def ask(program: Path, question: Mapping[str, object], *, seconds: float) -> dic
         )
         answer: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return {"failed": f"it takes longer than {seconds:g} s"}
+        return {"failed": f"{program.name} took longer than {seconds:g} s"}
     except ValueError:
-        return {"failed": done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"}
+        reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
+        return {"failed": f"{program.name} failed: {reason}"}
     return answer
