@@ -7,6 +7,7 @@ at in runs of its own, because looking costs more than the tasks do.
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import time
@@ -24,7 +25,6 @@ from task_figures import Batch, MemorySample, TasksReport, setting_of
 from whole_airflow import Airflow, fill
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Mapping
     from contextlib import ExitStack
 
@@ -410,12 +410,14 @@ def free_port() -> int:
 def modes_of(text: str) -> dict[str, Mode]:
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in MODES]:
-        raise ValueError(unknown)
+        raise argparse.ArgumentTypeError(
+            f"there is no mode {', '.join(map(repr, unknown))}; there are {', '.join(MODES)}"
+        )
     return {name: MODES[name] for name in names}
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = [int(size) for size in text.split(",")]
+    sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
     if min(sizes) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} are not numbers of tasks; write some from 1 on, such as 1,20")
     return sizes

@@ -21,7 +21,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fi
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 CALL_SECONDS = 30.0
 CALLS = 4
@@ -102,8 +102,8 @@ def wait_until_up(airflow: Standalone) -> Api:
                 api.log_in()
                 return api
         time.sleep(0.5)
-    end = airflow.log.read_text(errors="replace")[-3000:]
-    raise NotStarted(f"Airflow did not come up. The end of {airflow.log}:\n{end}")
+    what = f"did not come up in {START_SECONDS:.0f} seconds" if airflow.running() else "ended while it started"
+    raise NotStarted(f"Airflow {what}. The end of its log:\n{airflow.log.read_text(errors='replace')[-3000:]}")
 
 
 def stop(session: int) -> None:

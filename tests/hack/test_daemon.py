@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import CONTAINERD_VERSIONS, HACK, Daemon, hack, running
+
+from airflow_isolation.containerd.mapped_layers import mapped_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,6 +187,19 @@ def status_of(registry: Daemon, credentials: str) -> int:
     except urllib.error.HTTPError as refused:
         with refused:
             return refused.code
+
+
+@pytest.mark.parametrize("daemon", ["containerd 2.1"], indirect=True)
+def test_stop_takes_away_what_shows_its_layers_to_user_namespaces(daemon: Daemon, image_archive: ImageArchive) -> None:
+    daemon.run("ctr", "images", "import", str(image_archive("no-python")))
+    layers = [str(path) for path in daemon.directory.glob("root/*/snapshots/*/fs")]
+    assert layers
+    with tempfile.TemporaryDirectory(prefix="ai-layers-", dir="/var/tmp") as place:
+        end = time.monotonic() + 60
+        with mapped_layers(Path(place, "roots"), layers, first=700000, size=65536, pid=os.getpid(), end=end) as shown:
+            assert all(path in Path("/proc/self/mountinfo").read_text() for path in shown)
+        hack("daemon", "stop", str(daemon.directory))
+        assert place not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_directory_too_long_for_sockets_is_refused(tmp_path: Path) -> None:

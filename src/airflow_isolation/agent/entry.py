@@ -3,7 +3,7 @@
 Standard library only. The zygote imports this module before it forks, and nothing is imported later: the container's file
 system may have other modules, or none. Two processes use it, one after the other:
 
-    A   enter_namespaces(…), fork         only a child of A is inside the container's pid namespace
+    A   enter_namespaces(…), bare_fork    only a child of A is inside the container's pid namespace
     D   become(process, …)                D may then wait for its work
         take_up(…)                        D is the workload now
 
@@ -21,7 +21,9 @@ The order of the steps, and why:
 - Steps that need privilege come before it is dropped: limits, oom_score_adj, the bounding set, groups and ids.
 - Profiles come after that. AppArmor's comes before no_new_privs, which would forbid the change. seccomp's comes after
   no_new_privs. If the container doesn't have no_new_privs, loading the filter needs CAP_SYS_ADMIN, which is dropped after.
-- Steps that read files of the container come last, without privilege: an author may have written the files.
+- Steps that read files of the container, and the hooks that libraries want called after a fork (os.register_at_fork), come
+  last, without privilege: an author may have written those files, and a library may read them, or start a thread that keeps
+  the privilege of its start.
 
 Sources: credentials(7), capabilities(7), prctl(2), seccomp(2), setns(2), session-keyring(7), Documentation/
 admin-guide/LSM/apparmor. runc's init does the same in nearly this order, but ends with an exec, which does the rest.
@@ -137,12 +139,23 @@ class EntryFailed(Exception):
 def bare_fork() -> int:
     """fork(2) without the hooks of Python and libraries, which take 5 ms with Airflow imported.
 
-    Only for a process with one thread, and a child that just forks again and ends: these need no new locks or seeds.
+    Only for a process with one thread. A child that stays calls ``complete_fork``; one that ends need not.
 
     :raises OSError: as fork(2).
     """
     pid: int = BARE_LIBC.fork()
     return checked(pid, "fork")
+
+
+def complete_fork() -> None:
+    """What ``os.fork`` does beside fork(2), in the child: new locks, no memory of other threads, the hooks of libraries.
+
+    Those of ``before`` and ``after_in_child``; nobody waits for ``after_in_parent``. To be called once, after ``bare_fork``.
+    Source: PyOS_BeforeFork and PyOS_AfterFork_Child in Python's C API, which are for programs that fork by themselves.
+    """
+    for function in (ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child):
+        function.restype = None
+        function()
 
 
 def enter_namespaces(namespaces: Iterable[int]) -> None:
@@ -158,7 +171,7 @@ def enter_namespaces(namespaces: Iterable[int]) -> None:
 
 
 def become(process: Mapping[str, Any], environment: Mapping[str, str], *, keep: int) -> None:
-    """Turn this process, a fork with one thread, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
+    """Turn this process, of ``bare_fork``, into PROCESS. To be called once. All descriptors but ``keep`` are closed.
 
     :raises EntryFailed: a step failed. This process is then changed only in part, and must end.
     """
@@ -255,6 +268,7 @@ def take_on(process: Mapping[str, Any], environment: Mapping[str, str], keep: in
 
     # The C library reads the time zone's file, and an author's volume may hold that file.
     step("setting the environment", set_environment, environment)
+    step("completing the fork", complete_fork)
     step("seeding", reseed)
 
 

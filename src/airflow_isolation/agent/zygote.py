@@ -228,7 +228,7 @@ def become_child(worker: socket.socket, namespaces: dict[str, int], zygotes_own:
         entry.enter_namespaces(namespaces.values())
         # When a process ends, the kernel looks for its children's new parent in the pid namespace of that process. So only
         # a process inside the container leaves its child to the container's process 1.
-        if entry.bare_fork() or os.fork():
+        if entry.bare_fork() or entry.bare_fork():
             os._exit(0)
         # The channels will take 0 to 3: after that, a failure must not be written to the log.
         worker = socket.socket(fileno=fcntl.fcntl(worker.detach(), fcntl.F_DUPFD_CLOEXEC, 10))

@@ -27,12 +27,13 @@ import structlog
 
 from airflow_isolation.bridge.agent_socket import not_handed_over
 from airflow_isolation.bridge.descriptors import send_descriptors
+from airflow_isolation.bridge.hidden_processes import hide_processes
 from airflow_isolation.bridge.process_one import read_process, read_process_one
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.started_agent import await_ready, prepare, remove_container, start_agent
-from airflow_isolation.cgroups.counters import paths_of_process
 from airflow_isolation.cgroups.errors import CgroupError
 from airflow_isolation.cgroups.join import end_everyone_in, join_cgroups_of
+from airflow_isolation.cgroups.mounted import paths_of_process
 from airflow_isolation.containerd.file_lock import locked
 from airflow_isolation.errors import (
     ContainerKilled,
@@ -318,6 +319,9 @@ def _start(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path, directo
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo, directory=mounted)
         handles.callback(started.pending_exit.close)
         handles.callback(started.connection.close)
+        if spec.user_namespace is None:
+            # Before anything of the image is imported.
+            hide_processes(started.container.pid)
         listener = handles.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         with address_of(unfinished) as address:
             listener.bind(address)

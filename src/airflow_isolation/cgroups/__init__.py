@@ -13,15 +13,7 @@ Never imports airflow.
 """
 
 from airflow_isolation.cgroups.by_name import SameName, names_below
-from airflow_isolation.cgroups.counters import (
-    UNIFIED,
-    CgroupMounts,
-    Counters,
-    counters_at,
-    counters_of_process,
-    find_mounts,
-    paths_of_process,
-)
+from airflow_isolation.cgroups.counters import Counters, counters_at, counters_of_process
 from airflow_isolation.cgroups.cpu import Cpu, CpuStat
 from airflow_isolation.cgroups.cpuset import Cpuset, CpusetStat
 from airflow_isolation.cgroups.directory import MAX, Cgroup, Max, open_cgroup
@@ -49,6 +41,7 @@ from airflow_isolation.cgroups.limits import (
     set_limits,
 )
 from airflow_isolation.cgroups.memory import Memory, MemoryEvents, MemoryStat, throttle_from
+from airflow_isolation.cgroups.mounted import UNIFIED, CgroupMounts, find_mounts, paths_of_process
 from airflow_isolation.cgroups.out_of_memory import Limit, MemorySample, OutOfMemory, attribute, take_sample
 from airflow_isolation.cgroups.pids import Pids, PidsStat
 from airflow_isolation.cgroups.pressure import Pressure, Stall

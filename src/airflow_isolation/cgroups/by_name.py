@@ -6,23 +6,16 @@ The runtime makes and removes them. This module removes what is left when runtim
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import ExitStack, suppress
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_isolation.cgroups.counters import Mounted
 from airflow_isolation.cgroups.directory import Cgroup, open_directory
-from airflow_isolation.cgroups.errors import CgroupBusy, CgroupGone
-from airflow_isolation.cgroups.hierarchy import mounts
-from airflow_isolation.cgroups.processes import members
+from airflow_isolation.cgroups.errors import CgroupBusy, CgroupError, CgroupGone
+from airflow_isolation.cgroups.mounted import host_mounts
+from airflow_isolation.cgroups.processes import kill_members, remove_when_free
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
-
     from typing_extensions import Self
 
 _PAUSE_SECONDS = 0.01
@@ -31,11 +24,11 @@ _PAUSE_SECONDS = 0.01
 def names_below(parent: str) -> frozenset[str]:
     """The names of the cgroups directly below ``parent``, in all hierarchies together. A missing parent is no error."""
     found: set[str] = set()
-    for mounted in _hierarchies():
+    for mounted in host_mounts().hierarchies:
         name = mounted.name(f"/{parent}")
         if name is not None:
-            with suppress(OSError), os.scandir(mounted.point / name) as entries:
-                found.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            with suppress(CgroupError), open_directory(mounted.point, name) as level:
+                found.update(level.children())
     return frozenset(found)
 
 
@@ -47,7 +40,7 @@ class SameName:
         self._levels: list[tuple[Cgroup, Cgroup]] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            for mounted in _hierarchies():
+            for mounted in host_mounts().hierarchies:
                 above = mounted.name(f"/{parent}")
                 if above is None:
                     continue
@@ -91,91 +84,34 @@ class SameName:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _kill(self) -> bool:
         """Send SIGKILL to all processes, and tell whether there were any."""
         found = False
         for _, cgroup in self._levels:
-            for each in _with_those_below(cgroup):
-                # On v1 a frozen process does not die of a signal, so it is thawed first.
-                if each.has("freezer.state"):
-                    with suppress(CgroupGone):
+            for each in cgroup.walk():
+                with suppress(CgroupGone):
+                    # What the freezer holds does not die of a signal on v1.
+                    if each.has("freezer.state"):
                         each.write("freezer.state", "THAWED")
-                found |= _kill_members(each)
+                    here = kill_members(each)
+                    if 0 in here:
+                        raise CgroupBusy(
+                            f"the processes in {each.path} are of another pid namespace",
+                            hint="Run `airflow containers prune` in the host's",
+                        )
+                    found |= bool(here)
         return found
 
 
-def _kill_members(cgroup: Cgroup) -> bool:
-    with suppress(CgroupGone):
-        here = members(cgroup)
-        if 0 in here:
-            raise CgroupBusy(
-                f"the processes in {cgroup.path} are of another pid namespace",
-                hint="Run `airflow containers prune` in the host's",
-            )
-        for pid in here:
-            with suppress(ProcessLookupError):
-                held = os.pidfd_open(pid)
-                try:
-                    # While the pidfd is open, the kernel gives the pid to no other process.
-                    if pid in members(cgroup):
-                        signal.pidfd_send_signal(held, signal.SIGKILL)
-                finally:
-                    os.close(held)
-        return bool(here)
-    return False
-
-
 def _remove(level: Cgroup, cgroup: Cgroup, deadline: float) -> None:
-    while True:
-        try:
-            for name in reversed([each.name for each in _with_those_below(cgroup)][1:]):
-                parent, _, last = name.removeprefix(f"{cgroup.name}/").rpartition("/")
-                with suppress(CgroupGone), cgroup.child(parent) as above:
-                    above.remove_child(last)
-            name = cgroup.name.rpartition("/")[2]
-            with level.child(name) as now:
-                if os.path.sameopenfile(now.fileno(), cgroup.fileno()):
-                    level.remove_child(name)
-        except CgroupGone:
-            return
-        except CgroupBusy:
-            # The kernel may still be cleaning up processes that have just ended.
-            if time.monotonic() >= deadline:
-                raise
-        else:
-            return
-        time.sleep(_PAUSE_SECONDS)
+    def remove() -> None:
+        cgroup.remove_below()
+        name = cgroup.name.rpartition("/")[2]
+        with level.child(name) as now:
+            if os.path.sameopenfile(now.fileno(), cgroup.fileno()):
+                level.remove_child(name)
 
-
-def _with_those_below(cgroup: Cgroup) -> Iterator[Cgroup]:
-    """The cgroup, then all below it, parents first. Each is open until the next one is asked for."""
-    yield cgroup
-    waiting = [""]
-    while waiting:
-        path = waiting.pop()
-        with suppress(CgroupGone), cgroup.child(path) as level:
-            if path:
-                yield level
-            waiting += [f"{path}/{name}".lstrip("/") for name in level.children()]
-
-
-@cache
-def _hierarchies() -> tuple[Mounted, ...]:
-    """One mount for each hierarchy; controllers that are mounted together share one. Cached: these mounts don't change."""
-    found: dict[frozenset[str], Mounted] = {}
-    try:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
-    except OSError:
-        return ()
-    for mount in mounts("\n".join(line for line in mountinfo.splitlines() if " - cgroup" in line)):
-        if mount.kind in ("cgroup", "cgroup2"):
-            hierarchy = mount.super_options | {mount.kind}
-            # When one is mounted at several places, take the mount that shows the largest part.
-            if hierarchy not in found or len(mount.root) <= len(found[hierarchy].root):
-                found[hierarchy] = Mounted(Path(mount.point), mount.root)
-    return tuple(found.values())
+    remove_when_free(remove, deadline)

@@ -7,69 +7,25 @@ as long as the directory exists, even without a process in it.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from airflow_isolation.cgroups import memory, pids, v1
 from airflow_isolation.cgroups.directory import Cgroup, flat_keyed, open_directory
 from airflow_isolation.cgroups.errors import CgroupError, CgroupGone
-from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.cgroups.kernel_log import read_victims
+from airflow_isolation.cgroups.mounted import PROC, UNIFIED, CgroupMounts, find_mounts, paths_of_process
 from airflow_isolation.cgroups.out_of_memory import MemorySample, take_sample
 from airflow_isolation.cgroups.statistics import Statistics, read_statistics
 from airflow_isolation.cgroups.tree import Tree, directory_around
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
+    from pathlib import Path
 
     from typing_extensions import Self
 
-#: The name of v2 in /proc/PID/cgroup.
-UNIFIED: Final = ""
 _V1: Final = ("memory", "cpuacct", "cpu", "pids", "blkio")
-_PROC: Final = Path("/proc")
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A mount of a cgroup hierarchy; ``root`` is the cgroup that appears at ``point``."""
-
-    point: Path
-    root: str
-
-    def name(self, path: str) -> str | None:
-        """A cgroup's name below ``point``. None when it can't be seen there, and for ``point`` itself, which holds more."""
-        root = self.root.rstrip("/")
-        if not path.startswith(f"{root}/") or "/../" in f"{path}/":
-            return None
-        return path[len(root) :].strip("/") or None
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupMounts:
-    """Where this process sees the controllers of v1, by name, and v2 under the name ``""``."""
-
-    by_controller: Mapping[str, Mounted] = field(default_factory=dict)
-
-
-def find_mounts(proc: Path = _PROC) -> CgroupMounts:
-    """Look at this host. A host without cgroups is no error."""
-    try:
-        mountinfo = (proc / "self/mountinfo").read_text()
-    except OSError:
-        return CgroupMounts()
-    found = {}
-    # Parse only these lines: the host has a mount for every container, and this runs for every task.
-    of_cgroups = "\n".join(line for line in mountinfo.splitlines() if " - cgroup" in line)
-    for mount in mounts(of_cgroups):
-        if mount.kind == "cgroup2":
-            found[UNIFIED] = Mounted(Path(mount.point), mount.root)
-        elif mount.kind == "cgroup":
-            for controller in mount.super_options.intersection(_V1):
-                found[controller] = Mounted(Path(mount.point), mount.root)
-    return CgroupMounts(found)
 
 
 class Counters:
@@ -138,9 +94,7 @@ class Counters:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _sample_of_the_kernels_log(self) -> MemorySample | None:
@@ -172,19 +126,9 @@ class Counters:
         )
 
 
-def counters_of_process(pid: int, mounts: CgroupMounts | None = None, *, proc: Path = _PROC) -> Counters:
+def counters_of_process(pid: int, mounts: CgroupMounts | None = None, *, proc: Path = PROC) -> Counters:
     """The counters of the container whose first process is ``pid`` in our pid namespace."""
     return _opened(paths_of_process(pid, proc=proc), mounts or find_mounts(proc))
-
-
-def paths_of_process(pid: int, *, proc: Path = _PROC) -> Mapping[str, str]:
-    """The paths of a process's cgroups by controller, v2's under the name ``""``; empty when the process is gone."""
-    try:
-        lines = (proc / str(pid) / "cgroup").read_text().splitlines() if pid > 0 else []
-    except OSError:
-        return {}
-    fields = [line.removesuffix(" (deleted)").split(":", 2) for line in lines]
-    return {controller: path for _, controllers, path in fields for controller in controllers.split(",")}
 
 
 def counters_at(path: str, mounts: CgroupMounts) -> Counters:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from airflow_isolation.cgroups import kernel
@@ -24,8 +25,8 @@ from airflow_isolation.cgroups.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -169,6 +170,27 @@ class Cgroup:
         except OSError as error:
             raise self.failure(error, f"remove {self.path / name}") from error
 
+    def walk(self) -> Iterator[Cgroup]:
+        """This cgroup, then those in it, each before those below it. Each is open until the next one is asked for."""
+        yield self
+        waiting = [""]
+        while waiting:
+            path = waiting.pop()
+            with suppress(CgroupGone), self.child(path) as level:
+                if path:
+                    yield level
+                waiting += [f"{path}/{name}".lstrip("/") for name in level.children()]
+
+    def remove_below(self) -> None:
+        """Remove the cgroups in it, which have no processes, and those below them. Gone already is success.
+
+        :raises CgroupBusy: one is not empty.
+        """
+        for name in reversed([each.name for each in self.walk()][1:]):
+            above, _, last = name.removeprefix(f"{self.name}/").rpartition("/")
+            with suppress(CgroupGone), self.child(above) as level:
+                level.remove_child(last)
+
     def close(self) -> None:
         """Close the descriptor; may be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -178,9 +200,7 @@ class Cgroup:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def failure(self, error: OSError, doing: str, *, file: str = "") -> CgroupError:

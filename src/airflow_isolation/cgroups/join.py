@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from airflow_isolation.cgroups.counters import UNIFIED, Mounted, paths_of_process
-from airflow_isolation.cgroups.errors import CgroupError
-from airflow_isolation.cgroups.hierarchy import mounts
+from airflow_isolation.cgroups.directory import open_directory
+from airflow_isolation.cgroups.errors import CgroupBusy, CgroupError, CgroupGone
+from airflow_isolation.cgroups.mounted import UNIFIED, host_mounts, paths_of_process
+from airflow_isolation.cgroups.processes import PROCS, kill_members
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_PROCS = "cgroup.procs"
 _PAUSE_SECONDS = 0.01
 
 
@@ -33,7 +27,7 @@ def join_cgroups_of(model: int, pid: int) -> None:
     for controller, path in wanted.items():
         if here.get(controller) == path:
             continue
-        mounted = _mounted().get(controller)
+        mounted = host_mounts().by_controller.get(controller)
         name = mounted.name(path) if mounted else None
         if mounted is None or name is None:
             raise CgroupError(f"the cgroup {path} of {controller or 'cgroup v2'} can't be seen here")
@@ -42,7 +36,7 @@ def join_cgroups_of(model: int, pid: int) -> None:
             continue
         done.add(directory)
         try:
-            descriptor = os.open(directory / _PROCS, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(directory / PROCS, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 os.write(descriptor, str(pid).encode())
             finally:
@@ -64,7 +58,7 @@ def own_cgroup_of(pid: int) -> Path | None:
     except OSError:
         return None
     for controller in ("pids", UNIFIED):
-        path, mounted = paths_of_process(pid).get(controller), _mounted().get(controller)
+        path, mounted = paths_of_process(pid).get(controller), host_mounts().by_controller.get(controller)
         if path is None or mounted is None:
             continue
         name = mounted.name(path)
@@ -81,36 +75,8 @@ def end_everyone_in(directory: Path, *, seconds: float = 5.0) -> None:
     :raises CgroupError: some are still there after so many seconds.
     """
     deadline = time.monotonic() + seconds
-    while found := _processes(directory):
-        for pid in found:
-            with suppress(ProcessLookupError):
-                held = os.pidfd_open(pid)
-                try:
-                    # While the pidfd is open, the kernel gives the pid to no other process.
-                    if pid in _processes(directory):
-                        signal.pidfd_send_signal(held, signal.SIGKILL)
-                finally:
-                    os.close(held)
-        if time.monotonic() >= deadline:
-            raise CgroupError(f"processes in {directory} don't end: {sorted(found)}")
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _processes(directory: Path) -> frozenset[int]:
-    try:
-        return frozenset(map(int, (directory / _PROCS).read_text().split()))
-    except OSError:
-        return frozenset()
-
-
-@cache
-def _mounted() -> Mapping[str, Mounted]:
-    """Where each controller is mounted, v1's named hierarchies too. Cached: a host's mounts of cgroups don't change."""
-    found: dict[str, Mounted] = {}
-    for mount in mounts(Path("/proc/self/mountinfo").read_text()):
-        place = Mounted(Path(mount.point), mount.root)
-        if mount.kind == "cgroup2":
-            found[UNIFIED] = place
-        elif mount.kind == "cgroup":
-            found.update(dict.fromkeys(mount.super_options, place))
-    return found
+    with suppress(CgroupGone), open_directory(directory.parent, directory.name) as cgroup:
+        while here := kill_members(cgroup):
+            if time.monotonic() >= deadline:
+                raise CgroupBusy(f"processes in {directory} don't end: {sorted(here)}")
+            time.sleep(_PAUSE_SECONDS)

@@ -13,11 +13,14 @@ from airflow_isolation.cgroups.directory import flat_keyed
 from airflow_isolation.cgroups.errors import CgroupBusy, CgroupError, CgroupGone, ControllerMissing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_isolation.cgroups.directory import Cgroup
 
 PROCS = "cgroup.procs"
 _EVENTS = "cgroup.events"
 _PAGE = 4096
+_PAUSE_SECONDS = 0.01
 
 
 def members(cgroup: Cgroup) -> tuple[int, ...]:
@@ -72,8 +75,29 @@ def kill_all(cgroup: Cgroup) -> None:
         except ControllerMissing:
             # cgroup.kill exists since Linux 5.14. Before: frozen processes can't fork, so one pass reaches all.
             freeze(cgroup)
-            _kill_each(cgroup)
+            for each in cgroup.walk():
+                with suppress(CgroupGone):
+                    kill_members(each)
             freeze(cgroup, frozen=False)
+
+
+def kill_members(cgroup: Cgroup) -> tuple[int, ...]:
+    """Send SIGKILL to every process directly in it, and tell who was there; 0 is one of another pid namespace, and spared.
+
+    :raises CgroupGone: the cgroup has been removed.
+    """
+    here = members(cgroup)
+    # To kill(2), 0 would be ourselves.
+    for pid in filter(None, here):
+        with suppress(ProcessLookupError):
+            held = os.pidfd_open(pid)
+            try:
+                # Held, the number can't be given to another process.
+                if pid in members(cgroup):
+                    signal.pidfd_send_signal(held, signal.SIGKILL)
+            finally:
+                os.close(held)
+    return here
 
 
 def wait_until_empty(cgroup: Cgroup, seconds: float) -> None:
@@ -100,17 +124,22 @@ def wait_until_empty(cgroup: Cgroup, seconds: float) -> None:
             raise
 
 
-def _kill_each(cgroup: Cgroup) -> None:
-    waiting = [""]
-    while waiting:
-        name = waiting.pop()
-        with suppress(CgroupGone), cgroup.child(name) as one:
-            waiting += [f"{name}/{child}" for child in one.children()]
-            for pid in members(one):
-                # 0 is a process that this pid namespace does not see; kill(2) would take it for our own process group.
-                if pid > 0:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+def remove_when_free(remove: Callable[[], None], deadline: float) -> None:
+    """Call ``remove`` until it goes through, at ``deadline`` (of ``time.monotonic``) for the last time. Gone already is success.
+
+    :raises CgroupBusy: somebody is in there, or the kernel is still not done with what has ended.
+    """
+    while True:
+        try:
+            remove()
+        except CgroupGone:
+            return
+        except CgroupBusy:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _shown(cgroup: Cgroup) -> str:

@@ -26,7 +26,6 @@ from airflow_isolation.cgroups.limits import NO_LIMITS, Limits, check_limits, se
 from airflow_isolation.cgroups.slices import SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from airflow_isolation.cgroups.hierarchy import Hierarchy
@@ -359,38 +358,14 @@ def _lock(cgroup: Cgroup) -> bool:
 
 
 def _remove_whole(above: Cgroup, name: str, deadline: float) -> None:
-    while True:
-        try:
-            with above.child(name) as cgroup:
-                processes.kill_all(cgroup)
-                processes.wait_until_empty(cgroup, max(0.0, deadline - time.monotonic()))
-                for below in reversed(list(_descendants(cgroup))):
-                    parent, _, last = below.rpartition("/")
-                    with suppress(CgroupGone), cgroup.child(parent) as level:
-                        level.remove_child(last)
-            above.remove_child(name)
-        except CgroupGone:
-            return
-        except CgroupBusy:
-            # A process came in meanwhile, or the kernel is still cleaning up those that have just ended.
-            if time.monotonic() >= deadline:
-                raise
-        else:
-            return
-        time.sleep(_PAUSE_SECONDS)
+    def remove() -> None:
+        with above.child(name) as cgroup:
+            processes.kill_all(cgroup)
+            processes.wait_until_empty(cgroup, max(0.0, deadline - time.monotonic()))
+            cgroup.remove_below()
+        above.remove_child(name)
 
-
-def _descendants(cgroup: Cgroup) -> Iterator[str]:
-    """Paths of all cgroups below this one, parents first."""
-    waiting = [""]
-    while waiting:
-        name = waiting.pop()
-        below: Iterable[str] = ()
-        with suppress(CgroupGone), cgroup.child(name) as level:
-            below = level.children()
-        if name:
-            yield name
-        waiting += [f"{name}/{child}".lstrip("/") for child in below]
+    processes.remove_when_free(remove, deadline)
 
 
 def _remove_empty_levels(tree: Tree, purpose: str) -> None:

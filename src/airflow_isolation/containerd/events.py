@@ -17,7 +17,6 @@ from airflow_isolation.containerd.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from google.protobuf.message import Message
     from typing_extensions import Self
@@ -75,9 +74,7 @@ class Subscription:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import secrets
-import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.containerd.api import snapshots_pb2
 from airflow_isolation.containerd.errors import ContainerdError, InvalidImage, PermissionDenied
+from airflow_isolation.containerd.own_process import ask
 from airflow_isolation.containerd.unpack import DEFAULT_SNAPSHOTTER, remove_snapshot
 
 if TYPE_CHECKING:
@@ -140,21 +139,7 @@ def snapshot(
 
 
 def _ask_reader(question: Mapping[str, object], timeout: float) -> dict[str, Any]:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", str(_READER)],
-            input=json.dumps(question).encode(),
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ContainerdError(f"reading the image's files took longer than {timeout:g} s") from error
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError as error:
-        reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
-        raise ContainerdError(f"the image's files can't be read: {reason}") from error
+    answer = ask(_READER, question, seconds=timeout)
     if "refused" in answer:
         raise InvalidImage(answer["refused"])
     if "failed" in answer:

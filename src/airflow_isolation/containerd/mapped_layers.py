@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_isolation.containerd.file_lock import locked
+from airflow_isolation.containerd.own_process import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,27 +148,7 @@ def _are_there(shown: Sequence[str], layers: Sequence[str], *, first: int, size:
 def _run(do: str, directory: Path, layers: Sequence[str], *, first: int, size: int, pid: int) -> None:
     if not pid:
         raise MappingError("which process the daemon is can't be told")
-    question = {
-        "do": do,
-        "pid": pid,
-        "directory": str(directory),
-        "layers": [*layers],
-        "first": first,
-        "size": size,
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", str(_PROGRAM)],
-            input=json.dumps(question).encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-        answer = json.loads(done.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise MappingError(f"mapping the ids of layers took longer than {_SECONDS:g} s") from error
-    except ValueError as error:
-        reason = done.stderr.decode(errors="replace").strip()[-300:] or f"exit status {done.returncode}"
-        raise MappingError(f"the ids of layers can't be mapped: {reason}") from error
+    question = {"do": do, "pid": pid, "directory": str(directory), "layers": [*layers], "first": first, "size": size}
+    answer = ask(_PROGRAM, question, seconds=_SECONDS)
     if "failed" in answer:
         raise MappingError(answer["failed"])

@@ -11,7 +11,6 @@ from airflow_isolation.containerd.api import streaming_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from google.protobuf.any_pb2 import Any as AnyMessage
     from google.protobuf.message import Message
@@ -52,9 +51,7 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cancel()
         # gRPC's thread, which takes messages from the queue, ends when its iterator ends.
         try:

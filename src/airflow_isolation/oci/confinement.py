@@ -36,6 +36,10 @@ MOUNTED_IN_SYS = (
 
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+#: For a /proc of the host's processes: a user finds its own alone. Without the second the group root, which is that of many
+#: images' users, is let off; this group is nobody's, and has a number that the smallest user namespaces have, too.
+HIDDEN_PROCESSES = ("hidepid=invisible", "gid=65533")
+
 # (major, minor) of the character devices that a container may use; the runtime makes their nodes.
 # null, zero, full, random, urandom, tty, ptmx, and every pseudo-terminal of the container's own devpts.
 DEVICES: tuple[tuple[int, int | None], ...] = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_isolation.container_spec import NO_STRINGS
 from airflow_isolation.errors import SpecRefused
+from airflow_isolation.oci.confinement import HIDDEN_PROCESSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -162,7 +163,7 @@ def runtime_mounts(
     if host_proc and user_namespace is None:
         # Other users' processes are not even listed. Only from Linux 5.8 on: before, this would have changed the host's
         # /proc.
-        entries["/proc"]["options"].append("hidepid=invisible")
+        entries["/proc"]["options"] += HIDDEN_PROCESSES
     for target, wanted_of_host in (("/proc", host_proc and user_namespace is not None), ("/sys", host_sys)):
         if wanted_of_host:
             # In a user namespace a bind must bring what is mounted in the tree (else EINVAL), such as systemd's

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_isolation.cgroups import CgroupMounts, Pressure, Statistics
-    from airflow_isolation.cgroups.counters import Mounted
+    from airflow_isolation.cgroups.mounted import Mounted
 
 #: The files of v1 that tell what is in use: processor time (nanoseconds), memory (bytes), and the number of processes.
 _USE_V1: Final = (("cpuacct", "cpuacct.usage"), ("memory", "memory.usage_in_bytes"), ("pids", "pids.current"))

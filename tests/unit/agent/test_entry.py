@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import tempfile
 import time
@@ -251,4 +252,31 @@ def test_no_file_of_the_container_is_read_before_all_privilege_is_gone(
     os.umask(int(str(process["umask"])))
     entry.take_on(process, {}, keep=0)
     last = max(done.index("setting capabilities"), done.index("loading the seccomp filter"))
-    assert done[last + 1 :] == ["setting the environment", "seeding"]
+    assert done[last + 1 :] == ["setting the environment", "completing the fork", "seeding"]
+
+
+#: Says which hooks have run, before and after it has completed the fork; then forks as others do.
+FORKING = """
+import os, threading
+from airflow_isolation.agent import entry
+ran = []
+for when in ("before", "after_in_parent", "after_in_child"):
+    os.register_at_fork(**{when: lambda when=when: ran.append(when)})
+if entry.bare_fork():
+    os.wait()
+    os._exit(0)
+early = [*ran]
+entry.complete_fork()
+thread = threading.Thread(target=lambda: ran.append("a thread"))
+thread.start()
+thread.join()
+if not os.fork():
+    os._exit(0)
+os.wait()
+print(early, ran, flush=True)
+"""
+
+
+def test_the_hooks_of_libraries_run_when_a_fork_is_completed_and_not_before() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{[]} {['before', 'after_in_child', 'a thread', 'before', 'after_in_parent']}\n"

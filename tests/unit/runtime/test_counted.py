@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_isolation.cgroups import CpuStat, MemoryStat, PidsStat, Pressure, PressureStat, Stall, Statistics
-from airflow_isolation.cgroups.counters import CgroupMounts, Mounted
+from airflow_isolation.cgroups.mounted import CgroupMounts, Mounted
 from airflow_isolation.runtime import counted
 from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.interface import Stats

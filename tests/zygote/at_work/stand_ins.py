@@ -51,6 +51,29 @@ else:
         time.sleep(0.05)
 """
 
+#: Notes what its hooks see at a fork, and starts a thread in each child, as libraries do that send telemetry.
+HOOKED = """
+import os, threading, time
+seen = []
+def look(when):
+    with open("/proc/thread-self/status") as status:
+        held = {line.split()[1] for line in status if line.startswith(("CapPrm", "CapEff"))}
+    seen.append([when, os.getpid(), os.getuid(), *held])
+def in_child():
+    look("after_in_child")
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+os.register_at_fork(before=lambda: look("before"), after_in_parent=lambda: look("after_in_parent"), after_in_child=in_child)
+"""
+
+#: Finds processes, and whose they are.
+LOOKING = """
+import os
+def uid_of(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
+seen = [(int(name), uid_of(name)) for name in os.listdir("/proc") if name.isdecimal()]
+"""
+
 #: Programs that ``import airflow`` runs in a zygote.
 PROGRAMS = {
     "good": "pass",
@@ -61,6 +84,8 @@ PROGRAMS = {
     "loud-and-raising": "print('x' * 10_000_000); sys.stdout.flush(); raise RuntimeError('broken')",
     "threaded": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "exiting": "import os; os._exit(9)",
+    "hooked": HOOKED,
+    "looking": LOOKING,
     "linked": "pass",
     "killed": "import os; os.kill(os.getpid(), 9)",
     "slow": "import time; time.sleep(3)",

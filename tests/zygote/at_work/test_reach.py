@@ -161,6 +161,25 @@ def test_a_task_in_a_user_namespace_has_the_host_s_network(worker: Worker) -> No
         assert (running.finish(), running.start_mode, running.stdout, running.stderr) == (0, "fork", "[]\n", "")
 
 
+#: A task that tells what its image's hooks saw, and what its own threads may do.
+OF_THE_HOOKS = """
+import airflow, json, os
+threads = [open(f"/proc/self/task/{thread}/status").read() for thread in os.listdir("/proc/self/task")]
+held = {line.split()[1] for text in threads for line in text.splitlines() if line.startswith(("CapPrm", "CapEff", "CapBnd"))}
+print(json.dumps([os.getpid(), len(threads), sorted(held), airflow.seen]))
+"""
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_hooks_of_the_image_s_libraries_run_after_a_fork_as_the_task_and_without_any_capability(worker: Worker) -> None:
+    running = worker.run(OF_THE_HOOKS, "hooked")
+    pid, threads, held, seen = running.json()
+    assert running.start_mode == "fork", running.why_fresh
+    none = "0" * 16
+    assert seen == [["before", pid, 50000, none], ["after_in_child", pid, 50000, none]]
+    assert (threads, held) == (2, [none])
+
+
 def hostile(worker: Worker, cheat: str, **environment: str) -> Task:
     return worker.task("hostile", environment={"AIRFLOW_TEST_CHEAT": cheat, **environment})
 
@@ -400,9 +419,13 @@ def test_a_zygote_is_confined(worker: Worker) -> None:
     assert Path(f"/proc/{pid}/mem").stat().st_uid in {0, first}
 
 
-@pytest.mark.parametrize("form", ["privilege"], indirect=True)
-def test_a_zygote_with_privilege_sees_no_process_of_others(worker: Worker) -> None:
-    assert worker.run().finish() == 0
-    pid = worker.zygote(worker.task()).pid
-    (proc,) = [line for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if line.split()[4] == "/proc"]
-    assert "hidepid=invisible" in proc
+@pytest.mark.parametrize("form", ["privilege", "docker"], indirect=True)
+def test_a_zygote_with_privilege_finds_no_process_of_others(worker: Worker) -> None:
+    task = worker.task("looking")
+    seen = dict(worker.start(task, "import airflow, json; print(json.dumps(airflow.seen))").json())
+    assert worker.zygote(task).pid in seen
+    assert set(seen.values()) == {50000}
+    (of_the_host,) = [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == "/proc"
+    ]
+    assert "hidepid" not in of_the_host
