@@ -191,7 +191,7 @@ def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> so
     end = time.monotonic() + plan.launch.start_timeout
     prepare(state_dir)
     try:
-        with alone_in(directory, end=end):
+        with alone_in(directory, end=end, make=True):
             connection = _connected(directory)
             if connection is not None:
                 return connection  # another worker was faster
@@ -230,25 +230,30 @@ def _start_again_when_killed(runtime: ContainerRuntime, plan: ZygotePlan, state_
 
 
 @contextmanager
-def alone_in(directory: Path, *, end: float) -> Iterator[None]:
-    """Hold the directory of a zygote, which is made when it is missing: only its holder starts or removes one.
+def alone_in(directory: Path, *, end: float, make: bool = False) -> Iterator[None]:
+    """Hold the directory of a zygote: only its holder starts or removes one.
+
+    ``make`` it when it is missing, which is for who starts one: who only looks must not bring back what was removed.
 
     :raises TimeoutError: others had it until ``end``, a time of ``time.monotonic``.
-    :raises OSError: it can't be made.
+    :raises OSError: it is not there, or can't be made.
     """
     with ExitStack() as held:
-        while not _lock(directory, end, held):
+        while not _lock(directory, end, held, make=make):
             if time.monotonic() >= end:
                 raise TimeoutError(f"{directory} is removed again and again")
         yield
 
 
-def _lock(directory: Path, end: float, held: ExitStack) -> bool:
-    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+def _lock(directory: Path, end: float, held: ExitStack, *, make: bool) -> bool:
+    if make:
+        directory.mkdir(parents=True, mode=0o700, exist_ok=True)
     with ExitStack() as taken:
         try:
             descriptor = taken.enter_context(locked(directory / _LOCK, end=end))
         except FileNotFoundError:
+            if not make:
+                raise
             return False
         # Who waited may have waited for a prune, and have the lock of a directory that is gone.
         if not os.fstat(descriptor).st_nlink:
