@@ -16,7 +16,7 @@ import shutil
 import socket
 import struct
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -354,10 +354,10 @@ def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path
     """
     for name in (_SOCKET, _UNFINISHED):
         (directory / name).unlink(missing_ok=True)
-    with suppress(ZygoteUnavailable):
-        zygote = _recorded(directory)
-        remove_container(runtime, zygote.container, state_dir)
-        shutil.rmtree(directory / zygote.container, ignore_errors=True)
+    # Not the recorded one alone: a worker that died while it started one may have come to no record.
+    for mounted in directory.glob("zygote-*"):
+        remove_container(runtime, mounted.name, state_dir)
+        shutil.rmtree(mounted, ignore_errors=True)
     (directory / _RECORD).unlink(missing_ok=True)
 
 

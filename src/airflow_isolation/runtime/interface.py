@@ -297,7 +297,7 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def seen_on_host(self) -> frozenset[str]:
-        """The ids of containers that have a cgroup or a shim on this host, without a question to the daemon: a few
+        """The ids of containers that have a cgroup, a shim or files on this host, without a question to the daemon: a few
         directories are listed. Empty where those don't bear our ids.
         """
 

@@ -25,7 +25,7 @@ def main() -> None:
     backend, address, namespace, state_dir, image, bundle, form, awaited = sys.argv[1:]
     runtime = connect(backend, socket_path=address, namespace=namespace, state_dir=Path(state_dir))
     worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image)
-    answer, release = zygotes._answer, zygotes.release
+    answer, release, start_agent = zygotes._answer, zygotes.release, zygotes.start_agent
 
     def answered(connection: Any, expected: str) -> int:
         pid = answer(connection, expected)
@@ -38,7 +38,13 @@ def main() -> None:
             stop()
         release(connection, **work)
 
-    zygotes._answer, zygotes.release = answered, released
+    def started(*arguments: Any, **more: Any) -> Any:
+        agent = start_agent(*arguments, **more)
+        if awaited == "zygote":
+            stop()
+        return agent
+
+    zygotes._answer, zygotes.release, zygotes.start_agent = answered, released, started
     worker.run("import time; print('it runs', flush=True); time.sleep(600)")
     stop()
 
