@@ -25,7 +25,8 @@ def main() -> None:
     backend, address, namespace, state_dir, image, bundle, form, awaited = sys.argv[1:]
     runtime = connect(backend, socket_path=address, namespace=namespace, state_dir=Path(state_dir))
     worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image)
-    answer, release, start_agent = zygotes._answer, zygotes.release, zygotes.start_agent
+    module: Any = zygotes
+    answer, release, start_agent = module._answer, module.release, module.start_agent
 
     def answered(connection: Any, expected: str) -> int:
         pid = answer(connection, expected)
@@ -44,7 +45,7 @@ def main() -> None:
             stop()
         return agent
 
-    zygotes._answer, zygotes.release, zygotes.start_agent = answered, released, started
+    module._answer, module.release, module.start_agent = answered, released, started
     worker.run("import time; print('it runs', flush=True); time.sleep(600)")
     stop()
 

@@ -51,6 +51,13 @@ else:
         time.sleep(0.05)
 """
 
+#: As a real Airflow, wherever it is imported.
+COSTLY = """
+import time
+while time.process_time() < 2:
+    pass
+"""
+
 #: Programs that ``import airflow`` runs in a zygote.
 PROGRAMS = {
     "good": "pass",
@@ -101,7 +108,9 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
     program = PROGRAMS.get(kind, "pass")
     files = {
         **{f"{package}/__init__.py": "" for package in packages},
-        "airflow/__init__.py": IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()) + ELSEWHERE,
+        "airflow/__init__.py": COSTLY
+        if kind == "costly"
+        else IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()) + ELSEWHERE,
         "airflow/hostile.py": inspect.getsource(hostile),
         "airflow/sdk/__init__.py": "__all__ = ()\n",
         "airflow/dag_processing/dagbag.py": "",
