@@ -29,7 +29,7 @@ def main() -> None:
     answer, release, start_agent = module._answer, module.release, module.start_agent
 
     def answered(connection: Any, expected: str) -> int:
-        pid = answer(connection, expected)
+        pid: int = answer(connection, expected)
         if expected == awaited:
             stop()
         return pid
