@@ -18,7 +18,8 @@ from tests.airflow_home import own_cgroup_parent, short_directory
 from tests.end_to_end.traces import all_but, household, traces
 from tests.zygote.at_work import stand_ins
 
-from airflow_isolation.bridge.zygote import zygote_of
+from airflow_isolation.bridge.prune import prune
+from airflow_isolation.bridge.zygote import remove_zygote, zygote_of
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.connect import connect
@@ -270,10 +271,23 @@ class Chaos:
             if one.state is ContainerState.RUNNING and one.labels.get(labels.PURPOSE) in ("task", "spare", "zygote")
         ]
 
-    def close(self) -> None:
-        """Workers finish what they have; may be called twice."""
+    def end(self) -> None:
+        """Workers finish what they have, then zygotes and the spares of killed workers go, and with them all that there is."""
         while self._workers:
             self._workers.pop().end(60)
+        for record in self._state_dir.glob("spares/*/*.json"):
+            os.utime(record, (0, 0))  # as if they had waited for long
+        for directory in self._state_dir.glob("zygotes/*"):
+            remove_zygote(self._runtime, directory, state_dir=self._state_dir)
+        deadline = time.monotonic() + LEFT_AFTER
+        while True:
+            prune(self._runtime, state_dir=self._state_dir)
+            found = traces(self._daemon, self._state_dir, self._cgroup_parent)
+            left = {kind: entries for kind, entries in found.items() if entries}
+            if not left:
+                return
+            assert time.monotonic() < deadline, left
+            time.sleep(1)
 
 
 def _parent(pid: int) -> int:
@@ -318,12 +332,5 @@ def chaos_on(
             log=place / "workers.log",
             chance=chance,
         )
-        undo.callback(runtime.remove_unused_roots)
-        undo.callback(_remove_zygotes, runtime)
-        undo.callback(chaos.close)
+        undo.callback(chaos.end)
         yield chaos
-
-
-def _remove_zygotes(runtime: ContainerRuntime) -> None:
-    for container in runtime.list({labels.PURPOSE: "zygote"}):
-        runtime.remove(container.id)
