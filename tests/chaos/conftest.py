@@ -10,6 +10,8 @@ from tests.chaos.harness import KINDS
 from tests.zygote.at_work.conftest import newer_runc
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Daemon, StartDaemon
 
 __all__ = ("newer_runc",)
@@ -21,6 +23,11 @@ FORMS = ("containerd", "containerd-namespace", "docker")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="120 tasks for every kind of fault, in every form")
     parser.addoption("--seed", type=int, default=28325, help="of what is hit, and when")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Storms of killed zygotes have tests in the suite zygote; here is what they cost."""
+    return True if collection_path.name == "test_storm.py" and not config.getoption("long") else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

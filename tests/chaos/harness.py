@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 #: What is killed with SIGKILL. These kill user code, or who waits for it, and so use up a try.
 OF_A_TASK = ("agent", "shim", "worker")
 KINDS = ("containerd", *OF_A_TASK, "zygote", "zygote-shim")
-WORKERS = 4
 #: Within the grace period, which these tasks have 2 seconds of, and 30 seconds nothing may be left.
 LEFT_AFTER = 32.0
 #: A task whose worker died is tried again when its container has ended: the grace period, and a little more.
@@ -145,14 +144,28 @@ class Chaos:
         self._chance = chance
         self._answers: deque[tuple[Worker, str]] = deque()
         self._workers: list[Worker] = []
+        self._wanted = 0
 
-    def run(self, kinds: tuple[str, ...], tasks: int, *, pause: float = 3.0, most: int = sys.maxsize) -> None:
-        """Each ``pause`` seconds, more or less, one of ``kinds`` is killed, in turn; ``most`` so many in all."""
-        waiting = [(0.0, f"{number} 1") for number in range(tasks)]
+    def run(
+        self,
+        kinds: tuple[str, ...],
+        tasks: int,
+        *,
+        pause: float = 3.0,
+        most: int = sys.maxsize,
+        workers: int = 4,
+        rate: float = 1000.0,
+    ) -> None:
+        """Each ``pause`` seconds, more or less, one of ``kinds`` is killed, in turn; ``most`` so many in all.
+
+        ``rate``: so many tasks come in a second, where ``workers`` have time for them.
+        """
+        self._wanted = workers
+        began = time.monotonic()
+        waiting = [(began + number / rate, f"{number} 1") for number in range(tasks)]
         done: set[str] = set()
         ended = threading.Event()
         killing = threading.Thread(target=self._kill_now_and_then, args=(kinds, pause, most, ended))
-        began = time.monotonic()
         deadline = began + 300 + 5 * tasks
         killing.start()
         try:
@@ -196,7 +209,7 @@ class Chaos:
         assert figures.tries == 0 or set(figures.injected).intersection(OF_A_TASK), said
 
     def _hire(self) -> None:
-        while len(self._workers) < WORKERS:
+        while len(self._workers) < self._wanted:
             self._workers.append(Worker(self._arguments, self._log, self._answers))
 
     def _heard(self, worker: Worker, answer: str, waiting: list[tuple[float, str]], done: set[str]) -> None:

@@ -16,7 +16,7 @@ import shutil
 import socket
 import struct
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -64,13 +64,17 @@ RELEASE_PATIENCE = 3 * ANSWER_TIMEOUT
 #: After a zygote could not be started, workloads start fresh for so many seconds before it is tried again.
 RETRY_AFTER = 60.0
 
-#: A zygote that is killed while it starts is started again at once, so many times in all.
+#: A zygote that is killed while it starts is started again at once, so many times for one workload.
 START_TRIES = 3
+
+#: After so many in a row that were killed while they started, it is as if none could be started.
+MOST_KILLS = 15
 
 _SOCKET = "zygote.sock"
 _UNFINISHED = "unfinished.sock"
 _RECORD = "record.json"
 _FAILURE = "failure"
+_KILLS = "kills"
 _LOCK = "lock"
 _PACKET_LIMIT = 64 * 1024
 #: In this order a child enters them: with the mount namespace comes another /proc, so it is the last.
@@ -201,8 +205,9 @@ def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> so
             except RuntimeUnreachable:
                 raise
             except (IsolationError, OSError) as error:
-                # A full disk may have room at any time. Somebody who goes on killing must not have an import from each of us.
-                if isinstance(error, ContainerKilled) or not isinstance(error, HostTrouble):
+                # A full disk may have room at any time, and who has killed a few may not kill the next: then only this
+                # workload starts fresh. Somebody who goes on killing must not have an import from each of us.
+                if not isinstance(error, HostTrouble) or _kills(directory) >= MOST_KILLS:
                     (directory / _FAILURE).write_text(str(error))
                 raise ZygoteUnavailable(f"no zygote could be started: {error}") from error
             connection = _connected(directory)
@@ -221,12 +226,22 @@ def _start_again_when_killed(runtime: ContainerRuntime, plan: ZygotePlan, state_
         try:
             _start(runtime, plan, state_dir, directory)
         except ContainerKilled as error:
+            with (directory / _KILLS).open("ab") as kills:
+                kills.write(b".")
             tries -= 1
-            if not tries or time.monotonic() >= end:
+            if not tries or time.monotonic() >= end or _kills(directory) >= MOST_KILLS:
                 raise
             log.warning("A zygote was killed while it started; starting another", why=str(error))
         else:
+            (directory / _KILLS).unlink(missing_ok=True)
             return
+
+
+def _kills(directory: Path) -> int:
+    """How many zygotes have been killed there while they started, since one was not."""
+    with suppress(FileNotFoundError):
+        return (directory / _KILLS).stat().st_size
+    return 0
 
 
 @contextmanager
