@@ -103,11 +103,15 @@ class Worker:
                 self._answers.append((self, line.removeprefix("answer ").strip()))
         self._answers.append((self, ""))
 
-    def end(self, seconds: float) -> None:
-        """Let it finish; killed when it doesn't."""
+    def dismiss(self) -> None:
+        """It finishes what it has."""
         with suppress(BrokenPipeError):
             if self.process.stdin:
                 self.process.stdin.close()
+
+    def end(self, seconds: float) -> None:
+        """Let it finish; killed when it doesn't."""
+        self.dismiss()
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -286,6 +290,8 @@ class Chaos:
 
     def end(self) -> None:
         """Workers finish what they have, then zygotes and the spares of killed workers go, and with them all that there is."""
+        for worker in self._workers:
+            worker.dismiss()
         while self._workers:
             self._workers.pop().end(60)
         for record in self._state_dir.glob("spares/*/*.json"):
