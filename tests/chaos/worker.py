@@ -16,7 +16,7 @@ from tests.zygote.at_work import conftest
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.workload import launch
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerRuntimeError, IsolationError, RuntimeUnreachable
+from airflow_isolation.errors import MAY_HEAL, IsolationError
 from airflow_isolation.runtime.connect import connect
 
 #: Writes who begins and who ends, and holds a lock between: two tries at a time are seen.
@@ -68,10 +68,10 @@ def main() -> None:
                 relabel=backstage.relabel,
                 replenish=partial(backstage.replenish, wanted=2),
             )
-        except RuntimeUnreachable:
+        except (*MAY_HEAL, OSError):  # as the coordinator does
             print("answer", number, trial, "put-off", "-", flush=True)
             continue
-        except (IsolationError, ContainerRuntimeError, OSError) as error:
+        except IsolationError as error:
             print(f"{number}: {error!r}", file=sys.stderr, flush=True)
             print("answer", number, trial, "not-started", "-", flush=True)
             continue
