@@ -74,6 +74,8 @@ class Worker:
 
     def __init__(self, arguments: list[str], log: Path, answers: deque[tuple[Worker, str]]) -> None:
         self.busy = ""
+        #: Before, it has nothing that a kill could hit: on a slow host nothing would ever be done.
+        self.ready = False
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker", *arguments],
@@ -99,6 +101,7 @@ class Worker:
         assert self.process.stdout
         for line in self.process.stdout:
             # The log comes the same way.
+            self.ready = self.ready or line == "ready\n"
             if line.startswith("answer "):
                 self._answers.append((self, line.removeprefix("answer ").strip()))
         self._answers.append((self, ""))
@@ -175,7 +178,7 @@ class Chaos:
         try:
             while len(done) < tasks and time.monotonic() < deadline:
                 self._hire()
-                for worker in [one for one in self._workers if not one.busy]:
+                for worker in [one for one in self._workers if one.ready and not one.busy]:
                     ready = next((entry for entry in waiting if entry[0] <= time.monotonic()), None)
                     if ready is not None:
                         waiting.remove(ready)

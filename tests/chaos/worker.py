@@ -1,7 +1,8 @@
 """A worker: runs the tasks that it reads, with the code that workers use. A program, which chaos kills.
 
-worker.py FORM RUNTIME_BINARY SOCKET STATE_DIR IMAGE BUNDLE SHARED CGROUP_PARENT; reads lines of ``NUMBER TRY``, answers with
-``answer NUMBER TRY RESULT MODE``: an exit code, or ``put-off`` where no user code has run; and how the task was started.
+worker.py FORM RUNTIME_BINARY SOCKET STATE_DIR IMAGE BUNDLE SHARED CGROUP_PARENT; says ``ready``, reads lines of
+``NUMBER TRY``, and answers with ``answer NUMBER TRY RESULT MODE``: an exit code, or ``put-off`` where no user code has run;
+and how the task was started.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image, runtime_binary)
     backstage = Backstage(behind, state_dir=Path(state_dir))
     volume = Mount(source=shared, target=shared, read_only=False)
+    print("ready", flush=True)
     for line in sys.stdin:
         number, trial = line.split()
         seconds = 0.3 + int(number) % 6 * 0.3
