@@ -41,6 +41,8 @@ KINDS = ("containerd", *OF_A_TASK, "zygote", "zygote-shim")
 LEFT_AFTER = 32.0
 #: A task whose worker died is tried again when its container has ended: the grace period, and a little more.
 UNTIL_NEXT_TRY = 6.0
+#: So many workers of one task are killed: the last tasks would have no time between two kills on a slow host.
+MOST_HITS = 3
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -269,7 +271,7 @@ class Chaos:
 
     def _victims(self, kind: str) -> list[int]:
         if kind == "worker":
-            return [worker.process.pid for worker in self._workers if worker.busy]
+            return [one.process.pid for one in self._workers if one.busy and int(one.busy.split()[1]) <= MOST_HITS]
         zygotes = {zygote_of(directory) for directory in (self._state_dir / "zygotes").glob("*")}
         if kind in ("shim", "zygote-shim"):
             if self._daemon.kind == "docker":
