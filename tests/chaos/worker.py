@@ -1,7 +1,8 @@
 """A worker: runs the tasks that it reads, with the code that workers use. A program, which chaos kills.
 
-worker.py BACKEND SOCKET STATE_DIR IMAGE BUNDLE SHARED CGROUP_PARENT; reads lines of ``NUMBER TRY``, answers with
-``answer NUMBER TRY RESULT``: an exit code, or ``put-off`` where no user code has run.
+worker.py FORM RUNTIME_BINARY SOCKET STATE_DIR IMAGE BUNDLE SHARED CGROUP_PARENT; says ``ready``, reads lines of
+``NUMBER TRY``, and answers with ``answer NUMBER TRY RESULT MODE``: an exit code, or ``put-off`` where no user code has run;
+and how the task was started.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.zygote.at_work import conftest
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.workload import launch
 from airflow_isolation.container_spec import Mount
-from airflow_isolation.errors import ContainerRuntimeError, IsolationError, RuntimeUnreachable
+from airflow_isolation.errors import MAY_HEAL, IsolationError
 from airflow_isolation.runtime.connect import connect
 
 #: Writes who begins and who ends, and holds a lock between: two tries at a time are seen.
@@ -40,14 +41,22 @@ witness("end")
 
 
 def main() -> None:
-    backend, address, state_dir, image, bundle, shared, cgroup_parent = sys.argv[1:]
+    form, runtime_binary, address, state_dir, image, bundle, shared, cgroup_parent = sys.argv[1:]
+    backend = "docker" if form == "docker" else "containerd"
     runtime, behind = (
-        connect(backend, socket_path=address, namespace="airflow", state_dir=Path(state_dir)) for _ in range(2)
+        connect(
+            backend,
+            socket_path=address,
+            namespace="airflow",
+            state_dir=Path(state_dir),
+            runtime_binary=runtime_binary,
+        )
+        for _ in range(2)
     )
-    form = "docker" if backend == "docker" else "privilege"
-    worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image)
+    worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image, runtime_binary)
     backstage = Backstage(behind, state_dir=Path(state_dir))
     volume = Mount(source=shared, target=shared, read_only=False)
+    print("ready", flush=True)
     for line in sys.stdin:
         number, trial = line.split()
         seconds = 0.3 + int(number) % 6 * 0.3
@@ -61,12 +70,12 @@ def main() -> None:
                 relabel=backstage.relabel,
                 replenish=partial(backstage.replenish, wanted=2),
             )
-        except RuntimeUnreachable:
-            print("answer", number, trial, "put-off", flush=True)
+        except (*MAY_HEAL, OSError):  # as the coordinator does
+            print("answer", number, trial, "put-off", "-", flush=True)
             continue
-        except (IsolationError, ContainerRuntimeError, OSError) as error:
+        except IsolationError as error:
             print(f"{number}: {error!r}", file=sys.stderr, flush=True)
-            print("answer", number, trial, "not-started", flush=True)
+            print("answer", number, trial, "not-started", "-", flush=True)
             continue
         running = conftest.Running(workload)
         with suppress(OSError):  # what it is then is told by its end
@@ -77,7 +86,7 @@ def main() -> None:
         for name in ("requests", "stdout", "stderr", "logs"):
             getattr(workload.channels, name).close()
         backstage.release(workload.close)
-        print("answer", number, trial, code, flush=True)
+        print("answer", number, trial, code, running.start_mode, flush=True)
     backstage.close()
     runtime.close()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conftest import Daemon
 
 
@@ -23,7 +25,7 @@ def traces(daemon: Daemon, state_dir: Path, cgroup_parent: str) -> dict[str, lis
         **(_docker(daemon) if daemon.kind == "docker" else _containerd(daemon)),
         "mounts": sorted(mount for mount in mounts if mount not in own),
         "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{cgroup_parent}/*") if path.is_dir())
-        + sorted(str(path) for path in Path(f"/sys/fs/cgroup/{cgroup_parent}").glob("*") if path.is_dir()),
+        + sorted(_cgroups_of_v2(Path("/sys/fs/cgroup", cgroup_parent))),
         "shims": _shims(directory),
         "state directory": sorted(
             f"{parent.name}/{entry.name}"
@@ -92,6 +94,14 @@ def _shims(directory: str) -> list[str]:
             if "containerd-shim" in command and directory in command:
                 found.append(command.replace("\0", " ").strip())
     return sorted(found)
+
+
+def _cgroups_of_v2(parent: Path) -> Iterator[str]:
+    """Those of containers, and those of purposes which have none."""
+    for purpose in parent.glob("*"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            below = [entry.path for entry in os.scandir(purpose) if entry.is_dir()]
+            yield from below or [str(purpose)]
 
 
 def _special_files(directory: Path) -> list[str]:

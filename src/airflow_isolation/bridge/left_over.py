@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_isolation.bridge.held import is_held
 from airflow_isolation.bridge.spare import NEWBORN, SPARE_SECONDS
-from airflow_isolation.bridge.zygote import seems_dead
+from airflow_isolation.bridge.zygote import failed_lately, seems_dead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def looks_left_over(runtime: ContainerRuntime, state_dir: Path) -> bool:
     if any(_is_old(path, NEWBORN) and not is_held(path) for path in workloads):
         return True
     if any(_is_left_spare(path) for path in spares) or any(
-        _is_old(zygote, NEWBORN) and seems_dead(zygote) for zygote in zygotes
+        _is_old(zygote, NEWBORN) and not failed_lately(zygote) and seems_dead(zygote) for zygote in zygotes
     ):
         return True
     return bool(cgroups - {path.name for path in (*workloads, *spares, *_children(zygotes))})

@@ -67,13 +67,17 @@ RELEASE_PATIENCE = 3 * ANSWER_TIMEOUT
 #: Seconds after a failed start of a zygote in which workloads start fresh and no new start is tried.
 RETRY_AFTER = 60.0
 
-#: How many starts there are in all, without a pause, if a zygote is killed while it starts.
+#: How many starts there are for one workload, without a pause, if a zygote is killed while it starts.
 START_TRIES = 3
+
+#: After so many in a row that were killed while they started, it is as if none could be started.
+MOST_KILLS = 15
 
 _SOCKET = "zygote.sock"
 _UNFINISHED = "unfinished.sock"
 _RECORD = "record.json"
 _FAILURE = "failure"
+_KILLS = "kills"
 _LOCK = "lock"
 _PACKET_LIMIT = 64 * 1024
 #: The order in which a child enters the namespaces. The mount namespace is last, because it brings another /proc.
@@ -194,7 +198,7 @@ def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> so
     end = time.monotonic() + plan.launch.start_timeout
     prepare(state_dir)
     try:
-        with alone_in(directory, end=end):
+        with alone_in(directory, end=end, make=True):
             connection = _connected(directory)
             if connection is not None:
                 return connection  # another worker was faster
@@ -204,9 +208,9 @@ def _started(runtime: ContainerRuntime, plan: ZygotePlan, state_dir: Path) -> so
             except RuntimeUnreachable:
                 raise
             except (IsolationError, OSError) as error:
-                # No note for a full disk, which may have room again at any time. But if something keeps killing zygotes, not
-                # every worker shall pay for another import.
-                if isinstance(error, ContainerKilled) or not isinstance(error, HostTrouble):
+                # No note for a full disk, which may have room again at any time, nor for a few kills: then only this workload
+                # starts fresh. But if something keeps killing zygotes, not every worker shall pay for another import.
+                if not isinstance(error, HostTrouble) or _kills(directory) >= MOST_KILLS:
                     (directory / _FAILURE).write_text(str(error))
                 raise ZygoteUnavailable(f"no zygote could be started: {error}") from error
             connection = _connected(directory)
@@ -225,34 +229,48 @@ def _start_again_when_killed(runtime: ContainerRuntime, plan: ZygotePlan, state_
         try:
             _start(runtime, plan, state_dir, directory)
         except ContainerKilled as error:
+            with (directory / _KILLS).open("ab") as kills:
+                kills.write(b".")
             tries -= 1
-            if not tries or time.monotonic() >= end:
+            if not tries or time.monotonic() >= end or _kills(directory) >= MOST_KILLS:
                 raise
             log.warning("A zygote was killed while it started; starting another", why=str(error))
         else:
+            (directory / _KILLS).unlink(missing_ok=True)
             return
 
 
-@contextmanager
-def alone_in(directory: Path, *, end: float) -> Iterator[None]:
-    """Lock the directory of a zygote for a block, and make it if it is missing. Only its holder starts or removes a zygote.
+def _kills(directory: Path) -> int:
+    """How many zygotes have been killed there while they started, since one was not."""
+    with suppress(FileNotFoundError):
+        return (directory / _KILLS).stat().st_size
+    return 0
 
+
+@contextmanager
+def alone_in(directory: Path, *, end: float, make: bool = False) -> Iterator[None]:
+    """Lock the directory of a zygote for a block. Only its holder starts or removes a zygote.
+
+    :param make: make the directory if it is missing. Only who starts a zygote does: who looks must not bring back what was removed.
     :raises TimeoutError: others held it until ``end``, a time of ``time.monotonic``.
-    :raises OSError: it can't be made.
+    :raises OSError: it is not there, or can't be made.
     """
     with ExitStack() as held:
-        while not _lock(directory, end, held):
+        while not _lock(directory, end, held, make=make):
             if time.monotonic() >= end:
                 raise TimeoutError(f"{directory} is removed again and again")
         yield
 
 
-def _lock(directory: Path, end: float, held: ExitStack) -> bool:
-    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+def _lock(directory: Path, end: float, held: ExitStack, *, make: bool) -> bool:
+    if make:
+        directory.mkdir(parents=True, mode=0o700, exist_ok=True)
     with ExitStack() as taken:
         try:
             descriptor = taken.enter_context(locked(directory / _LOCK, end=end))
         except FileNotFoundError:
+            if not make:
+                raise
             return False
         # If we waited for a prune, we now hold the lock of a directory that is gone.
         if not os.fstat(descriptor).st_nlink:
@@ -357,10 +375,10 @@ def remove_zygote(runtime: ContainerRuntime, directory: Path, *, state_dir: Path
     """
     for name in (_SOCKET, _UNFINISHED):
         (directory / name).unlink(missing_ok=True)
-    with suppress(ZygoteUnavailable):
-        zygote = _recorded(directory)
-        remove_container(runtime, zygote.container, state_dir)
-        shutil.rmtree(directory / zygote.container, ignore_errors=True)
+    # Not the recorded one alone: a worker that died while it started one may have come to no record.
+    for mounted in directory.glob("zygote-*"):
+        remove_container(runtime, mounted.name, state_dir)
+        shutil.rmtree(mounted, ignore_errors=True)
     (directory / _RECORD).unlink(missing_ok=True)
 
 

@@ -410,7 +410,9 @@ class ContainerdRuntime(ContainerRuntime):
         cgroups = (id for parent in parents for id in self._placements.ids(parent))
         # A shim may be all that is left: containerd forgets one that it was starting when it was killed.
         own = (shim.id for shim in shims() if is_container_id(shim.id) and self._is_own_shim(shim))
-        return frozenset((*cgroups, *own))
+        # And its directory may be, which is not removed as long as it is young.
+        files = (path.name for path in self._all_files.glob("*") if is_container_id(path.name))
+        return frozenset((*cgroups, *own, *files))
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:
         return self._roots.remove_unused(self._first_uids, dry_run=dry_run)

@@ -315,8 +315,8 @@ class ContainerRuntime(ABC):
 
     @abstractmethod
     def seen_on_host(self) -> frozenset[str]:
-        """The ids of containers that have a cgroup or a shim on this host. The daemon is not asked: a few directories are
-        listed. Empty when these don't have our ids in their names.
+        """The ids of containers that have a cgroup, a shim or files on this host. The daemon is not asked: a few directories
+        are listed. Empty when these don't have our ids in their names.
         """
 
     def remove_unused_roots(self, *, dry_run: bool = False) -> tuple[Path, ...]:  # noqa: ARG002

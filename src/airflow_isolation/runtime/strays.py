@@ -50,7 +50,7 @@ def remove_strays(
     ids of which that has a record now.
     """
     named = {(id, parent) for parent in parents for id in placements.ids(parent)}
-    made = {path for path in _directories(files) if is_container_id(path.name)}
+    made = {path.name: path for path in _directories(files) if is_container_id(path.name)}
     known = recorded()
     with ExitStack() as opened:
         # From here on it is this cgroup, whatever is made at its path meanwhile: a worker may use an id a second time.
@@ -65,14 +65,13 @@ def remove_strays(
         running = tuple(shims())
         own = {shim.id: shim for shim in running if is_ours(shim) and is_container_id(shim.id)}
         others = {shim.id for shim in running} - own.keys()
-        left = {path.name: path for path in made if path.name not in own.keys() | others | cgroups.keys()}
-        suspects = (cgroups.keys() | own.keys() | left.keys()) - set(known)
+        suspects = (cgroups.keys() | own.keys() | made.keys()) - set(known)
         # What was there before and has no record now is nobody's: the record is made first and deleted last.
         suspects -= set(recorded()) if suspects else set()
         strays: list[Stray] = []
         for id in sorted(suspects):
             try:
-                strays += _removed(id, cgroups.get(id, ()), own.get(id), left.get(id), others=others, dry_run=dry_run)
+                strays += _removed(id, cgroups.get(id, ()), own.get(id), made.get(id), others=others, dry_run=dry_run)
             except (CgroupError, OSError) as error:
                 logger.warning("What is left of the container %s could not be removed: %s", id, error)
         return tuple(strays)

@@ -102,6 +102,6 @@ def test_a_workload_has_one_bound_for_all_its_waiting(tmp_path: Path, monkeypatc
         airflow="3.3.2",
     )
     plan = ZygotePlan(key="key", launch=what, user="")
-    assert workload.launch(None, what, state_dir=tmp_path, plan=plan) == "fresh"  # type: ignore[arg-type, comparison-overlap]
+    assert workload.begin(None, what, (), state_dir=tmp_path, plan=plan) == "fresh"  # type: ignore[arg-type, comparison-overlap]
     assert len(ends) == workload.FORK_TRIES + 1
     assert len(set(ends)) == 1

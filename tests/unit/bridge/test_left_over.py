@@ -11,7 +11,7 @@ import pytest
 
 from airflow_isolation.bridge.held import held
 from airflow_isolation.bridge.left_over import looks_left_over
-from airflow_isolation.bridge.zygote import alone_in
+from airflow_isolation.bridge.zygote import alone_in, seems_dead
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,3 +94,19 @@ def test_a_zygote_is_when_its_process_is_gone(tmp_path: Path) -> None:
     with alone_in(tmp_path / "zygotes/k", end=time.monotonic()):
         assert not suspicious(tmp_path), "another is being started"
     assert suspicious(tmp_path)
+
+
+def test_a_zygote_that_could_not_be_started_is_when_it_may_be_tried_again(tmp_path: Path) -> None:
+    failure = made(tmp_path / "zygotes/k/failure", age=0, text="broken")
+    os.utime(failure.parent, (0, 0))
+    assert not suspicious(tmp_path)
+    os.utime(failure, (0, 0))
+    # Who looked has made its lock there.
+    os.utime(failure.parent, (0, 0))
+    assert suspicious(tmp_path)
+
+
+def test_who_looks_does_not_bring_back_the_directory_of_a_zygote_that_was_pruned(tmp_path: Path) -> None:
+    directory = tmp_path / "zygotes/k"
+    assert not seems_dead(directory)
+    assert not directory.parent.exists()

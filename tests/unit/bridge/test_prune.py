@@ -359,9 +359,9 @@ def test_who_waited_for_a_directory_that_was_pruned_makes_it_again(short: Path) 
         "import sys, time; from pathlib import Path; from airflow_isolation.bridge.zygote import alone_in\n"
         f"directory = Path({str(directory)!r})\n"
         "print('waits', flush=True)\n"
-        "with alone_in(directory, end=time.monotonic() + 60): print((directory / 'lock').exists(), flush=True)"
+        "with alone_in(directory, end=time.monotonic() + 60, make=True): print((directory / 'lock').exists(), flush=True)"
     )
-    with alone_in(directory, end=time.monotonic()):
+    with alone_in(directory, end=time.monotonic(), make=True):
         process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True)
         assert process.stdout
         assert process.stdout.readline() == "waits\n"

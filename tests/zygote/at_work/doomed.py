@@ -25,10 +25,11 @@ def main() -> None:
     backend, address, namespace, state_dir, image, bundle, form, awaited = sys.argv[1:]
     runtime = connect(backend, socket_path=address, namespace=namespace, state_dir=Path(state_dir))
     worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image)
-    answer, release = zygotes._answer, zygotes.release
+    module: Any = zygotes
+    answer, release, start_agent = module._answer, module.release, module.start_agent
 
     def answered(connection: Any, expected: str) -> int:
-        pid = answer(connection, expected)
+        pid: int = answer(connection, expected)
         if expected == awaited:
             stop()
         return pid
@@ -38,7 +39,13 @@ def main() -> None:
             stop()
         release(connection, **work)
 
-    zygotes._answer, zygotes.release = answered, released
+    def started(*arguments: Any, **more: Any) -> Any:
+        agent = start_agent(*arguments, **more)
+        if awaited == "zygote":
+            stop()
+        return agent
+
+    module._answer, module.release, module.start_agent = answered, released, started
     worker.run("import time; print('it runs', flush=True); time.sleep(600)")
     stop()
 

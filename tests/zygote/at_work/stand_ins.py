@@ -74,6 +74,12 @@ def uid_of(pid):
 seen = [(int(name), uid_of(name)) for name in os.listdir("/proc") if name.isdecimal()]
 """
 
+#: As long as a real Airflow takes, wherever it is imported.
+LONG_IMPORT = """
+import time
+time.sleep(2)
+"""
+
 #: Programs that ``import airflow`` runs in a zygote.
 PROGRAMS = {
     "good": "pass",
@@ -126,7 +132,9 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
     program = PROGRAMS.get(kind, "pass")
     files = {
         **{f"{package}/__init__.py": "" for package in packages},
-        "airflow/__init__.py": IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()) + ELSEWHERE,
+        "airflow/__init__.py": LONG_IMPORT
+        if kind == "long-import"
+        else IN_THE_ZYGOTE + "".join(f"    {line}\n" for line in program.splitlines()) + ELSEWHERE,
         "airflow/hostile.py": inspect.getsource(hostile),
         "airflow/sdk/__init__.py": "__all__ = ()\n",
         "airflow/dag_processing/dagbag.py": "",

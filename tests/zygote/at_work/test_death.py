@@ -198,12 +198,8 @@ def test_a_container_that_dies_before_it_is_entered(worker: Worker, monkeypatch:
     assert worker.zygote(task) == before
 
 
-@pytest.mark.parametrize("awaited", ["forked", "entered", "adopted", "released"])
-def test_of_a_worker_that_is_killed_during_entry_nothing_stays(worker: Worker, awaited: str) -> None:
-    task = worker.task()
-    assert worker.start(task).finish() == 0
-    before = worker.zygote(task)
-    worker.end()
+def killed_worker(worker: Worker, task: Task, awaited: str) -> None:
+    """Another, which is killed while it starts this task."""
     info = worker.runtime.info()
     places = (str(worker.state_dir), task.launch.image.reference, str(worker.bundle))
     arguments = (worker.backend, info.socket_path, info.namespace, *places, worker.form, awaited)
@@ -212,6 +208,15 @@ def test_of_a_worker_that_is_killed_during_entry_nothing_stays(worker: Worker, a
         assert doomed.stdout
         assert doomed.stdout.readline() == "now\n"
         doomed.kill()
+
+
+@pytest.mark.parametrize("awaited", ["forked", "entered", "adopted", "released"])
+def test_of_a_worker_that_is_killed_during_entry_nothing_stays(worker: Worker, awaited: str) -> None:
+    task = worker.task()
+    assert worker.start(task).finish() == 0
+    before = worker.zygote(task)
+    worker.end()
+    killed_worker(worker, task, awaited)
 
     def no_process() -> bool:
         # Other tests' zygotes live on.
@@ -228,6 +233,20 @@ def test_of_a_worker_that_is_killed_during_entry_nothing_stays(worker: Worker, a
     assert not any(left.values()), left
     assert worker.run().finish() == 0
     assert worker.zygote(task) == before
+
+
+@every_form
+def test_a_zygote_whose_worker_was_killed_before_it_was_known_goes_when_the_next_one_starts(worker: Worker) -> None:
+    task = worker.task()
+    directory = worker.directory(task)
+    with zygotes.alone_in(directory, end=time.monotonic(), make=True):
+        zygotes.remove_zygote(worker.runtime, directory, state_dir=worker.state_dir)
+    killed_worker(worker, task, "zygote")
+    (unknown,) = directory.glob("zygote-*")
+    assert not (directory / "record.json").exists()
+    assert worker.start(task).finish() == 0
+    assert [path.name for path in directory.glob("zygote-*")] == [worker.zygote(task).container]
+    assert unknown.name not in {container.id for container in worker.runtime.list()}
 
 
 def test_a_zygote_that_reached_its_end_is_replaced(worker: Worker) -> None:

@@ -132,8 +132,21 @@ def test_an_image_whose_zygotes_are_always_killed_is_tried_a_few_times_for_all(
     with many(worker, "killed") as ended:
         pass
     assert modes(ended) == {"fork": 0, "fresh": MANY}
-    assert len(started) == zygotes.START_TRIES
+    assert len(started) == zygotes.MOST_KILLS
     assert all("ended with exit code 137" in running.why_fresh for running in ended)
+
+
+def test_only_who_has_seen_a_few_zygotes_killed_starts_fresh(worker: Worker) -> None:
+    """All that start are killed until one workload has had enough; the others are forked from the next."""
+    environment = {"AIRFLOW__TEST__A": "a few"}
+    task = worker.task("slow", environment=environment)
+    seen: set[str] = set()
+    with many(worker, environment=environment) as ended:
+        for _ in range(zygotes.START_TRIES):
+            kill(next_zygote(worker, task, but=seen, listens=False).pid)
+    assert modes(ended) == {"fork": MANY - 1, "fresh": 1}
+    assert not (worker.directory(task) / "failure").exists()
+    assert not (worker.directory(task) / "kills").exists()
 
 
 def test_a_workload_that_could_not_be_forked_has_its_slot_until_airflow_is_imported(
