@@ -1,4 +1,4 @@
-"""A container's cgroups where it has one in each hierarchy, all of the same path: on a host with v1.
+"""A container's cgroups by their name, in every hierarchy of the host: those of v1 all have the same path.
 
 The runtime makes them and removes them. When it, its shim and the daemon died half way nobody else does.
 """
@@ -20,7 +20,7 @@ from airflow_isolation.cgroups.hierarchy import mounts
 from airflow_isolation.cgroups.processes import members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -36,6 +36,18 @@ def names_below(parent: str) -> frozenset[str]:
         if name is not None:
             with suppress(OSError), os.scandir(mounted.point / name) as entries:
                 found.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return frozenset(found)
+
+
+def places_of(names: Collection[str]) -> frozenset[tuple[str, str]]:
+    """The cgroups of these names, wherever they are: parent and name of each. All cgroups of the host are gone through."""
+    wanted = set(names)
+    found: set[tuple[str, str]] = set()
+    for mounted in _hierarchies():
+        for directory, children, _ in os.walk(mounted.point):
+            below = os.path.relpath(directory, mounted.point)
+            parent = os.path.normpath(f"{mounted.root}/{below}").strip("/")
+            found.update((parent, name) for name in wanted.intersection(children) if parent)
     return frozenset(found)
 
 
