@@ -392,12 +392,14 @@ class DockerRuntime(ContainerRuntime):
         if not named:
             return tuple(Stray(kind="cgroup", id=id) for id in abandoned)
         # Now, after the notes: a container's record is there before its note, and goes before it.
-        recorded = {_name(summary): summary["Id"] for summary in self._summaries()}
-        forgotten = {id: noted[id] for id in noted if noted[id] not in recorded.values()}
+        recorded = self._summaries()
+        docker_ids = {summary["Id"] for summary in recorded}
+        names = {name[1:] for summary in recorded for name in summary["Names"] or ()}
+        forgotten = {id: docker_id for id, docker_id in noted.items() if docker_id not in docker_ids}
         return (
             *(Stray(kind="cgroup", id=id) for id in abandoned),
             *self._end_forgotten(forgotten, dry_run=dry_run),
-            *self._never_noted(named - noted.keys() - recorded.keys(), dry_run=dry_run),
+            *self._never_noted(named - noted.keys() - names, dry_run=dry_run),
         )
 
     def seen_on_host(self) -> frozenset[str]:
@@ -799,10 +801,10 @@ class DockerRuntime(ContainerRuntime):
 
     def _never_noted(self, ids: Iterable[str], *, dry_run: bool) -> Iterator[Stray]:
         """Directories of containers that were never started: their maker was killed before."""
-        for id in sorted(ids):
+        for files in filter(Path.is_dir, map(self._files, sorted(ids))):
             if not dry_run:
-                shutil.rmtree(self._files(id), ignore_errors=True)
-            yield Stray(kind="directory", id=id, detail=str(self._files(id)))
+                shutil.rmtree(files, ignore_errors=True)
+            yield Stray(kind="directory", id=files.name, detail=str(files))
 
     def _remove(self, name: str, deadline: float) -> None:
         while True:

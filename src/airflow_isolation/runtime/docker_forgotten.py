@@ -8,6 +8,7 @@ of the container, which nobody else's has and none gets again: what is made mean
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -57,24 +58,22 @@ def remove_forgotten(docker_ids: Mapping[str, str], *, dry_run: bool) -> Mapping
         cgroups.setdefault(names[name], []).append((parent, name))
     found = {}
     for id, docker_id in docker_ids.items():
-        shim, strays = (
-            own.get(id),
-            [Stray(kind="cgroup", id=id, detail=f"/{'/'.join(one)}") for one in cgroups.get(id, ())],
-        )
-        if shim is not None:
-            strays.insert(0, Stray(kind="shim", id=id, detail=f"process {shim.pid}"))
+        shim, places = own.get(id), cgroups.get(id, ())
         try:
             if id in deaf:
                 raise CgroupBusy("its shim does not end")
             if not dry_run:
-                _remove_cgroups(cgroups.get(id, ()))
+                _remove_cgroups(places)
                 _unmount_all(docker_id)
                 if shim is not None:
                     _remove_from_daemon(shim, directories[id])
         except (CgroupError, OSError) as error:
             logger.warning("What docker has forgotten of the container %s could not be removed: %s", id, error)
         else:
-            found[id] = tuple(strays)
+            found[id] = (
+                *([Stray(kind="shim", id=id, detail=f"process {shim.pid}")] if shim is not None else []),
+                *(Stray(kind="cgroup", id=id, detail=f"/{parent}/{name}") for parent, name in places),
+            )
     return found
 
 
@@ -121,4 +120,6 @@ def _unmount_all(docker_id: str) -> None:
     for point in sorted((mount.point for mount in found), reverse=True):
         if docker_id in point.split("/") and _LIBC.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) < 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"unmounting {point}: {os.strerror(number)}")
+            # Not mounted any more: containerd has done it meanwhile.
+            if number not in (errno.EINVAL, errno.ENOENT):
+                raise OSError(number, f"unmounting {point}: {os.strerror(number)}")
