@@ -19,6 +19,7 @@ from airflow_isolation.cgroups import places_of
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.oci import new_container_id
 from airflow_isolation.runtime import labels
+from airflow_isolation.runtime.docker import DockerRuntime
 from airflow_isolation.runtime.docker_ids import DockerIds
 from airflow_isolation.runtime.files import files_of_daemon
 from airflow_isolation.runtime.interface import ContainerState, Stray
@@ -193,3 +194,17 @@ def test_a_directory_without_a_note_and_a_record_goes(host: Host) -> None:
     assert host.runtime.remove_strays() == (Stray(kind="directory", id=left.name, detail=str(left)),)
     assert not left.exists()
     assert DockerIds(files_of(host)).read() == {id: docker_id_of(host, id)}
+
+
+def test_a_container_in_which_an_image_was_read_goes_although_dockerd_was_away_and_its_worker_lives(host: Host) -> None:
+    assert isinstance(host.runtime, DockerRuntime)
+    image = host.daemon.run("docker", "inspect", "--format", "{{.Id}}", IMAGE).stdout.strip()
+    with host.runtime._never_started(image, "look at it") as name:
+        os.kill(host.daemon.pid, signal.SIGKILL)
+    host.daemon.start()
+    assert [container.id for container in host.runtime.list()] == [name]
+    with host.connect() as another:
+        assert another.seen_on_host() == {name}
+        assert another.remove_strays(dry_run=True) == another.remove_strays() == (Stray(kind="container", id=name),)
+        assert another.seen_on_host() == frozenset()
+        assert another.list() == ()
