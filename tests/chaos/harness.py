@@ -85,7 +85,6 @@ class Worker:
     def _hear(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            # The log comes the same way.
             if line.startswith("answer "):
                 self._answers.append((self, line.removeprefix("answer ").strip()))
         self._answers.append((self, ""))

@@ -6,6 +6,7 @@ worker.py BACKEND SOCKET STATE_DIR IMAGE BUNDLE SHARED CGROUP_PARENT; reads line
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -40,6 +41,9 @@ witness("end")
 
 
 def main() -> None:
+    # A log line of another thread would run into an answer: all that is printed goes to stderr, where it is kept.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     backend, address, state_dir, image, bundle, shared, cgroup_parent = sys.argv[1:]
     runtime, behind = (
         connect(backend, socket_path=address, namespace="airflow", state_dir=Path(state_dir)) for _ in range(2)
@@ -62,11 +66,11 @@ def main() -> None:
                 replenish=partial(backstage.replenish, wanted=2),
             )
         except RuntimeUnreachable:
-            print("answer", number, trial, "put-off", flush=True)
+            print("answer", number, trial, "put-off", file=answers, flush=True)
             continue
         except (IsolationError, ContainerRuntimeError, OSError) as error:
             print(f"{number}: {error!r}", file=sys.stderr, flush=True)
-            print("answer", number, trial, "not-started", flush=True)
+            print("answer", number, trial, "not-started", file=answers, flush=True)
             continue
         running = conftest.Running(workload)
         with suppress(OSError):  # what it is then is told by its end
@@ -77,7 +81,7 @@ def main() -> None:
         for name in ("requests", "stdout", "stderr", "logs"):
             getattr(workload.channels, name).close()
         backstage.release(workload.close)
-        print("answer", number, trial, code, flush=True)
+        print("answer", number, trial, code, file=answers, flush=True)
     backstage.close()
     runtime.close()
 
