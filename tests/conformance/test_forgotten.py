@@ -208,3 +208,24 @@ def test_a_container_in_which_an_image_was_read_goes_although_dockerd_was_away_a
         assert another.remove_strays(dry_run=True) == another.remove_strays() == (Stray(kind="container", id=name),)
         assert another.seen_on_host() == frozenset()
         assert another.list() == ()
+
+
+def test_what_was_being_made_when_dockerd_was_killed_goes_although_its_worker_lives(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        os.kill(host.daemon.pid, signal.SIGKILL)
+        raise OSError(0, "dockerd was killed after it had made the container")
+
+    id = new_container_id("task")
+    with monkeypatch.context() as patched:
+        patched.setattr("airflow_isolation.runtime.docker.write_etc_files", killed)
+        with pytest.raises(OSError, match="dockerd was killed"):
+            host.runtime.create(id, host.spec())
+    host.daemon.start()
+    assert host.runtime.get(id).state is ContainerState.CREATED
+    with host.connect() as another:
+        assert another.seen_on_host() == {id}
+        assert another.remove_strays(dry_run=True) == another.remove_strays() == (Stray(kind="container", id=id),)
+        assert another.seen_on_host() == frozenset()
+        assert another.list() == ()

@@ -120,8 +120,6 @@ _IMPORT_SECONDS = 1800.0
 # What the SDK raises for a config.json of an unexpected form; it reads it for every client.
 _BROKEN_CONFIG = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _UNKNOWN = 255
-# Begins the names of containers in which an image's files are read.
-_NEVER_STARTED = "account-files-"
 _EXIT_CODE = re.compile(r"Exited \((\d+)\)")
 # Go's time has nanoseconds, Python's microseconds.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -390,20 +388,19 @@ class DockerRuntime(ContainerRuntime):
     def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
         parents = self._placements.parents(self._namespace)
         abandoned = [id for one in parents for id in self._placements.remove_abandoned(one, dry_run=dry_run)]
-        named, noted = self._docker_ids.ids(), self._docker_ids.read()
+        named, noted, given_up = self._docker_ids.ids(), self._docker_ids.read(), self._docker_ids.given_up()
         if not named:
             return tuple(Stray(kind="cgroup", id=id) for id in abandoned)
         # Now, after the notes: a container's record is there before its note, and goes before it.
         recorded = self._summaries()
-        unneeded = {name for name in named if name.startswith(_NEVER_STARTED)}
         docker_ids = {summary["Id"] for summary in recorded}
-        names = {name[1:] for summary in recorded for name in summary["Names"] or ()}
+        attempts = {name[1:]: one["Labels"].get(ATTEMPT, "") for one in recorded for name in one["Names"] or ()}
         forgotten = {id: docker_id for id, docker_id in noted.items() if docker_id not in docker_ids}
         return (
             *(Stray(kind="cgroup", id=id) for id in abandoned),
             *self._end_forgotten(forgotten, dry_run=dry_run),
-            *self._never_noted(named - noted.keys() - names - unneeded, dry_run=dry_run),
-            *self._unneeded(unneeded, dry_run=dry_run),
+            *self._never_noted(named - noted.keys() - attempts.keys(), dry_run=dry_run),
+            *self._unneeded(attempts.items() & given_up.items(), dry_run=dry_run),
         )
 
     def seen_on_host(self) -> frozenset[str]:
@@ -718,7 +715,7 @@ class DockerRuntime(ContainerRuntime):
             "NetworkDisabled": True,
             "Labels": {labels.NAMESPACE: self._namespace, labels.OWNER: str(labels.Owner.this_process())},
         }
-        name = f"{_NEVER_STARTED}{secrets.token_hex(8)}"
+        name = f"account-files-{secrets.token_hex(8)}"
         with ExitStack() as undo:
             undo.callback(self._remove_quietly, name)
             with self._reached(doing, missing=ImageNotFound) as api:
@@ -767,6 +764,7 @@ class DockerRuntime(ContainerRuntime):
             return
         except IsolationError as error:
             logger.warning("What is left of the container %s will have to be pruned: %s", id, error)
+            self._give_up(id, attempt)
 
     def _remove_nameless_image(self, id: str) -> None:
         """``remove_image`` could only take the name while a container used the content: the last one takes the rest."""
@@ -780,9 +778,12 @@ class DockerRuntime(ContainerRuntime):
             self._remove(name, time.monotonic() + _UNDO_SECONDS)
         except IsolationError as error:
             logger.warning("The container %s will have to be pruned: %s", name, error)
-            # Its directory says so: the owner lives, and does not need it any more.
-            with contextlib.suppress(OSError):
-                self._files(name).mkdir(parents=True, exist_ok=True)
+            self._give_up(name, "")
+
+    def _give_up(self, id: str, attempt: str) -> None:
+        """Have the next ``remove_strays`` remove what dockerd did not, although its owner lives."""
+        with contextlib.suppress(OSError):
+            self._docker_ids.give_up(id, attempt)
 
     def _dismantle(self, id: str, container: Mapping[str, Any], seconds: float) -> None:
         """First what Docker's record leads to, then the record, then what Docker has forgotten, which our note leads to."""
@@ -813,13 +814,16 @@ class DockerRuntime(ContainerRuntime):
                 shutil.rmtree(files, ignore_errors=True)
             yield Stray(kind="directory", id=files.name, detail=str(files))
 
-    def _unneeded(self, names: Iterable[str], *, dry_run: bool) -> Iterator[Stray]:
-        """Containers that were never to be started, and which dockerd did not remove when it was asked to."""
-        for name in sorted(names):
+    def _unneeded(self, found: Iterable[tuple[str, str]], *, dry_run: bool) -> Iterator[Stray]:
+        """Containers that nobody needs, and which dockerd did not remove when it was asked to: each with its attempt."""
+        for id, attempt in sorted(found):
             if not dry_run:
-                self._remove(name, time.monotonic() + _UNDO_SECONDS)
-                shutil.rmtree(self._files(name), ignore_errors=True)
-            yield Stray(kind="container", id=name)
+                if attempt:
+                    self._undo(id, attempt)
+                else:
+                    self._remove(id, time.monotonic() + _UNDO_SECONDS)
+                    shutil.rmtree(self._files(id), ignore_errors=True)
+            yield Stray(kind="container", id=id)
 
     def _remove(self, name: str, deadline: float) -> None:
         while True:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME: Final = "docker-id"
+_UNNEEDED: Final = "unneeded"
 _DOCKER_ID: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -31,6 +32,22 @@ class DockerIds:
         """
         (self._directory / id).mkdir(parents=True, exist_ok=True)
         (self._directory / id / _NAME).write_text(docker_id)
+
+    def give_up(self, id: str, attempt: str) -> None:
+        """Note that nobody needs what an ``attempt`` to make the container has made, although its owner may live.
+
+        :raises OSError: it can't be written.
+        """
+        (self._directory / id).mkdir(parents=True, exist_ok=True)
+        (self._directory / id / _UNNEEDED).write_text(attempt)
+
+    def given_up(self) -> Mapping[str, str]:
+        """The attempts that nobody needs, by our ids."""
+        found = {}
+        for id in self.ids():
+            with suppress(OSError):
+                found[id] = (self._directory / id / _UNNEEDED).read_text(errors="replace")
+        return found
 
     def ids(self) -> frozenset[str]:
         """Our ids of the containers that have a directory."""
