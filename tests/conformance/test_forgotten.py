@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -34,7 +35,11 @@ SECONDS = 30
 #: Half of the kills come early enough, and late enough.
 KILLS = 30
 
-pytestmark = pytest.mark.parametrize("backend", ["docker"])
+pytestmark = [
+    pytest.mark.parametrize("backend", ["docker"]),
+    # The docker SDK leaves the socket of a connection that was refused to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,12 @@ def host(fragile_host: Host) -> Iterator[Host]:
         (fragile_host.state_dir / name).unlink(missing_ok=True)
     for parent in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}-forgotten"):
         parent.rmdir()
+
+
+@pytest.fixture
+def no_records(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning that is kept keeps its error, and that the socket."""
+    caplog.set_level(logging.ERROR, "airflow_isolation.runtime.docker")
 
 
 @pytest.fixture
@@ -196,6 +207,7 @@ def test_a_directory_without_a_note_and_a_record_goes(host: Host) -> None:
     assert DockerIds(files_of(host)).read() == {id: docker_id_of(host, id)}
 
 
+@pytest.mark.usefixtures("no_records")
 def test_a_container_in_which_an_image_was_read_goes_although_dockerd_was_away_and_its_worker_lives(host: Host) -> None:
     assert isinstance(host.runtime, DockerRuntime)
     image = host.daemon.run("docker", "inspect", "--format", "{{.Id}}", IMAGE).stdout.strip()
@@ -210,6 +222,7 @@ def test_a_container_in_which_an_image_was_read_goes_although_dockerd_was_away_a
         assert another.list() == ()
 
 
+@pytest.mark.usefixtures("no_records")
 def test_what_was_being_made_when_dockerd_was_killed_goes_although_its_worker_lives(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
