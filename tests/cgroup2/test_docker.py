@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,15 +14,16 @@ from tests.cgroup2.inside import MIB, tree_of, until
 from tests.conftest import running
 
 from airflow_isolation.bridge.ending import Meter
-from airflow_isolation.cgroups import Limit, Tree, list_workloads
+from airflow_isolation.cgroups import Limit, Tree, list_workloads, places_of
 from airflow_isolation.container_spec import ContainerSpec, Resources
 from airflow_isolation.errors import ContainerFailed, SpecRefused
 from airflow_isolation.runtime.containerd import ContainerdRuntime
 from airflow_isolation.runtime.docker import DockerRuntime
+from airflow_isolation.runtime.interface import ContainerState
+from airflow_isolation.runtime.shims import shims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import Daemon, ImageArchive
 
@@ -117,6 +121,28 @@ def test_a_create_that_fails_leaves_no_directory(docker: DockerRuntime, tree: Tr
     with pytest.raises(SpecRefused, match="budget_memory"):
         docker.create("d1", replace(spec, resources=LIMITS, budget=Resources(memory=8 * MIB)))
     assert docker.list() == ()
+
+
+def test_what_dockerd_has_forgotten_goes_with_its_container(
+    docker: DockerRuntime, daemon: Daemon, tree: Tree, spec: ContainerSpec
+) -> None:
+    docker.create("d1", spec)
+    pid = docker.start("d1")
+    (shim,) = [shim for shim in shims() if shim.address.startswith(str(daemon.directory))]
+    os.kill(daemon.pid, signal.SIGKILL)
+    # As it stands there when dockerd is killed between the start and its writing that down.
+    record = daemon.directory / "root/containers" / shim.id / "config.v2.json"
+    content = json.loads(record.read_bytes())
+    content["State"] |= {"Running": False, "Pid": 0, "StartedAt": "0001-01-01T00:00:00Z"}
+    record.write_text(json.dumps(content))
+    daemon.start()
+    assert docker.get("d1").state is ContainerState.CREATED
+    assert Path(f"/proc/{pid}").exists()
+    assert shim in shims()
+    docker.remove("d1")
+    assert shim not in shims()
+    assert places_of([shim.id]) == frozenset()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def run(runtime: ContainerRuntime, id: str, spec: ContainerSpec) -> Ending:

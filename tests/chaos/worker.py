@@ -7,6 +7,7 @@ and how the task was started.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -43,6 +44,9 @@ witness("end")
 def main() -> None:
     form, runtime_binary, address, state_dir, image, bundle, shared, cgroup_parent = sys.argv[1:]
     backend = "docker" if form == "docker" else "containerd"
+    # A log line of another thread would run into an answer: all that is printed goes to stderr, where it is kept.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     runtime, behind = (
         connect(
             backend,
@@ -56,7 +60,7 @@ def main() -> None:
     worker = conftest.Worker(form, runtime, Path(state_dir), Path(bundle), lambda _: image, runtime_binary)
     backstage = Backstage(behind, state_dir=Path(state_dir))
     volume = Mount(source=shared, target=shared, read_only=False)
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         number, trial = line.split()
         seconds = 0.3 + int(number) % 6 * 0.3
@@ -71,11 +75,11 @@ def main() -> None:
                 replenish=partial(backstage.replenish, wanted=2),
             )
         except (*MAY_HEAL, OSError):  # as the coordinator does
-            print("answer", number, trial, "put-off", "-", flush=True)
+            print("answer", number, trial, "put-off", "-", file=answers, flush=True)
             continue
         except IsolationError as error:
             print(f"{number}: {error!r}", file=sys.stderr, flush=True)
-            print("answer", number, trial, "not-started", "-", flush=True)
+            print("answer", number, trial, "not-started", "-", file=answers, flush=True)
             continue
         running = conftest.Running(workload)
         with suppress(OSError):  # what it is then is told by its end
@@ -86,7 +90,7 @@ def main() -> None:
         for name in ("requests", "stdout", "stderr", "logs"):
             getattr(workload.channels, name).close()
         backstage.release(workload.close)
-        print("answer", number, trial, code, running.start_mode, flush=True)
+        print("answer", number, trial, code, running.start_mode, file=answers, flush=True)
     backstage.close()
     runtime.close()
 

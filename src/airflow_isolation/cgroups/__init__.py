@@ -12,7 +12,7 @@
 Never imports airflow.
 """
 
-from airflow_isolation.cgroups.by_name import SameName, names_below
+from airflow_isolation.cgroups.by_name import SameName, names_below, places_of
 from airflow_isolation.cgroups.counters import Counters, counters_at, counters_of_process
 from airflow_isolation.cgroups.cpu import Cpu, CpuStat
 from airflow_isolation.cgroups.cpuset import Cpuset, CpusetStat
@@ -129,6 +129,7 @@ __all__ = [
     "names_below",
     "open_cgroup",
     "paths_of_process",
+    "places_of",
     "read_limits",
     "read_statistics",
     "read_victims",

@@ -1,4 +1,4 @@
-"""A container's cgroups on a host with cgroup v1: one in each hierarchy, all with the same path.
+"""A container's cgroups by their name, in every hierarchy of the host: those of v1 all have the same path.
 
 The runtime makes and removes them. This module removes what is left when runtime, shim and daemon died half way.
 """
@@ -16,6 +16,8 @@ from airflow_isolation.cgroups.mounted import host_mounts
 from airflow_isolation.cgroups.processes import kill_members, remove_when_free
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from typing_extensions import Self
 
 _PAUSE_SECONDS = 0.01
@@ -29,6 +31,18 @@ def names_below(parent: str) -> frozenset[str]:
         if name is not None:
             with suppress(CgroupError), open_directory(mounted.point, name) as level:
                 found.update(level.children())
+    return frozenset(found)
+
+
+def places_of(names: Collection[str]) -> frozenset[tuple[str, str]]:
+    """The cgroups of these names, wherever they are: parent and name of each. All cgroups of the host are gone through."""
+    wanted = set(names)
+    found: set[tuple[str, str]] = set()
+    for mounted in host_mounts().hierarchies:
+        for directory, children, _ in os.walk(mounted.point):
+            below = os.path.relpath(directory, mounted.point)
+            parent = os.path.normpath(f"{mounted.root}/{below}").strip("/")
+            found.update((parent, name) for name in wanted.intersection(children) if parent)
     return frozenset(found)
 
 

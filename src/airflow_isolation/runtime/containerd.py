@@ -93,7 +93,7 @@ from airflow_isolation.runtime.kept_output import KeptOutput, output_file, relea
 from airflow_isolation.runtime.labels import OWNER, Owner
 from airflow_isolation.runtime.namespaced_root import NamespacedRoots
 from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
-from airflow_isolation.runtime.reachability import peer_pid
+from airflow_isolation.runtime.reachability import peer_pid, sees_shims
 from airflow_isolation.runtime.words import start_hint
 
 if TYPE_CHECKING:
@@ -388,7 +388,7 @@ class ContainerdRuntime(ContainerRuntime):
             abandoned = [id for one in parents for id in self._placements.remove_abandoned(one, dry_run=dry_run)]
             found = [Stray(kind="cgroup", id=id) for id in abandoned]
             found += self._expired_leases(dry_run=dry_run)
-            if self._sees_the_host():
+            if sees_shims(self._socket_path):
                 from airflow_isolation.runtime import strays
 
                 found += strays.remove_strays(
@@ -530,10 +530,6 @@ class ContainerdRuntime(ContainerRuntime):
         documents = (json.loads(record.spec.value or b"{}") for record in records)
         mappings = (document.get("linux", {}).get("uidMappings") for document in documents)
         return frozenset(int(mapping[0]["hostID"]) for mapping in mappings if mapping)
-
-    def _sees_the_host(self) -> bool:
-        """Whether this process sees the daemon's shims, and may end them."""
-        return os.geteuid() == 0 and peer_pid(self._socket_path) > 0
 
     def _is_own_shim(self, shim: Shim) -> bool:
         return shim.is_of(self._socket_path, self._namespace)
@@ -685,7 +681,7 @@ class ContainerdRuntime(ContainerRuntime):
         :raises DeadlineExceeded: it is not done within ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        if not self._end_task(record.id, deadline) and self._sees_the_host():
+        if not self._end_task(record.id, deadline) and sees_shims(self._socket_path):
             self._end_forgotten_shim(record.id, deadline)
         client = self._connected()
         _unless_gone(

@@ -59,6 +59,7 @@ from airflow_isolation.runtime.change import check_in_use, check_not_ended, limi
 from airflow_isolation.runtime.counted import CgroupFiles
 from airflow_isolation.runtime.docker_config import ATTEMPT, container_config, docker_limits
 from airflow_isolation.runtime.docker_exchange import DockerExchange
+from airflow_isolation.runtime.docker_ids import DockerIds
 from airflow_isolation.runtime.files import files_of_daemon
 from airflow_isolation.runtime.host_trouble import told_by_daemon
 from airflow_isolation.runtime.interface import (
@@ -74,7 +75,7 @@ from airflow_isolation.runtime.interface import (
     Stats,
     Stray,
 )
-from airflow_isolation.runtime.pending_exit import ExitQuestion, WatchedExit
+from airflow_isolation.runtime.pending_exit import UNKNOWN_EXIT, ExitQuestion, WatchedExit
 from airflow_isolation.runtime.placement import (
     Placement,
     Placements,
@@ -82,7 +83,7 @@ from airflow_isolation.runtime.placement import (
     refuse_what_needs_v2,
     scope_path,
 )
-from airflow_isolation.runtime.reachability import peer_pid, unreachable
+from airflow_isolation.runtime.reachability import peer_pid, sees_shims, unreachable
 from airflow_isolation.runtime.relabelled import Relabelled
 from airflow_isolation.runtime.words import start_hint
 
@@ -132,10 +133,9 @@ _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class DockerRuntime(ContainerRuntime):
     """The containers of one ``namespace`` in the dockerd at ``socket_path``.
 
-    ``state_dir`` holds, in ``containers/<id>``, files for a container's /etc, and in ``pulls`` the locks of pulls under way. It
-    is made when it is missing. At
-    ``cgroup_mount_path`` the host's cgroups are mounted. ``timeout``, in seconds, is for every call that has no limit of
-    its own.
+    ``state_dir`` holds, in ``containers``, a directory for each container with Docker's id of it and files for its /etc, and
+    in ``pulls`` the locks of pulls under way. It is made when it is missing. At ``cgroup_mount_path`` the host's cgroups are
+    mounted. ``timeout``, in seconds, is for every call that has no limit of its own.
 
     :raises ContainerRuntimeError: the docker SDK is not installed.
     """
@@ -154,6 +154,7 @@ class DockerRuntime(ContainerRuntime):
         self._namespace = namespace
         self._state_dir = state_dir
         self._all_files = files_of_daemon(state_dir, "docker", socket_path, namespace)
+        self._docker_ids = DockerIds(self._all_files)
         self._relabelled = Relabelled(state_dir / "labels")
         self._timeout = timeout
         self._placements = Placements(cgroup_mount_path, state_dir)
@@ -289,8 +290,9 @@ class DockerRuntime(ContainerRuntime):
             with self._reached(
                 f"create the container {id}", missing=ImageNotFound, invalid=SpecRefused, hint=hint
             ) as api:
-                api.create_container_from_config(body, name=id)
+                docker_id = api.create_container_from_config(body, name=id)["Id"]
             # After the record, which leads a later clean-up to them.
+            self._docker_ids.note(id, docker_id)
             self._placements.make(placement)
             if has_our_names:
                 write_etc_files(self._files(id), hostname=container_hostname(spec, id), network=spec.network)
@@ -405,14 +407,25 @@ class DockerRuntime(ContainerRuntime):
 
     def remove_strays(self, *, dry_run: bool = False) -> tuple[Stray, ...]:
         parents = self._placements.parents(self._namespace)
-        return tuple(
-            Stray(kind="cgroup", id=id)
-            for parent in parents
-            for id in self._placements.remove_abandoned(parent, dry_run=dry_run)
+        abandoned = [id for one in parents for id in self._placements.remove_abandoned(one, dry_run=dry_run)]
+        named, noted, given_up = self._docker_ids.ids(), self._docker_ids.read(), self._docker_ids.given_up()
+        if not named:
+            return tuple(Stray(kind="cgroup", id=id) for id in abandoned)
+        # Now, after the notes: a container's record is there before its note, and goes before it.
+        recorded = self._summaries()
+        docker_ids = {summary["Id"] for summary in recorded}
+        attempts = {name[1:]: one["Labels"].get(ATTEMPT, "") for one in recorded for name in one["Names"] or ()}
+        forgotten = {id: docker_id for id, docker_id in noted.items() if docker_id not in docker_ids}
+        return (
+            *(Stray(kind="cgroup", id=id) for id in abandoned),
+            *self._end_forgotten(forgotten, dry_run=dry_run),
+            *self._never_noted(named - noted.keys() - attempts.keys(), dry_run=dry_run),
+            *self._unneeded(attempts.items() & given_up.items(), dry_run=dry_run),
         )
 
     def seen_on_host(self) -> frozenset[str]:
-        return frozenset()
+        # What dockerd has forgotten is found by its directory, which goes last.
+        return self._docker_ids.ids() if os.geteuid() == 0 else frozenset()
 
     def get(self, id: str) -> Container:
         check_identifier(id)
@@ -420,9 +433,7 @@ class DockerRuntime(ContainerRuntime):
 
     def list(self, labels: Mapping[str, str] = NO_STRINGS) -> tuple[Container, ...]:
         # Docker knows only the labels that a container was made with; those that it was given later are looked at here.
-        asked = NO_STRINGS if self._relabelled else labels
-        with self._reached("list the containers") as api:
-            found = api.containers(all=True, filters={"label": self._label_filters(asked)})
+        found = list(self._summaries(NO_STRINGS if self._relabelled else labels))
         found.sort(key=lambda summary: (summary["Created"], summary["Names"]))
         containers = (self._relabelled.applied(_summarised(summary)) for summary in found)
         return tuple(
@@ -565,6 +576,14 @@ class DockerRuntime(ContainerRuntime):
 
     def _label_filters(self, wanted: Mapping[str, str]) -> Sequence[str]:
         return [f"{name}={value}" for name, value in {**wanted, labels.NAMESPACE: self._namespace}.items()]
+
+    def _summaries(self, wanted: Mapping[str, str] = NO_STRINGS) -> Sequence[Mapping[str, Any]]:
+        """Of our containers that carry all of the labels."""
+        with self._reached("list the containers") as api:
+            found: Sequence[Mapping[str, Any]] = api.containers(
+                all=True, filters={"label": self._label_filters(wanted)}
+            )
+        return found
 
     def _inspect(self, id: str) -> Mapping[str, Any]:
         with self._reached(f"look at the container {id}") as api:
@@ -765,6 +784,7 @@ class DockerRuntime(ContainerRuntime):
             return
         except IsolationError as error:
             logger.warning("What is left of the container %s will have to be pruned: %s", id, error)
+            self._give_up(id, attempt)
 
     def _remove_nameless_image(self, id: str) -> None:
         """``remove_image`` could only take the name while a container used the content: the last one takes the rest."""
@@ -778,13 +798,52 @@ class DockerRuntime(ContainerRuntime):
             self._remove(name, time.monotonic() + _UNDO_SECONDS)
         except IsolationError as error:
             logger.warning("The container %s will have to be pruned: %s", name, error)
+            self._give_up(name, "")
+
+    def _give_up(self, id: str, attempt: str) -> None:
+        """Have the next ``remove_strays`` remove what dockerd did not, although its owner lives."""
+        with contextlib.suppress(OSError):
+            self._docker_ids.give_up(id, attempt)
 
     def _dismantle(self, id: str, container: Mapping[str, Any], seconds: float) -> None:
-        """Docker's record goes last: it is what leads to our directories."""
+        """First what Docker's record leads to, then the record, then what Docker has forgotten, which our note leads to."""
         deadline = time.monotonic() + seconds
         self._placements.remove(id, f"{container['HostConfig']['CgroupParent']}/{LEAF}", seconds)
-        shutil.rmtree(self._files(id), ignore_errors=True)
         self._remove(container["Id"], deadline)
+        if _is_known(container["State"]):
+            shutil.rmtree(self._files(id), ignore_errors=True)
+        else:
+            self._end_forgotten({id: container["Id"]}, dry_run=False)
+
+    def _end_forgotten(self, docker_ids: Mapping[str, str], *, dry_run: bool) -> Iterable[Stray]:
+        """Of containers that dockerd has no record of. The note of one that can't be ended stays, for the next time."""
+        found: Mapping[str, Sequence[Stray]] = dict.fromkeys(docker_ids, ())
+        if docker_ids and sees_shims(self._socket_path):
+            from airflow_isolation.runtime.docker_forgotten import remove_forgotten
+
+            found = remove_forgotten(docker_ids, dry_run=dry_run)
+        for id in found:
+            if not dry_run:
+                shutil.rmtree(self._files(id), ignore_errors=True)
+        return [stray for strays in found.values() for stray in strays]
+
+    def _never_noted(self, ids: Iterable[str], *, dry_run: bool) -> Iterator[Stray]:
+        """Directories of containers that were never started: their maker was killed before."""
+        for files in filter(Path.is_dir, map(self._files, sorted(ids))):
+            if not dry_run:
+                shutil.rmtree(files, ignore_errors=True)
+            yield Stray(kind="directory", id=files.name, detail=str(files))
+
+    def _unneeded(self, found: Iterable[tuple[str, str]], *, dry_run: bool) -> Iterator[Stray]:
+        """Containers that nobody needs, and which dockerd did not remove when it was asked to: each with its attempt."""
+        for id, attempt in sorted(found):
+            if not dry_run:
+                if attempt:
+                    self._undo(id, attempt)
+                else:
+                    self._remove(id, time.monotonic() + _UNDO_SECONDS)
+                    shutil.rmtree(self._files(id), ignore_errors=True)
+            yield Stray(kind="container", id=id)
 
     def _remove(self, name: str, deadline: float) -> None:
         while True:
@@ -906,6 +965,15 @@ def _sdk() -> ModuleType:
             f"the docker backend needs the docker SDK for Python: {error}",
             hint="Install it with: pip install 'airflow-isolation[docker]'",
         ) from error
+
+
+def _is_known(state: Mapping[str, Any]) -> bool:
+    """Whether dockerd has a container's process, or has seen its end. Else it may have been killed at its start, and not know.
+
+    Of a process that it can't find any more it says the code 255, or none of the times.
+    """
+    seen = state["Status"] == "exited" and state["ExitCode"] != UNKNOWN_EXIT and _time(state["FinishedAt"]) is not None
+    return bool(state["Running"]) or seen
 
 
 def _container(inspected: Mapping[str, Any]) -> Container:

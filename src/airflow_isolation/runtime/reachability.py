@@ -66,6 +66,11 @@ def peer_pid(socket_path: str) -> int:
     return int(pid)
 
 
+def sees_shims(socket_path: str) -> bool:
+    """Whether the shims of the daemon at the socket are among the processes here, and may be ended."""
+    return os.geteuid() == 0 and peer_pid(socket_path) > 0
+
+
 def _connect(socket_path: str) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_CONNECT_SECONDS)
