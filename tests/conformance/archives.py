@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_isolation.container_spec import NO_STRINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 MIB = 1024 * 1024
@@ -26,15 +26,17 @@ def derived(
     files: Mapping[str, bytes],
     links: Mapping[str, str] = NO_STRINGS,
     owned: Iterable[tuple[str, int]] = (),
+    set_id: Iterable[str] = (),
 ) -> Path:
     """``base`` (an archive of hack/build-image) with ``files`` and symbolic ``links`` as one more layer and ``config`` over its own.
 
-    ``owned``: of the user airflow, with these modes; a directory where there is no such file.
+    ``owned``: of the user airflow, with these modes; a directory where there is no such file. ``set_id``: files that run as
+    root, whoever starts them.
     """
     with tarfile.open(base) as source, tarfile.open(output, "w") as archive:
         entry = json.load(_open(source, "manifest.json"))[0]
         document = json.load(_open(source, entry["Config"]))
-        layer = _layer(files, links, dict(owned))
+        layer = _layer(files, links, dict(owned), set(set_id))
         document["config"].update(config)
         document["rootfs"]["diff_ids"].append(_digest(layer))
         document["history"].append({"created_by": "conformance"})
@@ -108,7 +110,9 @@ def truncated(base: Path, output: Path, size: int) -> Path:
     return output
 
 
-def _layer(files: Mapping[str, bytes], links: Mapping[str, str], owned: Mapping[str, int]) -> bytes:
+def _layer(
+    files: Mapping[str, bytes], links: Mapping[str, str], owned: Mapping[str, int], set_id: Collection[str]
+) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
         for name, mode in owned.items():
@@ -117,7 +121,8 @@ def _layer(files: Mapping[str, bytes], links: Mapping[str, str], owned: Mapping[
                 directory.type, directory.mode, directory.uid, directory.gid = tarfile.DIRTYPE, mode, 50000, 0
                 layer.addfile(directory)
         for name, content in files.items():
-            _add(layer, name, content, mode=owned.get(name, 0o755), uid=50000 if name in owned else 0)
+            mode = 0o4755 if name in set_id else owned.get(name, 0o755)
+            _add(layer, name, content, mode=mode, uid=50000 if name in owned else 0)
         for name, leads_to in links.items():
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, leads_to

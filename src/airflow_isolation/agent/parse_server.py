@@ -54,6 +54,16 @@ REQUIRED = (
 # Of shmctl(2), msgctl(2) and semctl(2).
 IPC_RMID = 0
 
+# linux/ioprio.h, linux/sched/types.h
+IOPRIO_WHO_PROCESS = 1
+SCHED_ATTR_SIZE_VER1 = 56
+
+# asm/unistd.h
+SYSTEM_CALLS = {
+    "x86_64": {"ioprio_get": 252, "sched_getattr": 315},
+    "aarch64": {"ioprio_get": 31, "sched_getattr": 275},
+}.get(os.uname().machine, {})
+
 
 def serve(worker: socket.socket, what: dict[str, Any]) -> int:
     """Import Airflow, then fork a child for each file, until the worker is gone or a file's traces can't be removed."""
@@ -206,8 +216,22 @@ def inherited_traits() -> tuple[object, ...]:
             os.sched_getscheduler(0),
             os.sched_getparam(0),
             os.sched_getaffinity(0),
+            traits_without_a_module(),
             mounts.read(),
         )
+
+
+def traits_without_a_module() -> tuple[int, bytes]:
+    """This process's class of disk access; and its turns and bounds on a processor, which the module `os` does not know."""
+    import ctypes
+
+    attributes = ctypes.create_string_buffer(SCHED_ATTR_SIZE_VER1)
+    if not SYSTEM_CALLS:
+        return 0, attributes.raw
+    call = ctypes.CDLL(None).syscall
+    # What a kernel is not made with is as good as unchanged: it answers with an error each time.
+    call(ctypes.c_long(SYSTEM_CALLS["sched_getattr"]), 0, attributes, SCHED_ATTR_SIZE_VER1, 0)
+    return call(ctypes.c_long(SYSTEM_CALLS["ioprio_get"]), IOPRIO_WHO_PROCESS, 0), attributes.raw
 
 
 class Scratch:

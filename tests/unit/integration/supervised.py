@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -18,6 +18,9 @@ from airflow.sdk.execution_time import comms
 from airflow_isolation.bridge.started_agent import NegativeSignal
 from airflow_isolation.integration.seams.supervision import ContainerActivitySubprocess, WorkloadTracker
 from airflow_isolation.settings.effective import Permissions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TI = TaskInstance(
     id=UUID("019a0000-0000-7000-8000-000000000001"),
@@ -70,6 +73,36 @@ class FakeWorkload:
         return self.code
 
 
+def supervisor(
+    workload: Any,
+    channels: Mapping[str, Any],
+    log: Recorder,
+    *,
+    client: Any = None,
+    permissions: Permissions = NO_BOUNDS,
+    grace: float = 10.0,
+) -> ContainerActivitySubprocess:
+    """One of a workload that has been told already what to do. Without a client nothing can be asked of the server."""
+    pid = workload.container.pid
+    made = ContainerActivitySubprocess(
+        id=TI.id,
+        pid=pid,
+        stdin=channels["requests"],
+        process=WorkloadTracker(workload, pid),
+        process_log=log.logger,
+        client=client,
+        workload=workload,
+        what=TI,
+        file="bundle/sales.py",
+        permissions=permissions,
+        grace=grace,
+        ended=lambda _: None,
+    )
+    made.ti = TI  # type: ignore[assignment]
+    made._register_pipe_readers(**channels, data={})
+    return made
+
+
 class Supervised:
     """A supervised task, from both sides."""
 
@@ -81,22 +114,9 @@ class Supervised:
             end.settimeout(10)
         self.log = Recorder()
         self.workload = FakeWorkload()
-        self.supervisor = ContainerActivitySubprocess(
-            id=TI.id,
-            pid=4711,
-            stdin=self.ours["requests"],
-            process=WorkloadTracker(self.workload, 4711),  # type: ignore[arg-type]
-            process_log=self.log.logger,
-            client=client,
-            workload=self.workload,  # type: ignore[arg-type]
-            what=TI,
-            file="bundle/sales.py",
-            permissions=permissions,
-            grace=grace,
-            ended=lambda _: None,
+        self.supervisor = supervisor(
+            self.workload, self.ours, self.log, client=client, permissions=permissions, grace=grace
         )
-        self.supervisor.ti = TI  # type: ignore[assignment]
-        self.supervisor._register_pipe_readers(**self.ours, data={})
 
     def ask(self, request: Any) -> Any:
         """Send a request as a task does, let the supervisor answer, and give the answer."""

@@ -9,6 +9,8 @@ import inspect
 from typing import TYPE_CHECKING
 
 from tests.conformance.archives import derived
+from tests.hostile.set_id import SHOWS_ITS_UID
+from tests.parse_containers.images import PROCESSOR
 from tests.zygote.at_work import hostile
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ PROGRAMS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "slow": "import time; time.sleep(3)",
     "hostile": "from airflow import hostile; hostile.main()",
+    "visited": "pass",
 }
 
 
@@ -127,8 +130,17 @@ def reference(kind: str) -> str:
 
 
 def stand_in(base: Path, output: Path, kind: str) -> Path:
-    """An archive of ``base`` with a stand-in for Airflow; ``without-modules`` has none that a task needs."""
-    packages = ("airflow", "airflow/dag_processing", "airflow/sdk", "airflow/sdk/execution_time")
+    """An archive of ``base`` with a stand-in for Airflow; ``without-modules`` has none that a task needs.
+
+    Of ``visited``, which is for tests/hostile, there are parse containers, too.
+    """
+    packages = (
+        "airflow",
+        "airflow/dag_processing",
+        "airflow/sdk",
+        "airflow/sdk/execution_time",
+        "airflow/serialization",
+    )
     program = PROGRAMS.get(kind, "pass")
     files = {
         **{f"{package}/__init__.py": "" for package in packages},
@@ -138,6 +150,8 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
         "airflow/hostile.py": inspect.getsource(hostile),
         "airflow/sdk/__init__.py": "__all__ = ()\n",
         "airflow/dag_processing/dagbag.py": "",
+        "airflow/dag_processing/processor.py": PROCESSOR,
+        "airflow/serialization/serialized_objects.py": "",
         "airflow/sdk/execution_time/supervisor.py": SUPERVISOR,
         "airflow/sdk/execution_time/task_runner.py": "",
         f"apache_airflow_core-{AIRFLOW}.dist-info/METADATA": "",
@@ -154,7 +168,9 @@ def stand_in(base: Path, output: Path, kind: str) -> Path:
         config={"User": "airflow", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH=/{place}"]},
         files={f"{place}/{path}": text.encode() for path, text in files.items()}
         | {"etc/passwd": passwd.encode()}
+        | ({"opt/shows-its-uid": SHOWS_ITS_UID} if kind == "visited" else {})
         | (PRIVATE_FILES if kind == "closed-home" else {}),
         owned=CLOSED_HOME if kind == "closed-home" else (),
         links=LINKS if kind == "linked" else {},
+        set_id=("opt/shows-its-uid",),
     )
