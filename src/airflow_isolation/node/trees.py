@@ -36,6 +36,9 @@ log = structlog.get_logger(logger_name="airflow_isolation.trees")
 #: How long a copy that no task has needed stays, in seconds.
 IDLE_SECONDS = 600.0
 
+#: So many are kept; beyond them the idle ones go at once.
+MOST_TREES = 1024
+
 _TREES = "trees"
 _SECONDS = 30.0
 _PROGRAM = Path(__file__).with_name("clone_trees.py")
@@ -99,6 +102,9 @@ class Trees:
                     tree.used = time.monotonic()
 
     def _taken(self, name: str) -> _Tree:
+        if len(self._trees) >= MOST_TREES:
+            # A worker may have as many mount namespaces as it likes.
+            self.release_idle(older_than=0.0)
         with self._lock:
             tree = self._trees.setdefault(name, _Tree(self._place / name))
             tree.users += 1
