@@ -366,12 +366,15 @@ def _fresh(
     with ExitStack() as undo:
         started = start_agent(runtime, what, state_dir=state_dir, undo=undo)
         meter = _meter(started, undo)
-        started.connection.start(
-            purpose=what.purpose,
-            environment=what.environment,
-            grace=what.spec.stop_grace_period,
-            descriptors=channels,
-        )
+        try:
+            started.connection.start(
+                purpose=what.purpose,
+                environment=what.environment,
+                grace=what.spec.stop_grace_period,
+                descriptors=channels,
+            )
+        except ContainerKilled as error:
+            raise ContainerKilled(error.message, hint=who_killed(runtime, what.id) or error.hint) from error
         if slot is not None:
             slot = slot.pop_all()
             undo.callback(slot.close)
