@@ -191,7 +191,8 @@ def containers_of(processor: DagProcessor, name: str) -> list[str]:
 def test_a_file_whose_container_is_killed_is_parsed_again_and_blamed_only_when_it_happens_always(
     processor: DagProcessor, backend: str, daemon: Daemon, state_dir: Path
 ) -> None:
-    text = f"import time\ntime.sleep(3)\n{HEALTHY.format(dag_id='unlucky')}"
+    # So long that a busy host kills its container before it is parsed.
+    text = f"import time\ntime.sleep(10)\n{HEALTHY.format(dag_id='unlucky')}"
     processor.write("unlucky.py", text)
     with runtime_of(backend, daemon, state_dir) as runtime:
         processor.wait(lambda: processor.times_parsed("unlucky.py") == 1, "the first parse")

@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import structlog
 from tests.zygote.at_work import conftest
 
 from airflow_isolation.bridge import zygote as zygotes
 from airflow_isolation.runtime.connect import connect
+
+# What is logged must not come before the word that the test awaits.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def stop() -> None:
