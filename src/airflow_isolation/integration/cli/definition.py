@@ -251,7 +251,7 @@ _CONTAINERS = GroupCommand(
             name="node",
             help="Start this host's node, which makes containers for workers without privilege",
             description="Start this host's node: the one process with privilege, which makes the containers of tasks for\n"
-            "workers that have [container_runtime] node. It runs until SIGTERM or Ctrl-C; tasks run on",
+            "workers whose configuration names its socket. It runs until SIGTERM or Ctrl-C; tasks run on",
             func=lazy_load_command(f"{_PACKAGE}.node.serve"),
             args=_BACKENDS,
             epilog=_EXIT_CODES,
