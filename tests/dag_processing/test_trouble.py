@@ -191,20 +191,24 @@ def containers_of(processor: DagProcessor, name: str) -> list[str]:
 def test_a_file_whose_container_is_killed_is_parsed_again_and_blamed_only_when_it_happens_always(
     processor: DagProcessor, backend: str, daemon: Daemon, state_dir: Path
 ) -> None:
-    # So long that a busy host kills its container before it is parsed.
-    text = f"import time\ntime.sleep(10)\n{HEALTHY.format(dag_id='unlucky')}"
-    processor.write("unlucky.py", text)
+    # While the gate is there, a parse goes on until its container is killed, on a busy host too.
+    gate = processor.write("unlucky.gate", "")
+    waits = "import pathlib, time\nwhile pathlib.Path(__file__).with_suffix('.gate').exists():\n    time.sleep(0.05)\n"
+    processor.write("unlucky.py", waits + HEALTHY.format(dag_id="unlucky"))
     with runtime_of(backend, daemon, state_dir) as runtime:
         processor.wait(lambda: processor.times_parsed("unlucky.py") == 1, "the first parse")
         runtime.kill(containers_of(processor, "unlucky.py")[-1])
+        gate.unlink()
         processor.wait_for_dag("unlucky")
         assert processor.times_parsed("unlucky.py") == 2
+        processor.write("unlucky.gate", "")
         processor.touch("unlucky.py")
         for number in (3, 4, 5):
             assert_untouched(processor, "unlucky")
             processor.wait(lambda n=number: processor.times_parsed("unlucky.py") == n, "the next parse")
             runtime.kill(containers_of(processor, "unlucky.py")[-1])
     assert "killed by SIGKILL" in processor.wait_for_error("unlucky.py")
+    gate.unlink()
     processor.assert_parses_on()
 
 
