@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -199,6 +200,19 @@ def test_a_client_that_says_nothing_or_asks_twice(host: House) -> None:
             socket.send_fds(hasty, [json.dumps({"version": VERSION, "start": REQUEST}).encode()], found)
         said = json.loads(hasty.recv(PACKET_LIMIT))
         assert "must wait for an answer" in said["failed"]["message"]
+
+
+def test_a_node_without_descriptors_serves_when_it_has_some_again(host: House) -> None:
+    assert host.node is not None
+    limits = resource.prlimit(host.node.pid, resource.RLIMIT_NOFILE)
+    assert limits[0] == limits[1], "it takes what it may have"
+    resource.prlimit(host.node.pid, resource.RLIMIT_NOFILE, (open_files(host), limits[1]))
+    try:
+        with connected(host):
+            wait_until(lambda: "No worker can connect now" in host.log, SECONDS, "the node's warning")
+    finally:
+        resource.prlimit(host.node.pid, resource.RLIMIT_NOFILE, limits)
+    host.run("pass")
 
 
 def test_a_flood_of_connections_keeps_nobody_out(host: House) -> None:

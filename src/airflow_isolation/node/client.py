@@ -104,12 +104,20 @@ def _started(line: Line, packet: Packet, channels: Any, undo: ExitStack) -> Star
         raise HostTrouble(f"What the node says of a started workload makes no sense: {error!r}") from error
     undo.callback(connection.close)
     try:
+        permissions = Permissions(
+            **{
+                name: tuple(Grant(str(file), str(id)) for file, id in grants)
+                for name, grants in said["permissions"].items()
+            }
+        )
+        grace, why_fresh = float(said["grace"]), str(said["why_fresh"])
+        volumes = tuple((str(source), str(target)) for source, target in said["volumes"])
         image = Image(reference=str(said["image"]["reference"]), digest=str(said["image"]["digest"]))
         container = Container(
             id=str(said["container"]), state=ContainerState.RUNNING, image=image.reference, pid=int(said["pid"])
         )
         line.container = container.id
-        slot = ExitStack()
+        resources, slot = ExitStack(), ExitStack()
         if said["has_slot"]:
             slot.callback(line.tell, {"begun": {}})
         workload = Workload(
@@ -121,24 +129,16 @@ def _started(line: Line, packet: Packet, channels: Any, undo: ExitStack) -> Star
             runtime=line,
             channels=channels,
             meter=line,
-            resources=undo.pop_all(),
+            resources=resources,
             start_mode=said["start_mode"],
-            why_fresh=str(said["why_fresh"]),
+            why_fresh=why_fresh,
             slot=slot,
-        )
-        return Started(
-            workload=workload,
-            permissions=Permissions(
-                **{
-                    name: tuple(Grant(str(file), str(id)) for file, id in grants)
-                    for name, grants in said["permissions"].items()
-                }
-            ),
-            grace=float(said["grace"]),
-            volumes=tuple((str(source), str(target)) for source, target in said["volumes"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise HostTrouble(f"What the node says of a started workload makes no sense: {error!r}") from error
+    # From here on nothing can fail, and all of it is the workload's to release.
+    resources.push(undo.pop_all())
+    return Started(workload=workload, permissions=permissions, grace=grace, volumes=volumes)
 
 
 def _opened(path: str) -> int:
@@ -152,12 +152,15 @@ def _opened(path: str) -> int:
 
 
 def _in_memory(data: bytes) -> int:
+    """:raises OSError: there is no memory for it."""
     descriptor = os.memfd_create("dag-metadata", os.MFD_CLOEXEC)
-    with suppress(BaseException):
-        os.write(descriptor, data)
-        return descriptor
-    os.close(descriptor)
-    raise HostTrouble("The worker has no memory for the DAG metadata")
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class Line(PendingExit):
@@ -259,7 +262,11 @@ class Line(PendingExit):
         if self._socket is not None:
             return
         self._connect(deadline=time.monotonic() + seconds)
-        self._ask({"version": VERSION, "resume": {"container": self.container}}, seconds=ANSWER_SECONDS)
+        try:
+            self._ask({"version": VERSION, "resume": {"container": self.container}}, seconds=ANSWER_SECONDS)
+        except IsolationError:
+            self._drop()  # a node that refuses hangs up
+            raise
         log.info("The node is back", container=self.container)
 
     def _drop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,6 +54,9 @@ def run_node(
         raise HostTrouble("The node must be root: it enters containers and mounts directories", hint="Start it as root")
     check_configuration("task", connection.backend, configuration=configuration)
     path = socket_path(connection, settings)
+    # Each running task has some ten descriptors here, and the usual soft limit is 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         behind = Backstage(runtime, state_dir=connection.state_dir)
         stack.callback(behind.close)

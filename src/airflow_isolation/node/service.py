@@ -32,7 +32,7 @@ from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from airflow_isolation.bridge.workload import Begun
@@ -63,6 +63,8 @@ LOOK_SECONDS: Final = 10.0
 ORPHAN_SECONDS: Final = 60.0
 #: How long an agent that has said its last word may take to end, in seconds.
 _AGENT_END_SECONDS: Final = 1.0
+#: How long nobody is let in when the kernel lets nobody in, in seconds.
+_ACCEPT_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(eq=False)
@@ -90,6 +92,7 @@ class Node:
         self._lines: set[_Line] = set()
         self._starting: dict[int, asyncio.Semaphore] = {}
         self._orphans: dict[str, float] = {}
+        self._has_looked_back = False
         self._jobs: set[asyncio.Task[None]] = set()
         self._starters = ThreadPoolExecutor(_STARTING_THREADS, thread_name_prefix="node-start")
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="node")
@@ -129,7 +132,13 @@ class Node:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Such as too many open files: asked again at once, the loop would do nothing else.
+            log.warning("No worker can connect now", error=str(error))
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._loop.add_reader, listener, self._accept, listener)
             return
         connection.setblocking(False)
         try:
@@ -372,22 +381,26 @@ class Node:
             if now - looked > LOOK_SECONDS:
                 looked = now
                 try:
-                    await self._in_thread(self._tidy_up)
+                    mine = frozenset(line.kept.id for line in self._lines if line.kept is not None)
+                    await self._in_thread(self._tidy_up, mine)
                 except (IsolationError, OSError) as error:
                     log.warning("The node could not tidy up", error=str(error))
 
-    def _look_back(self) -> None:
-        """What another node has left. Never raises: what can't be done now is done later."""
+    def _look_back(self, mine: Collection[str] = ()) -> None:
+        """Note what another node has left, but ``mine``. Never raises: while the daemon is away, it is tried again later."""
         try:
             now = time.monotonic()
             for container in self._host.behind.runtime.list({labels.PURPOSE: "task"}):
-                if labels.CLIENT in container.labels:
+                if labels.CLIENT in container.labels and container.id not in mine:
                     self._orphans[container.id] = now
+            self._has_looked_back = True
         except (IsolationError, OSError) as error:
             log.warning("What another node has left can't be looked at yet", error=str(error))
 
-    def _tidy_up(self) -> None:
+    def _tidy_up(self, mine: Collection[str]) -> None:
         self._host.trees.release_idle()
+        if not self._has_looked_back:
+            self._look_back(mine)
         now = time.monotonic()
         for id, since in tuple(self._orphans.items()):
             if now - since < ORPHAN_SECONDS:
