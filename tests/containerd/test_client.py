@@ -324,6 +324,32 @@ def test_calls_outlive_a_restart(mortal: Daemon, how: str) -> None:
         delete(client, "survivor")
 
 
+def test_a_future_that_changes_nothing_outlives_a_restart(mortal: Daemon) -> None:
+    with Client(mortal.socket, namespace=NAMESPACE, retry_for=60) as client:
+        client.containers.List(containers_pb2.ListContainersRequest())
+        kill(mortal)
+        asked = client.tasks.List.future(tasks_pb2.ListTasksRequest())
+        starting = threading.Timer(1, mortal.start)
+        starting.start()
+        assert not asked.result().tasks
+        starting.join()
+
+
+def test_a_daemon_may_take_its_time_to_greet(mortal: Daemon) -> None:
+    """A busy one accepts long before it speaks, and gRPC gives up on a connection without a greeting."""
+    frozen = mortal.pid
+    assert frozen > 0
+    freeze(frozen)
+    waking = threading.Timer(1, os.kill, (frozen, signal.SIGCONT))
+    waking.start()
+    try:
+        # Without repeats: the first connection has to do.
+        with Client(mortal.socket, namespace=NAMESPACE, retry_for=0) as client:
+            assert client.server_version.startswith(mortal.version)
+    finally:
+        waking.join()
+
+
 def test_call_that_changes_something_waits_for_a_daemon_that_is_down(mortal: Daemon) -> None:
     with Client(mortal.socket, namespace=NAMESPACE, retry_for=60) as client:
         client.containers.List(containers_pb2.ListContainersRequest())

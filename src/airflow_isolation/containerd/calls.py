@@ -113,7 +113,8 @@ class Headers(EveryKindOfCall):
 class Calls(EveryKindOfCall):
     """Deadline, retries and errors. ``timeout`` and ``retry_for`` in seconds.
 
-    A call by future is made once; its caller may make it again.
+    A call by future is repeated too, when its answer is waited for, but only if it changes nothing. Its caller may
+    make any other again.
     """
 
     def __init__(self, *, address: Path, timeout: float, retry_for: float) -> None:
@@ -137,19 +138,6 @@ class Calls(EveryKindOfCall):
         elif details.timeout == NO_DEADLINE:
             details = details._replace(timeout=None)
 
-        def attempt() -> Any:
-            answer = continuation(details, request)
-            if stream:
-                # The first message is fetched here, where the call can still be repeated.
-                return OpenCall(answer, name, fetch_first=name in IDEMPOTENT, repair=self._say_why)
-            # A blocking call returns something that is done and no iterator; a future of grpcio is always an iterator.
-            if hasattr(answer, "__next__"):
-                return OpenCall(answer, name, repair=self._say_why)
-            error = answer.exception()
-            if error is not None:
-                raise self._say_why(translated(error, name))
-            return answer
-
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: may_be_repeated(error, name)),
             wait=tenacity.wait_exponential(multiplier=0.1, max=1.0),
@@ -157,6 +145,21 @@ class Calls(EveryKindOfCall):
             before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
             reraise=True,
         )
+
+        def attempt() -> Any:
+            answer = continuation(details, request)
+            if stream:
+                # The first message is fetched here, where the call can still be repeated.
+                return OpenCall(answer, name, fetch_first=name in IDEMPOTENT, repair=self._say_why)
+            # A blocking call returns something that is done and no iterator; a future of grpcio is always an iterator.
+            if hasattr(answer, "__next__"):
+                again = (lambda: continuation(details, request)) if name in IDEMPOTENT else None
+                return OpenCall(answer, name, repair=self._say_why, again=again, retrying=retrying)
+            error = answer.exception()
+            if error is not None:
+                raise self._say_why(translated(error, name))
+            return answer
+
         return retrying(attempt)
 
     def _refuse_if_unusable(self, name: str) -> None:
@@ -199,10 +202,15 @@ class OpenCall:
         *,
         fetch_first: bool = False,
         repair: Callable[[ContainerdError], ContainerdError] = lambda error: error,
+        again: Callable[[], Any] | None = None,
+        retrying: tenacity.Retrying | None = None,
     ) -> None:
         self._call = call
         self._name = name
         self._repair = repair
+        self._again = again
+        self._retrying = retrying
+        self._failed = False
         self._fetched: list[Any] = []
         if fetch_first:
             self._fetched.extend(itertools.islice(self, 1))
@@ -227,6 +235,20 @@ class OpenCall:
         :raises ContainerdError: the call failed.
         :raises TimeoutError: there is no answer within ``timeout`` seconds.
         """
+        if timeout is not None or self._again is None or self._retrying is None:
+            return self._answer(timeout)
+        return self._retrying(self._answer_or_ask_again, self._again)
+
+    def _answer_or_ask_again(self, again: Callable[[], Any]) -> Any:
+        if self._failed:
+            self._call = again()
+        try:
+            return self._answer(None)
+        except ContainerdError:
+            self._failed = True
+            raise
+
+    def _answer(self, timeout: float | None) -> Any:
         try:
             return self._call.result(timeout)
         except grpc.FutureTimeoutError as error:
