@@ -85,7 +85,7 @@ class House:
     def bundle(self) -> Path:
         return self.place / "dags"
 
-    def configuration(self, more: str = "") -> str:
+    def configuration(self, more: str = "", settings: str = "") -> str:
         return f"""
 [container_runtime]
 image = {stand_ins.reference("good")}
@@ -97,14 +97,20 @@ cgroup_parent = {self.cgroup_parent}
 node = {self.socket}
 node_clients = {UID}
 stop_grace_period = 2
+{settings}
 [{self.backend}_runtime]
 socket_path = {self.daemon.socket}
 [container_runtime_policy]
 {more}
 """
 
-    def start_node(self, more: str = "", *, inherited: sockets.socket | None = None, **environment: str) -> None:
-        """``inherited``: a socket that it gets as systemd would hand it over."""
+    def start_node(
+        self, more: str = "", *, settings: str = "", inherited: sockets.socket | None = None, **environment: str
+    ) -> None:
+        """With ``more`` lines of policy, and of ``settings``.
+
+        :param inherited: a socket that it gets as systemd would hand it over.
+        """
         command = [sys.executable, str(HERE / "node.py"), self.backend]
         if inherited is not None:
             handed = f'exec 3<&{inherited.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
@@ -122,7 +128,7 @@ socket_path = {self.daemon.socket}
                 pass_fds=() if inherited is None else (inherited.fileno(),),
             )
         assert self.node.stdin is not None
-        self.node.stdin.write(self.configuration(more))
+        self.node.stdin.write(self.configuration(more, settings))
         self.node.stdin.close()
         wait_until(lambda: "The node serves" in self.log or self.node_is_gone(), SECONDS, "the node")
         assert not self.node_is_gone(), self.log

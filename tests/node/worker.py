@@ -81,9 +81,17 @@ def main() -> None:
     )
     request = dataclasses.replace(request, **asked.get("changed", {}))
     document = Document(asked["document"].encode(), "sales.yaml") if "document" in asked else None
-    settings = NodeSettings(node=asked["node"], node_timeout=asked.get("timeout", 10))
+    settings = NodeSettings(
+        node=asked["node"], node_timeout=asked.get("timeout", 10), admission=True, admission_timeout=0
+    )
     try:
-        started = start_by_node(settings, request, sources=[mount.source for mount in request.binds], document=document)
+        started = start_by_node(
+            settings,
+            request,
+            sources=[mount.source for mount in request.binds],
+            document=document,
+            waits=lambda why: say(waits=why) if asked.get("waits") else None,
+        )
     except IsolationError as error:
         say(failed=str(error), kind=type(error).__name__)
         return

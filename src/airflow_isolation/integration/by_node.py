@@ -49,7 +49,13 @@ def start(asked: Asked, node: NodeSettings, task_log: FilteringBoundLogger) -> S
         settings_digest=local_settings_digest(),
         pull_timeout=asked.seconds,
     )
-    started = start_by_node(node, request, sources=[mount.source for mount in request.binds], document=document)
+    started = start_by_node(
+        node,
+        request,
+        sources=[mount.source for mount in request.binds],
+        document=document,
+        waits=lambda why: task_log.info("The task waits for its turn on this host", why=why),
+    )
     volumes = [Volume(source, target) for source, target in started.volumes]
     if stray := stray_dag_file(asked.dag_file, asked.bundle_path, mounts, volumes):
         task_log.warning("The DAG file may not be found in the container", why=str(stray), hint=stray.hint)

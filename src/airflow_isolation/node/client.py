@@ -65,18 +65,24 @@ class Started:
 
 
 def start_by_node(
-    settings: NodeSettings, request: StartRequest, *, sources: Sequence[str], document: Document | None = None
+    settings: NodeSettings,
+    request: StartRequest,
+    *,
+    sources: Sequence[str],
+    document: Document | None = None,
+    waits: Callable[[str], object] = lambda _: None,
 ) -> Started:
     """Have a workload started. When this fails nothing of it stays.
 
     :param sources: of the request's bind mounts, in their order: directories that this process may read.
+    :param waits: is told, now and then, what the workload waits for until this host has room.
     :raises RuntimeUnreachable: there is no node, or it does not answer.
     :raises IsolationError: what the node says.
     """
     with ExitStack() as undo:
         ours, theirs = open_channels()
         undo.callback(ours.close)
-        line = Line(settings)
+        line = Line(settings, waits=waits)
         undo.callback(line.close)
         try:
             with ExitStack() as sent:
@@ -169,8 +175,9 @@ class Line(PendingExit):
     Not for several threads at a time.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, *, waits: Callable[[str], object] = lambda _: None) -> None:
         self._settings = settings
+        self._waits = waits
         self._socket: socket.socket | None = None
         self._status: ExitStatus | None = None
         self._tried = 0.0
@@ -232,6 +239,8 @@ class Line(PendingExit):
                 self._status = ExitStatus(code=UNKNOWN_EXIT)
             case {"busy": _}:
                 pass
+            case {"waiting": {"why": str(why)}}:
+                self._waits(why)
             case _:
                 return False
         packet.close()

@@ -15,13 +15,15 @@ import structlog
 from airflow_isolation.bridge.backstage import Backstage
 from airflow_isolation.bridge.started_agent import prepare
 from airflow_isolation.bridge.zygote import compile_default_filter
+from airflow_isolation.cgroups import find_hierarchy
 from airflow_isolation.errors import HostTrouble, IsolationError
+from airflow_isolation.node.admission import capacity_of
 from airflow_isolation.node.service import Node, listen
 from airflow_isolation.node.start import Host
 from airflow_isolation.node.trees import Trees
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.settings.hook import image_hook
-from airflow_isolation.settings.resolve import check_configuration
+from airflow_isolation.settings.resolve import budget, check_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +55,7 @@ def run_node(
     if os.geteuid() != 0:
         raise HostTrouble("The node must be root: it enters containers and mounts directories", hint="Start it as root")
     check_configuration("task", connection.backend, configuration=configuration)
+    shared = budget("task", connection.backend, configuration=configuration)
     path = socket_path(connection, settings)
     # Each running task has some ten descriptors here, and the usual soft limit is 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -73,13 +76,20 @@ def run_node(
             behind=behind,
             trees=trees,
             hook=hook,
+            spares_requests=find_hierarchy(Path(connection.cgroup_mount_path)).kind == "unified",
         )
 
         def ready() -> None:
             log.info("The node serves", socket=str(path), backend=connection.backend, clients=settings.node_clients)
             _tell_systemd("READY=1")
 
-        Node(host, clients=settings.node_clients).serve(listener, ready=ready)
+        node = Node(
+            host,
+            clients=settings.node_clients,
+            capacity=capacity_of(settings, shared.memory),
+            admission_timeout=settings.admission_timeout,
+        )
+        node.serve(listener, ready=ready)
         log.info("The node ends; tasks run on", socket=str(path))
 
 

@@ -14,20 +14,21 @@ import stat
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
 from airflow_isolation.bridge.socket_address import address_of
 from airflow_isolation.bridge.who_killed import who_killed
-from airflow_isolation.errors import ContainerFailed, ContainerRuntimeError, HostTrouble, IsolationError
+from airflow_isolation.errors import ContainerNotFound, ContainerRuntimeError, HostTrouble, IsolationError
+from airflow_isolation.node.admission import Admission, Demand
 from airflow_isolation.node.clients import client_of, is_allowed
 from airflow_isolation.node.protocol import VERSION, HungUp, Malformed, Packet, receive, send, told
 from airflow_isolation.node.request import StartRequest
-from airflow_isolation.node.start import Kept, resume, start
+from airflow_isolation.node.start import Kept, make_ready, resume, start
 from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_isolation.bridge.workload import Begun
+    from airflow_isolation.node.admission import Capacity, Turn
     from airflow_isolation.node.clients import Client
     from airflow_isolation.node.start import Host
+    from airflow_isolation.runtime.interface import Container
     from airflow_isolation.settings.effective import EffectiveSettings
 
 log = structlog.get_logger(logger_name="airflow_isolation.node")
+
+_T = TypeVar("_T")
 
 #: Connections of one user at a time; each is a running task.
 MOST_CONNECTIONS: Final = 4096
@@ -75,6 +80,7 @@ class _Line:
     client: Client
     since: float = field(default_factory=time.monotonic)
     kept: Kept | None = None
+    turn: Turn | None = None
     is_busy: bool = False
     is_closed: bool = False
     exit_watched: bool = False
@@ -86,9 +92,13 @@ class _Line:
 class Node:
     """Serves at one socket until it is told to end. Nothing of it may be used twice."""
 
-    def __init__(self, host: Host, *, clients: Sequence[str]) -> None:
+    def __init__(self, host: Host, *, clients: Sequence[str], capacity: Capacity, admission_timeout: float) -> None:
         self._host = host
         self._clients = clients
+        self._admission = Admission(capacity)
+        self._admission_timeout = admission_timeout
+        #: Of what runs, by the ids of containers.
+        self._turns: dict[str, Turn] = {}
         self._lines: set[_Line] = set()
         self._starting: dict[int, asyncio.Semaphore] = {}
         self._orphans: dict[str, float] = {}
@@ -111,7 +121,7 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
         listener.setblocking(False)
-        await self._in_thread(self._look_back)
+        self._found(await self._in_thread(self._look_back), ())
         self._loop.add_reader(listener, self._accept, listener)
         looking = self._loop.create_task(self._look())
         ready()
@@ -258,23 +268,41 @@ class Node:
         return await self._loop.run_in_executor(self._threads, partial(call, *arguments, **keywords))
 
     async def _start(self, line: _Line, request: StartRequest, packet: Packet) -> None:
-        turn = self._starting.setdefault(line.client.uid, asyncio.Semaphore(MOST_STARTS))
-        try:
-            async with turn:
-                if line.is_closed:
-                    return
-                work = partial(start, self._host, request, line.client, packet.descriptors)
-                begun, settings = await self._loop.run_in_executor(self._starters, work)
-        finally:
-            packet.close()
+        began = self._loop.time()
+        with ExitStack() as undo:
+            undo.callback(packet.close)
+            ready = await self._in_turn(line, make_ready, self._host, request, line.client, packet.descriptors)
+            if ready is None:
+                return
+            line.turn = self._admission.ask(f"{request.dag_id}.{request.task_id}", ready.demand)
+            undo.callback(line.turn.release)
+            # What the worker's Airflow lets a queued task wait, for the pull and for this.
+            seconds = max(0.0, min(self._admission_timeout, request.pull_timeout - (self._loop.time() - began)))
+            if not await self._admission.wait(
+                line.turn, seconds=seconds, tell=lambda why: self._tell(line, {"waiting": {"why": why}})
+            ):
+                return
+            begun = await self._in_turn(line, start, self._host, ready)
+            if begun is None:
+                return
+            undo.pop_all()
+        packet.close()
+        self._turns[begun.container.id] = line.turn
         line.kept = Kept(begun.container.id, begun.pending_exit, begun.meter, begun.resources, begun.slot)
         try:
             if not line.is_closed:
-                self._tell(line, {"started": _started(begun, settings)}, (begun.connection.fileno(),))
+                self._tell(line, {"started": _started(begun, ready.settings)}, (begun.connection.fileno(),))
         finally:
             # Now the worker has the lifeline, and nobody else.
             begun.connection.close()
         self._watch(line, line.kept)
+
+    async def _in_turn(self, line: _Line, work: Callable[..., _T], *arguments: Any) -> _T | None:
+        """What ``work`` gives, in a thread, when its user has not too much under way; None for a worker that is gone."""
+        async with self._starting.setdefault(line.client.uid, asyncio.Semaphore(MOST_STARTS)):
+            if line.is_closed:
+                return None
+            return await self._loop.run_in_executor(self._starters, partial(work, *arguments))
 
     async def _resume(self, line: _Line, id: str) -> None:
         line.kept = await self._in_thread(resume, self._host, id, line.client)
@@ -331,7 +359,19 @@ class Node:
                 kept.pending_exit.result(timeout=patience)
             kept.resources.close()
 
-        self._do(self._in_thread(release))
+        async def gone() -> None:
+            try:
+                await self._in_thread(release)
+            finally:
+                self._make_room(kept.id)
+
+        self._do(gone())
+
+    def _make_room(self, id: str) -> None:
+        """For others, when a container is gone."""
+        turn = self._turns.pop(id, None)
+        if turn is not None:
+            turn.release()
 
     def _hung_up(self, line: _Line) -> None:
         self._forget(line)
@@ -346,6 +386,8 @@ class Node:
     def _forget(self, line: _Line) -> None:
         if not line.is_closed:
             line.is_closed = True
+            if line.turn is not None and not line.turn.answer.done():
+                line.turn.release()
             self._loop.remove_reader(line.connection)
             line.connection.close()
             self._lines.discard(line)
@@ -382,39 +424,54 @@ class Node:
                 looked = now
                 try:
                     mine = frozenset(line.kept.id for line in self._lines if line.kept is not None)
-                    await self._in_thread(self._tidy_up, mine)
+                    if not self._has_looked_back:
+                        self._found(await self._in_thread(self._look_back), mine)
+                    for id in await self._in_thread(self._tidy_up):
+                        self._make_room(id)
                 except (IsolationError, OSError) as error:
                     log.warning("The node could not tidy up", error=str(error))
 
-    def _look_back(self, mine: Collection[str] = ()) -> None:
-        """Note what another node has left, but ``mine``. Never raises: while the daemon is away, it is tried again later."""
+    def _look_back(self) -> Sequence[Container]:
+        """The tasks of this host. Never raises: while the daemon is away, it is tried again later."""
         try:
-            now = time.monotonic()
-            for container in self._host.behind.runtime.list({labels.PURPOSE: "task"}):
-                if labels.CLIENT in container.labels and container.id not in mine:
-                    self._orphans[container.id] = now
-            self._has_looked_back = True
+            found = self._host.behind.runtime.list({labels.PURPOSE: "task"})
         except (IsolationError, OSError) as error:
             log.warning("What another node has left can't be looked at yet", error=str(error))
+            return ()
+        self._has_looked_back = True
+        return tuple(one for one in found if labels.CLIENT in one.labels)
 
-    def _tidy_up(self, mine: Collection[str]) -> None:
+    def _found(self, containers: Sequence[Container], mine: Collection[str]) -> None:
+        """Each has its place on this host. Those that are not ``mine`` are removed when no worker resumes them."""
+        now = time.monotonic()
+        for one in containers:
+            if one.id not in mine:
+                self._orphans[one.id] = now
+            if one.id not in self._turns:
+                name = f"{one.labels.get(labels.DAG_ID, '')}.{one.labels.get(labels.TASK_ID, '')}"
+                demand = Demand.parse(one.labels.get(labels.DEMAND, ""))
+                self._turns[one.id] = self._admission.occupy(name, demand)
+
+    def _tidy_up(self) -> Sequence[str]:
+        """The containers without a worker that run no more. Each is removed when its worker has had time to come back."""
         self._host.trees.release_idle()
-        if not self._has_looked_back:
-            self._look_back(mine)
+        ended = []
         now = time.monotonic()
         for id, since in tuple(self._orphans.items()):
-            if now - since < ORPHAN_SECONDS:
-                continue
             try:
                 if self._host.behind.runtime.get(id).state is ContainerState.RUNNING:
                     continue
+                ended.append(id)
+                if now - since < ORPHAN_SECONDS:
+                    continue
                 self._host.behind.runtime.remove(id)
-            except ContainerFailed as error:
+            except ContainerNotFound:
+                ended.append(id)
+            except ContainerRuntimeError as error:
                 log.warning("A container whose worker is gone could not be removed", container=id, error=str(error))
                 continue
-            except ContainerRuntimeError:
-                pass  # gone; or the daemon is away, and a prune finds it
             self._orphans.pop(id, None)
+        return ended
 
 
 def _started(begun: Begun, settings: EffectiveSettings) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A request becomes a running workload: settings, image, mounts, container. It blocks, and belongs into a thread."""
+"""A request becomes a running workload: settings and image first, mounts and container when it may begin.
+
+All of it blocks, and belongs into a thread.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from airflow_isolation.bridge.workload import begin
 from airflow_isolation.bridge.zygote import end_stragglers
 from airflow_isolation.cgroups.join import own_cgroup_of
 from airflow_isolation.errors import ContainerNotFound, HostTrouble, SettingError
+from airflow_isolation.node.admission import Demand
 from airflow_isolation.node.protocol import Malformed
 from airflow_isolation.runtime import labels
 from airflow_isolation.settings.dag_metadata import Document
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from airflow_isolation.node.clients import Client
     from airflow_isolation.node.request import StartRequest
     from airflow_isolation.node.trees import Trees
-    from airflow_isolation.runtime.interface import PendingExit
+    from airflow_isolation.runtime.interface import Image, PendingExit
     from airflow_isolation.settings.airflow_configuration import Configuration
     from airflow_isolation.settings.effective import Backend, EffectiveSettings
     from airflow_isolation.settings.hook import ImageHook
@@ -51,7 +55,10 @@ _NOT_ROOT: Final = "a worker that is not root on this host gets tasks in a user 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What a node has for all of its clients."""
+    """What a node has for all of its clients.
+
+    ``spares_requests``: whether this host's kernel can spare the memory that a task requests; elsewhere it is only counted.
+    """
 
     backend: Backend
     configuration: Callable[[], Configuration]
@@ -59,6 +66,7 @@ class Host:
     behind: Backstage
     trees: Trees
     hook: Callable[[], ImageHook | None] = image_hook
+    spares_requests: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +90,53 @@ class Descriptor:
         return self.number
 
 
-def start(
-    host: Host, request: StartRequest, client: Client, descriptors: Sequence[int]
-) -> tuple[Begun, EffectiveSettings]:
-    """The workload, whose ``resources`` are the caller's, and what holds for it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A workload that could begin: what holds for it is known, and its image is there.
+
+    Attributes:
+        channels, namespace, directories: descriptors, as in ``StartRequest``; not owned.
+
+    """
+
+    request: StartRequest
+    client: Client
+    settings: EffectiveSettings
+    image: Image
+    channels: Sequence[int]
+    namespace: int
+    directories: Sequence[int]
+    demand: Demand
+
+
+def make_ready(host: Host, request: StartRequest, client: Client, descriptors: Sequence[int]) -> Ready:
+    """Resolve its settings, and have its image.
 
     :raises Malformed: the descriptors are not those of the request.
-    :raises IsolationError: as ``resolve`` and ``launch``.
+    :raises IsolationError: as ``resolve`` and ``ContainerRuntime.ensure_image``.
     """
+    with _host_trouble():
+        return _ready(host, request, client, descriptors)
+
+
+def start(host: Host, ready: Ready) -> Begun:
+    """The workload, whose ``resources`` are the caller's.
+
+    :raises IsolationError: as ``launch``.
+    """
+    with _host_trouble():
+        return _started(host, ready)
+
+
+@contextmanager
+def _host_trouble() -> Iterator[None]:
     try:
-        return _started(host, request, client, descriptors)
+        yield
     except OSError as error:
         raise HostTrouble(f"The node's host failed: {error}", hint="Look at its disks, and its limits") from error
 
 
-def _started(
-    host: Host, request: StartRequest, client: Client, descriptors: Sequence[int]
-) -> tuple[Begun, EffectiveSettings]:
+def _ready(host: Host, request: StartRequest, client: Client, descriptors: Sequence[int]) -> Ready:
     if request.backend != host.backend:
         raise SettingError(
             f"the worker's tasks are to run on {request.backend}, and the node has {host.backend}",
@@ -117,10 +155,26 @@ def _started(
         hook=host.hook(),
         document=document,
     )
-    runtime = host.behind.runtime
     timeout = min(settings.image_pull_timeout, request.pull_timeout)
-    image = runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
-    with _shown(host, request, namespace, directories) as (mounts, shared):
+    image = host.behind.runtime.ensure_image(settings.image, settings.image_pull_policy, timeout=timeout)
+    demand = Demand.of(settings.resources)
+    if not host.spares_requests:
+        settings = replace(settings, resources=replace(settings.resources, memory_request=None))
+    return Ready(
+        request=request,
+        client=client,
+        settings=settings,
+        image=image,
+        channels=channels,
+        namespace=namespace,
+        directories=directories,
+        demand=demand,
+    )
+
+
+def _started(host: Host, ready: Ready) -> Begun:
+    request, client, settings = ready.request, ready.client, ready.settings
+    with _shown(host, request, ready.namespace, ready.directories) as (mounts, shared):
         worker = OfTheWorker(
             airflow=request.airflow,
             forwarded=request.forwarded,
@@ -128,23 +182,22 @@ def _started(
             mounts=mounts,
             shared_mounts=shared,
             settings_digest=request.settings_digest,
-            labels=_labels(request, client),
+            labels=_labels(request, client, ready.demand),
             client="" if client.is_root_here else str(client.uid),
             why_no_privilege="" if client.is_root_here else _NOT_ROOT,
         )
-        task, plan = prepared(settings, worker, runtime=runtime, image=image)
+        task, plan = prepared(settings, worker, runtime=host.behind.runtime, image=ready.image)
         spares = settings.zygote.spare_containers
-        begun = begin(
-            runtime,
+        return begin(
+            host.behind.runtime,
             task,
-            tuple(Descriptor(number) for number in channels),
+            tuple(Descriptor(number) for number in ready.channels),
             state_dir=settings.connection.state_dir,
             plan=plan,
             relabel=host.behind.relabel,
             replenish=partial(host.behind.replenish, wanted=spares) if spares else None,
             confined=not client.is_root_here,
         )
-    return begun, settings
 
 
 def _sorted(
@@ -202,12 +255,13 @@ def _shown(
         yield with_sources(request.mounts), with_sources(request.shared_mounts)
 
 
-def _labels(request: StartRequest, client: Client) -> Mapping[str, str]:
+def _labels(request: StartRequest, client: Client, demand: Demand) -> Mapping[str, str]:
     owner = labels.Owner.of_process(client.pid) if client.pid else labels.Owner.this_process()
     return {
         labels.PURPOSE: "task",
         **request.labels,
         labels.CLIENT: str(client.uid),
+        labels.DEMAND: demand.label(),
         labels.OWNER: str(owner),
     }
 

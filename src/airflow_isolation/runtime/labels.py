@@ -23,6 +23,8 @@ DAG_FILE = PREFIX + "dag_file"
 OWNER = PREFIX + "owner"
 # The uid of the worker for which a node has made the container.
 CLIENT = PREFIX + "client"
+# What a node counts it for, while it runs.
+DEMAND = PREFIX + "demand"
 # A zygote has no owner, because all workers share it. This label names its directory.
 DIRECTORY = PREFIX + "directory"
 # Docker has no namespaces: this label stands for one.

@@ -218,7 +218,9 @@ KEYS: Final[tuple[Key, ...]] = (
         group="resources",
         example="1Gi",
         default_words="none",
-        description="Memory in bytes that the kernel spares when others need some. " + _NEEDS_V2,
+        description="Memory in bytes that the kernel spares when others need some. "
+        + _NEEDS_V2
+        + " A node counts it on every host, to start no more tasks than fit (admission).",
     ),
     Key(
         name="memory_high",
@@ -480,6 +482,41 @@ KEYS: Final[tuple[Key, ...]] = (
         example="2m",
         description="How long a worker waits for a node that does not answer, in seconds. Then the task is put off, and no "
         "try is used up.",
+    ),
+    Key(
+        name="admission",
+        parse=formats.parse_bool,
+        places=(Place.NODE,),
+        default="True",
+        example="False",
+        description="A node starts no more tasks at a time than this host has memory for; the others wait for their turn. A "
+        "task is counted for its memory_request, else its memory, else 256 MiB.",
+    ),
+    Key(
+        name="capacity_memory",
+        parse=quantities.parse_memory,
+        places=(Place.NODE,),
+        example="48Gi",
+        default_words="the host's memory less a tenth and 512 MiB, and budget_memory at most",
+        description="What the tasks of a node may have together, in bytes.",
+    ),
+    Key(
+        name="capacity_cpus",
+        parse=quantities.parse_cpus,
+        places=(Place.NODE,),
+        example="16",
+        default_words="cores are not counted: tasks share them",
+        description="For how many cores the tasks of a node may ask together. A task is counted for its cpus, one without for "
+        "none.",
+    ),
+    Key(
+        name="admission_timeout",
+        parse=quantities.parse_duration,
+        places=(Place.NODE,),
+        default="5m",
+        example="20m",
+        description="How long a task waits for its turn, in seconds. Then it is put off, and no try is used up. It waits no "
+        "longer than Airflow lets a queued task be (task_queued_timeout).",
     ),
     Key(
         name="socket_path",

@@ -153,12 +153,19 @@ class NodeSettings:
         node: its socket; empty when each worker makes its containers itself.
         node_clients: who may ask it besides root and its own user: users, and groups behind an @, by name or number.
         node_timeout: seconds that a worker waits for it.
+        admission: whether tasks wait until there is room for them.
+        capacity_memory, capacity_cpus: bytes and cores of all tasks together; None is not set.
+        admission_timeout: seconds that a task waits.
 
     """
 
     node: str = ""
     node_clients: tuple[str, ...] = ()
     node_timeout: float
+    admission: bool
+    capacity_memory: int | None = None
+    capacity_cpus: float | None = None
+    admission_timeout: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

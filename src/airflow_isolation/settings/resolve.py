@@ -142,6 +142,15 @@ def check_configuration(purpose: Purpose, backend: Backend, *, configuration: Co
     _configured(purpose, backend, configuration)
 
 
+def budget(purpose: Purpose, backend: Backend, *, configuration: Configuration) -> Resources:
+    """What all workloads of the purpose may have together.
+
+    :raises SettingError: as ``check_configuration``.
+    """
+    effective, _, _ = _configured(purpose, backend, configuration)
+    return _budget(effective)
+
+
 def resolve_connection(backend: Backend, *, configuration: Configuration) -> ConnectionSettings:
     """How to reach the daemon. Needs no image and no DAG.
 
@@ -317,9 +326,7 @@ def _effective_settings(
             io_max=tuple(value("io_max", ())),
             io_weight=value("io_weight", None),
         ),
-        budget=Resources(
-            cpus=value("budget_cpus", None), memory=value("budget_memory", None), pids=value("budget_pids", None)
-        ),
+        budget=_budget(effective),
         shm_size=value("shm_size"),
         tmp_size=value("tmp_size"),
         read_only_root=value("read_only_root"),
@@ -339,6 +346,15 @@ def _effective_settings(
         cgroup_parent=value("cgroup_parent"),
         origins=MappingProxyType({name: found.origin for name, found in effective.items()}),
         rows=_rows(effective, policy, connection),
+    )
+
+
+def _budget(effective: Layer) -> Resources:
+    unset = Assignment(None, _UNSET.origin)
+    return Resources(
+        cpus=effective.get("budget_cpus", unset).value,
+        memory=effective.get("budget_memory", unset).value,
+        pids=effective.get("budget_pids", unset).value,
     )
 
 
