@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -486,8 +486,8 @@ def _started(begun: Begun, settings: EffectiveSettings) -> dict[str, Any]:
         "has_slot": begun.slot is not None,
         "grace": settings.stop_grace_period,
         "permissions": {
-            name: [[grant.file, grant.id] for grant in getattr(permissions, name)]
-            for name in ("allowed_connections", "allowed_variables", "allowed_triggering")
+            one.name: [[grant.file, grant.id] for grant in getattr(permissions, one.name)]
+            for one in fields(permissions)
         },
         "volumes": [[volume.source, volume.target] for volume in settings.volumes],
     }

@@ -840,6 +840,26 @@ KEYS: Final[tuple[Key, ...]] = (
         "an entry, tasks may look at runs, task states and XComs of these DAGs and their own only.",
     ),
     Key(
+        name="allowed_triggers",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="*:airflow.providers.*, sales/*:sales_plugin.triggers.*",
+        default_words="all that triggerer and scheduler can import, for all files",
+        description="The same for classes and functions that Airflow imports and calls outside of containers at a file's word: "
+        "triggers of deferred tasks and of asset watchers, callbacks and own references of deadlines, by their dotted paths.",
+    ),
+    Key(
+        name="allowed_assets",
+        parse=formats.parse_grant,
+        places=(Place.POLICY,),
+        is_list=True,
+        example="sales/*:sales_*, sales/*:s3://sales/*",
+        default_words="all assets, for all files",
+        description="The same for assets that a file's tasks may say they have updated, which starts the DAGs that wait for "
+        "them. Both the name and the URI of an asset must be allowed.",
+    ),
+    Key(
         name="task_execution_runtime",
         parse=formats.parse_text,
         places=(Place.CORE,),

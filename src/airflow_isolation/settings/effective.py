@@ -82,6 +82,8 @@ class Permissions:
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
     allowed_triggering: tuple[Grant, ...] = ()
+    allowed_triggers: tuple[Grant, ...] = ()
+    allowed_assets: tuple[Grant, ...] = ()
 
     def may_read_connection(self, file: str, id: str) -> bool:
         return _granted(self.allowed_connections, file, id)
@@ -91,6 +93,14 @@ class Permissions:
 
     def may_trigger(self, file: str, dag_id: str) -> bool:
         return _granted(self.allowed_triggering, file, dag_id)
+
+    def may_name(self, file: str, path: str) -> bool:
+        """Whether Airflow may import and call the class or function ``path`` at this file's word."""
+        return _granted(self.allowed_triggers, file, path)
+
+    def may_update(self, file: str, asset: str) -> bool:
+        """``asset``: its name or URI."""
+        return _granted(self.allowed_assets, file, asset)
 
 
 def _granted(grants: tuple[Grant, ...], file: str, id: str) -> bool:

@@ -56,6 +56,8 @@ class Policy:
     allowed_connections: tuple[Grant, ...] = ()
     allowed_variables: tuple[Grant, ...] = ()
     allowed_triggering: tuple[Grant, ...] = ()
+    allowed_triggers: tuple[Grant, ...] = ()
+    allowed_assets: tuple[Grant, ...] = ()
     allow_root: Assignment
 
     @classmethod
@@ -96,6 +98,8 @@ class Policy:
             allowed_connections=self.allowed_connections,
             allowed_variables=self.allowed_variables,
             allowed_triggering=self.allowed_triggering,
+            allowed_triggers=self.allowed_triggers,
+            allowed_assets=self.allowed_assets,
         )
 
     def _check_author(self, name: str, value: object, origin: Origin) -> None:

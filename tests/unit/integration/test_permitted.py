@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 import structlog
+from airflow.sdk.api.datamodels._generated import AssetProfile
 from airflow.sdk.execution_time import comms
 from tests.unit.integration.supervised import TI, Supervised
 
@@ -21,7 +23,10 @@ GIVEN = Permissions(
     allowed_connections=(Grant("bundle/*", "sales_*"),),
     allowed_variables=(Grant("bundle/*", "sales_*"),),
     allowed_triggering=(Grant("bundle/*", "report_*"),),
+    allowed_triggers=(Grant("bundle/*", "airflow.providers.*"),),
+    allowed_assets=(Grant("bundle/*", "sales_*"), Grant("bundle/*", "s3://sales/*")),
 )
+NOW = datetime.now(timezone.utc)
 OTHER_TI = UUID("019a0000-0000-7000-8000-00000000ffff")
 MONDAY = {"run_id": "monday", "key": "k"}
 
@@ -40,6 +45,22 @@ def delete_xcom(**place: Any) -> comms.DeleteXCom:
 
 def trigger(dag_id: str) -> comms.TriggerDagRun:
     return comms.TriggerDagRun(dag_id=dag_id, run_id="r", reset_dag_run=True)
+
+
+def defer(classpath: str) -> comms.DeferTask:
+    return comms.DeferTask(classpath=classpath, next_method="execute_complete")
+
+
+def succeed(*outlets: AssetProfile, events: list[dict[str, Any]] | None = None) -> comms.SucceedTask:
+    return comms.SucceedTask(end_date=NOW, task_outlets=list(outlets), outlet_events=events)
+
+
+def asset(name: str | None, uri: str | None, kind: str = "Asset") -> AssetProfile:
+    return AssetProfile(name=name, uri=uri, type=kind)
+
+
+def by_alias(name: str, uri: str) -> dict[str, Any]:
+    return {"source_alias_name": "any", "dest_asset_key": {"name": name, "uri": uri}, "extra": {}}
 
 
 def refusal(message: Any, permissions: Permissions = GIVEN, task: Any = TI) -> str:
@@ -66,6 +87,11 @@ GRANTED = [
     trigger("report_all"),
     comms.GetDagRunState(dag_id="report_all", run_id="r"),
     get_xcom(dag_id="report_all"),
+    defer("airflow.providers.standard.triggers.temporal.TimeDeltaTrigger"),
+    succeed(),
+    succeed(asset("sales_daily", "s3://sales/daily"), asset("any", None, "AssetAlias")),
+    succeed(asset("sales_daily", None, "AssetNameRef"), asset(None, "s3://sales/daily", "AssetUriRef")),
+    succeed(events=[by_alias("sales_daily", "s3://sales/daily")]),
 ]
 NOT_GRANTED = [
     (comms.GetConnection(conn_id="payroll"), "allowed_connections does not give 'payroll' to bundle/sales.py"),
@@ -80,6 +106,12 @@ NOT_GRANTED = [
     (comms.GetTaskStates(dag_id="payroll"), "allowed_triggering does not give 'payroll'"),
     (comms.GetDag(dag_id="payroll"), "allowed_triggering does not give 'payroll'"),
     (get_xcom(dag_id="payroll"), "allowed_triggering does not give 'payroll'"),
+    (defer("os.system"), "allowed_triggers does not give 'os.system' to bundle/sales.py"),
+    (succeed(asset("payroll", "s3://sales/daily")), "allowed_assets does not give 'payroll'"),
+    (succeed(asset("sales_daily", "s3://payroll")), "allowed_assets does not give 's3://payroll'"),
+    (succeed(asset("payroll", None, "AssetNameRef")), "allowed_assets does not give 'payroll'"),
+    (succeed(events=[by_alias("payroll", "s3://sales/x")]), "allowed_assets does not give 'payroll'"),
+    (succeed(events=[{"dest_asset_key": "payroll"}]), "allowed_assets does not give 'payroll'"),
 ]
 NEVER = [
     *(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from airflow.dag_processing.processor import DagFileParsingResult
@@ -16,7 +16,9 @@ from sqlalchemy import delete, or_, select, update
 
 from airflow_isolation.integration import workload_environment
 from airflow_isolation.integration.dag_processing.links import explained
+from airflow_isolation.integration.dag_processing.named_code import named_code
 from airflow_isolation.integration.dag_processing.result import NotAResult, RequestedFile, believed
+from airflow_isolation.settings.declarations import POLICY_SECTION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -51,14 +53,32 @@ def believed_result(
         )
     except (NotAResult, OSError, BadZipFile) as error:
         return error_result(file, f"What the parse reported can't be used: {error}")
+    errors = _explained(file, report.import_errors, settings) if report.import_errors else {}
+    dags = []
+    for data, when in zip(report.dags, loaded, strict=True):
+        if why := _refused(data, settings, f"{file.bundle_name}/{file.rel_path}"):
+            path = data["dag"]["relative_fileloc"]
+            errors[path] = f"{errors[path]}\n{why}" if path in errors else why
+        else:
+            dags.append(LazyDeserializedDAG(data=dict(data), last_loaded=when))
     return DagFileParsingResult(
         fileloc=os.fspath(file.absolute_path),
-        serialized_dags=[
-            LazyDeserializedDAG(data=dict(data), last_loaded=when)
-            for data, when in zip(report.dags, loaded, strict=True)
-        ],
-        import_errors=_explained(file, report.import_errors, settings) if report.import_errors else {},
+        serialized_dags=dags,
+        import_errors=errors,
         warnings=list(report.warnings),
+    )
+
+
+def _refused(data: Mapping[str, Any], settings: EffectiveSettings, dag_file: str) -> str:
+    """Why a DAG may not have what it names imported outside of containers; empty when it may."""
+    if not settings.permissions.allowed_triggers:
+        return ""
+    refused = sorted(path for path in named_code(data) if not settings.permissions.may_name(dag_file, path))
+    if not refused:
+        return ""
+    return (
+        f"The DAG {data['dag']['dag_id']!r} names {', '.join(refused)}, which Airflow would import outside of containers, and "
+        f"[{POLICY_SECTION}] allowed_triggers does not give that to {dag_file}"
     )
 
 

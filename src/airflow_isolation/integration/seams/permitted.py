@@ -13,6 +13,8 @@ from airflow.sdk.execution_time import comms
 from airflow_isolation.settings.declarations import POLICY_SECTION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_isolation.settings.effective import Permissions
 
 
@@ -43,11 +45,36 @@ def refused_to_task(message: Any, permissions: Permissions, file: str, task: Any
         return f"A task may not ask for the task instance {ti_id}, which is not its own"
     if isinstance(message, comms.SetXCom | comms.DeleteXCom) and _place(message) != _place(task):
         return f"A task may change its own XComs only, and {message.key!r} is one of {_words(message)}"
+    if refusal := _refused_elsewhere(message, permissions, file):
+        return refusal
     dag_id = getattr(message, "dag_id", None)
     own = dag_id == task.dag_id and not isinstance(message, comms.TriggerDagRun)
     if dag_id is not None and not own and not permissions.may_trigger(file, dag_id):
         return _not_given("allowed_triggering", dag_id, file)
     return ""
+
+
+def _refused_elsewhere(message: Any, permissions: Permissions, file: str) -> str:
+    """What a state of the task would have Airflow do outside of its container."""
+    match message:
+        case comms.DeferTask() if not permissions.may_name(file, message.classpath):
+            return _not_given("allowed_triggers", message.classpath, file)
+        case comms.SucceedTask() if permissions.allowed_assets:
+            told = next((one for one in _assets(message) if not permissions.may_update(file, one)), None)
+            if told is not None:
+                return _not_given("allowed_assets", told, file)
+    return ""
+
+
+def _assets(message: comms.SucceedTask) -> Iterator[str]:
+    """The names and URIs of the assets that a task says it has updated; also those behind an alias, which are made anew."""
+    for outlet in message.task_outlets or ():
+        # An alias is none by itself. Which assets it stands for is in the events.
+        if outlet.type != "AssetAlias":
+            yield from (told for told in (outlet.name, outlet.uri) if told)
+    for event in message.outlet_events or ():
+        key = event.get("dest_asset_key")
+        yield from (str(told) for told in (key.values() if isinstance(key, dict) else (key,)) if told)
 
 
 def denial(refusal: str) -> comms.ErrorResponse:
