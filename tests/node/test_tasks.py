@@ -79,6 +79,12 @@ def test_a_worker_that_gives_up_has_its_container_removed_at_once(host: House) -
     host.wait_until_nothing_is_left()
 
 
+def test_a_worker_with_many_open_files_has_its_tasks(host: House) -> None:
+    """select(2) knows no descriptor above 1023."""
+    _, ended = host.run("print('done')", descriptors=1100)
+    assert ended["stdout"] == "done\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_reaches_the_task(host: House, number: signal.Signals) -> None:
     worker = host.work("import time; time.sleep(600)", hold=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import select
+import resource
 import struct
 import sys
 import time
@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from airflow_isolation.bridge.started_agent import readable
 from airflow_isolation.container_spec import Mount
 from airflow_isolation.errors import IsolationError
 from airflow_isolation.node.client import Started, start_by_node
@@ -45,7 +46,7 @@ def follow(started: Started) -> dict[str, Any]:
     def receive() -> None:
         for name, taken in received.items():
             channel = getattr(workload.channels, name)
-            while select.select([channel], (), (), 0)[0] and (chunk := channel.recv(65536)):
+            while readable(channel) and (chunk := channel.recv(65536)):
                 taken.extend(chunk)
 
     while (code := workload.exit_code()) is None:
@@ -64,6 +65,11 @@ def follow(started: Started) -> dict[str, Any]:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    if "descriptors" in asked:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        for _ in range(asked["descriptors"]):
+            os.open("/dev/null", os.O_RDONLY)
     bundle = asked["bundle"]
     request = StartRequest(
         backend=asked.get("backend", "containerd"),

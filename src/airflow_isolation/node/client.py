@@ -310,7 +310,10 @@ class Line(PendingExit):
             if self._socket is None:
                 time.sleep(min(RETRY_SECONDS, timeout or 0.0))
             return
-        if not select.select([self._socket], (), (), timeout)[0]:
+        # Not select(2), which knows no descriptor above 1023.
+        news = select.poll()
+        news.register(self._socket, select.POLLIN)
+        if not news.poll(None if timeout is None else timeout * 1000):
             return
         try:
             self._took(receive(self._socket))

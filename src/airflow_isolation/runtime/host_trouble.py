@@ -18,6 +18,9 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 # Go's words for the two error numbers above.
 _FULL_WORDS = ("no space left on device", "disk quota exceeded")
 
+# runc's: each container has a session keyring, which in a user namespace counts as an ordinary user's (keyrings(7)).
+_KEYS_WORDS = "unable to create session key"
+
 # Words about containerd's connection to a dead shim, and about a killed runc. Only the daemon reports these.
 _KILLED_WORDS = (
     "ttrpc: closed",
@@ -50,6 +53,10 @@ def told_by_daemon(daemon: str, sentence: str, reason: str, *, starting: bool = 
 
     ``starting``: a container is being made or started. Only then words about a killed process count as trouble.
     """
+    if _KEYS_WORDS in reason:
+        return HostTrouble(
+            sentence, hint="Raise the sysctls kernel.keys.maxkeys and kernel.keys.maxbytes: each container needs a key"
+        )
     if any(words in reason for words in _FULL_WORDS):
         return HostTrouble(sentence, hint=f"Make room on the file system of {daemon}'s data and on that of its state")
     if starting and any(words in reason for words in _STOPPED_WORDS):

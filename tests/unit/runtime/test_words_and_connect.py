@@ -98,6 +98,14 @@ def test_the_daemons_own_trouble_is_told_from_the_workloads(words: str, kind: ty
     assert bool(failed.value.hint) is (kind is not ContainerFailed)
 
 
+def test_a_quota_of_keys_is_no_full_disk() -> None:
+    """runc's words; findings/runc-session-keys-quota.sh has them from runc."""
+    with pytest.raises(HostTrouble) as failed, translated("/s", "start the container c"):
+        raise Unknown("unable to join session keyring: unable to create session key: disk quota exceeded")
+    assert "kernel.keys.maxkeys" in failed.value.hint
+    assert "file system" not in failed.value.hint
+
+
 def test_a_full_disk_makes_no_image_invalid() -> None:
     with pytest.raises(HostTrouble), translated("/s", "unpack the image i", failed=ImageInvalid):
         raise Unknown("no space left on device")
