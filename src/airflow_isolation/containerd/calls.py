@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -249,10 +250,13 @@ class OpenCall:
             raise
 
     def _answer(self, timeout: float | None) -> Any:
+        # A future of grpcio that is waited for looks ten times a second whether it is done.
+        done = threading.Event()
+        self._call.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout):
+            raise TimeoutError(f"{self._name}: no answer within {timeout} s")
         try:
-            return self._call.result(timeout)
-        except grpc.FutureTimeoutError as error:
-            raise TimeoutError(f"{self._name}: no answer within {timeout} s") from error
+            return self._call.result()
         except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
             # ValueError: the channel was closed after we had checked it.
             raise self._translated(error) from error
