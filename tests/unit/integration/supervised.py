@@ -22,6 +22,8 @@ from airflow_isolation.settings.effective import Permissions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airflow_isolation.bridge.ending import Ending
+
 TI = TaskInstance(
     id=UUID("019a0000-0000-7000-8000-000000000001"),
     dag_id="sales",
@@ -58,6 +60,7 @@ class FakeWorkload:
         self.code: int | None = None
         self.cleaned_up = threading.Event()
         self.not_begun = ""
+        self.ending: Ending | None = None
 
     def why_not_begun(self) -> str:
         return self.not_begun

@@ -13,7 +13,9 @@ from airflow.sdk.api.datamodels._generated import TaskInstanceState
 from airflow.sdk.execution_time import comms
 from tests.unit.integration.supervised import Supervised
 
+from airflow_isolation.bridge.ending import Ending
 from airflow_isolation.bridge.started_agent import NegativeSignal
+from airflow_isolation.cgroups import Usage
 from airflow_isolation.integration.seams.supervision import NeverBegan
 
 NOW = datetime.now(tz=timezone.utc)
@@ -69,6 +71,15 @@ def test_a_failure_that_was_only_announced_is_reported_at_the_end(code: int) -> 
         task.ask(comms.TaskState(state=TaskInstanceState.FAILED))
         end(task, code)
         assert server.asked == [str(TaskInstanceState.FAILED)]
+
+
+@pytest.mark.parametrize(("outside", "guessed"), [("Somebody killed its shim", False), ("", True)])
+def test_memory_is_only_suspected_where_no_other_end_is_known(outside: str, guessed: bool) -> None:
+    """Stock takes each SIGKILL for memory that ran out."""
+    with closing(Supervised(Server())) as task:
+        task.workload.ending = Ending(code=-signal.SIGKILL, usage=Usage(wall=1), from_outside=outside)
+        end(task, -signal.SIGKILL)
+        assert any("out of memory" in text for text, _ in task.log.lines) is guessed
 
 
 def test_of_a_task_that_never_began_the_server_is_told_no_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,6 +325,14 @@ class ContainerActivitySubprocess(ActivitySubprocess):
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
         return code
 
+    def _check_subprocess_exit(self, raise_on_timeout: bool = False, expect_signal: int | None = None) -> int | None:
+        """As stock, which takes each SIGKILL for memory that ran out; not when the end is known to be another."""
+        ending = self._workload.ending if self._workload.exit_code() == -signal.SIGKILL else None
+        if ending is not None and ending.from_outside:
+            expect_signal = signal.SIGKILL
+        code: int | None = super()._check_subprocess_exit(raise_on_timeout, expect_signal)
+        return code
+
     def _handle_request(self, msg: Any, log: FilteringBoundLogger, req_id: int) -> None:
         if refusal := refused_to_task(msg, self._permissions, self._file, self._what):
             self.process_log.warning("Refused to this task", reason=brief(refusal))
