@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,8 +208,14 @@ def test_a_node_without_descriptors_serves_when_it_has_some_again(host: House) -
     assert limits[0] == limits[1], "it takes what it may have"
     resource.prlimit(host.node.pid, resource.RLIMIT_NOFILE, (open_files(host), limits[1]))
     try:
-        with connected(host):
-            wait_until(lambda: "No worker can connect now" in host.log, SECONDS, "the node's warning")
+        with ExitStack() as held:
+
+            def warned() -> bool:
+                # What the node gives back meanwhile, or had not taken, lets one more in.
+                held.enter_context(connected(host))
+                return "No worker can connect now" in host.log
+
+            wait_until(warned, SECONDS, "the node's warning")
     finally:
         resource.prlimit(host.node.pid, resource.RLIMIT_NOFILE, limits)
     host.run("pass")

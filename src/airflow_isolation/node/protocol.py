@@ -80,9 +80,7 @@ def receive(connection: socket.socket) -> Packet:
     :raises BlockingIOError: so, of a connection that does not wait.
     """
     try:
-        data, ancillary, flags, _ = connection.recvmsg(
-            PACKET_LIMIT, socket.CMSG_SPACE(MOST_DESCRIPTORS * _DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = _received(connection)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError as error:
@@ -93,6 +91,15 @@ def receive(connection: socket.socket) -> Packet:
     except BaseException:
         close_all(descriptors)
         raise
+
+
+def _received(connection: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+    room = PACKET_LIMIT, socket.CMSG_SPACE(MOST_DESCRIPTORS * _DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+    try:
+        return connection.recvmsg(*room)
+    except ConnectionResetError:
+        # The peer has closed with a packet of ours unread. Linux tells that once, before what the peer had sent.
+        return connection.recvmsg(*room)
 
 
 def _message(data: bytes, flags: int) -> Mapping[str, Any]:

@@ -163,3 +163,14 @@ def test_who_is_allowed(entry: str, allowed: bool) -> None:
 def test_root_is_allowed_always_and_a_name_is_looked_up() -> None:
     assert is_allowed(Client(uid=0, groups=frozenset(), pid=1), [])
     assert is_allowed(Client(uid=1, groups=frozenset(), pid=1), ["daemon"])
+
+
+def test_the_last_word_of_a_peer_that_has_left_something_unread_is_heard() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send(ours, {"unread": 1})
+        send(theirs, {"last": 1})
+        theirs.close()
+        assert receive(ours).message == {"last": 1}
+        with pytest.raises(HungUp):
+            receive(ours)
