@@ -35,7 +35,7 @@ def test_a_task_waits_until_another_has_ended(small_host: House) -> None:
     first, second = (small_host.work(SLEEP, hold=True, written=HALF) for _ in range(2))
     ids = {worker.said()["id"] for worker in (first, second)}
     third = small_host.work("print('at last')", written=HALF, waits=True)
-    assert third.said()["waits"].startswith("256 MiB; of 512 MiB the 2 tasks that run have 512 MiB")
+    assert third.said()["waits"].startswith("256 MiB. Of this host's 512 MiB running tasks (2) have 512 MiB")
     first.tell(f"signal {int(signal.SIGTERM)}")
     assert first.said()["code"] == -signal.SIGTERM
     assert third.said()["id"] not in ids
@@ -76,7 +76,7 @@ def test_the_next_node_counts_what_runs(small_host: House) -> None:
     small_host.kill_node()
     small_host.start_node(settings=ROOM)
     waiting = small_host.work("print('at last')", written=HALF, waits=True)
-    assert "the 1 tasks that run have 512 MiB" in waiting.said()["waits"]
+    assert "running tasks (1) have 512 MiB" in waiting.said()["waits"]
     os.kill(running.process.pid, signal.SIGKILL)
     # It is told again, every half a minute, until the node has seen the end.
     while "waits" in waiting.said():

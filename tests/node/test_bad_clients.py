@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,3 +237,35 @@ def test_a_flood_of_connections_keeps_nobody_out(host: House) -> None:
     finally:
         for connection in flood:
             connection.close()
+
+
+UNSEEN = """
+import socket, sys
+from airflow_isolation.node.admission import Capacity
+from airflow_isolation.node.clients import client_of
+from airflow_isolation.node.service import Node
+
+listener = socket.socket(fileno=int(sys.argv[1]))
+connection, _ = listener.accept()
+print(Node(None, clients=(), capacity=Capacity(), admission_timeout=1)._why_not(client_of(connection)))
+"""
+
+
+def test_a_worker_whose_process_the_node_does_not_see(tmp_path: Path) -> None:
+    """It could not tell when that ends. Here the node is in a pid namespace of its own, where it sees nobody."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+    ):
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        client.connect(str(tmp_path / "socket"))
+        said = subprocess.run(
+            ["unshare", "--pid", "--fork", sys.executable, "-c", UNSEEN, str(listener.fileno())],
+            pass_fds=(listener.fileno(),),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    assert "it must be in the host's pid namespace" in said.stdout, said.stderr

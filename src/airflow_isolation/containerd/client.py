@@ -60,7 +60,7 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", 16 << 20),
     # Otherwise gRPC's pause between connection attempts grows to two minutes, much longer than a daemon's restart.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # What gRPC calls a pause is also how long one attempt may take. A daemon on a busy host accepts late.
+    # What gRPC calls a pause is also how long one attempt may take. A daemon on a busy host greets late.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Without it all channels of the process share one connection and one pause.

@@ -198,9 +198,9 @@ class Admission:
 
     def _why(self, turn: Turn) -> str:
         before = self._waiting[: self._waiting.index(turn)] if turn in self._waiting else []
-        behind = f", behind {len(before)} others, first {before[0].name}" if before else ""
+        behind = f". Before it in line: {len(before)}, first {before[0].name}" if before else ""
         return (
-            f"{self._words(turn.demand)}; of {self._all()} the {len(self._inside)} tasks that run have"
+            f"{self._words(turn.demand)}. Of this host's {self._all()} running tasks ({len(self._inside)}) have"
             f" {self._words(self._taken)}{behind}"
         )
 
@@ -210,5 +210,5 @@ class Admission:
     def _words(self, demand: Demand) -> str:
         counted = [format_bytes(demand.memory)] if self._capacity.memory is not None else []
         if self._capacity.cpus is not None:
-            counted.append(f"{demand.cpus:g} cores")
+            counted.append(f"{demand.cpus:g} {'core' if demand.cpus == 1 else 'cores'}")
         return " and ".join(counted)

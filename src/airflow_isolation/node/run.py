@@ -23,7 +23,7 @@ from airflow_isolation.node.start import Host
 from airflow_isolation.node.trees import Trees
 from airflow_isolation.runtime.reachability import peer_pid
 from airflow_isolation.settings.hook import image_hook
-from airflow_isolation.settings.resolve import budget, check_configuration
+from airflow_isolation.settings.resolve import budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def run_node(
     """
     if os.geteuid() != 0:
         raise HostTrouble("The node must be root: it enters containers and mounts directories", hint="Start it as root")
-    check_configuration("task", connection.backend, configuration=configuration)
+    # Mistakes in the configuration are found here, not by each task.
     shared = budget("task", connection.backend, configuration=configuration)
     path = socket_path(connection, settings)
     # Each running task has some ten descriptors here, and the usual soft limit is 1024.

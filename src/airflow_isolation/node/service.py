@@ -33,7 +33,7 @@ from airflow_isolation.runtime import labels
 from airflow_isolation.runtime.interface import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from airflow_isolation.bridge.workload import Begun
@@ -121,7 +121,7 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
         listener.setblocking(False)
-        self._found(await self._in_thread(self._look_back), ())
+        self._found(await self._in_thread(self._look_back))
         self._loop.add_reader(listener, self._accept, listener)
         looking = self._loop.create_task(self._look())
         ready()
@@ -161,7 +161,12 @@ class Node:
         if why := self._why_not(client):
             log.warning("Refused a connection", client=str(client), why=why)
             self._tell(
-                line, {"failed": told(IsolationError(why, hint="[container_runtime] node_clients says who may"))}
+                line,
+                {
+                    "failed": told(
+                        IsolationError(why, hint="See docs/node.md; [container_runtime] node_clients says who may ask")
+                    )
+                },
             )
             connection.close()
             return
@@ -171,6 +176,8 @@ class Node:
     def _why_not(self, client: Client) -> str:
         if not is_allowed(client, self._clients):
             return f"The node does not serve uid {client.uid}"
+        if not client.pid:
+            return "The node can't see this process, and so not when it ends: it must be in the host's pid namespace"
         if Counter(line.client.uid for line in self._lines)[client.uid] >= MOST_CONNECTIONS:
             return f"The user with uid {client.uid} has {MOST_CONNECTIONS} connections to the node already"
         return ""
@@ -423,9 +430,8 @@ class Node:
             if now - looked > LOOK_SECONDS:
                 looked = now
                 try:
-                    mine = frozenset(line.kept.id for line in self._lines if line.kept is not None)
                     if not self._has_looked_back:
-                        self._found(await self._in_thread(self._look_back), mine)
+                        self._found(await self._in_thread(self._look_back))
                     for id in await self._in_thread(self._tidy_up):
                         self._make_room(id)
                 except (IsolationError, OSError) as error:
@@ -441,9 +447,10 @@ class Node:
         self._has_looked_back = True
         return tuple(one for one in found if labels.CLIENT in one.labels)
 
-    def _found(self, containers: Sequence[Container], mine: Collection[str]) -> None:
-        """Each has its place on this host. Those that are not ``mine`` are removed when no worker resumes them."""
+    def _found(self, containers: Sequence[Container]) -> None:
+        """Each has its place on this host. Those of no worker here are removed when none resumes them."""
         now = time.monotonic()
+        mine = {line.kept.id for line in self._lines if line.kept is not None}
         for one in containers:
             if one.id not in mine:
                 self._orphans[one.id] = now

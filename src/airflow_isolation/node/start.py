@@ -256,13 +256,12 @@ def _shown(
 
 
 def _labels(request: StartRequest, client: Client, demand: Demand) -> Mapping[str, str]:
-    owner = labels.Owner.of_process(client.pid) if client.pid else labels.Owner.this_process()
     return {
         labels.PURPOSE: "task",
         **request.labels,
         labels.CLIENT: str(client.uid),
         labels.DEMAND: demand.label(),
-        labels.OWNER: str(owner),
+        labels.OWNER: str(labels.Owner.of_process(client.pid)),
     }
 
 

@@ -59,7 +59,7 @@ def test_all_that_a_dag_names_is_found() -> None:
         interval=dt.timedelta(hours=1),
         callback=AsyncCallback("team.callbacks.tell", kwargs={"path": "/data"}),
     )
-    assert named_code(serialized("all", schedule=[WATCHED], deadline=deadline)) >= {
+    assert named_code(serialized("all", schedule=[WATCHED], deadline=deadline)) == {
         "team.triggers.Waits",
         FILE_TRIGGER,
         "team.callbacks.tell",
@@ -103,6 +103,10 @@ def believe(
         fileloc=str(place / "sales.py"),
         serialized_dags=[LazyDeserializedDAG(data=dag) for dag in dags],
         import_errors={},
+        warnings=[
+            {"dag_id": dag["dag"]["dag_id"], "warning_type": "non-existent pool", "message": "no such pool"}
+            for dag in dags
+        ],
     )
     given = replace(settings, permissions=Permissions(allowed_triggers=tuple(allowed)))
     return believed_result(file, reported, given)
@@ -112,6 +116,7 @@ def test_a_dag_that_names_what_is_not_allowed_is_an_import_error(settings: Effec
     dags = [serialized("waits"), serialized("plain", with_trigger=False)]
     result = believe(settings, dags, [Grant("*", "airflow.*")], tmp_path)
     assert [dag.dag_id for dag in result.serialized_dags] == ["plain"]
+    assert [one["dag_id"] for one in result.warnings or ()] == ["plain"], "others refer to a DAG that is not stored"
     assert result.import_errors == {
         "sales.py": "The DAG 'waits' names team.triggers.Waits, which Airflow would import outside of containers, and "
         "[container_runtime_policy] allowed_triggers does not give that to sales/sales.py"

@@ -64,7 +64,7 @@ def test_a_large_task_is_passed_for_a_while_and_not_for_ever(monkeypatch: pytest
 def test_what_never_fits_is_refused_at_once() -> None:
     async def test() -> None:
         host = Admission(Capacity(memory=4 * GIB, cpus=2))
-        with pytest.raises(SpecRefused, match=r"asks for 5 GiB and 1 cores, and this host has 4 GiB and 2 cores"):
+        with pytest.raises(SpecRefused, match=r"asks for 5 GiB and 1 core, and this host has 4 GiB and 2 cores"):
             host.ask("huge", Demand(5 * GIB, 1))
         with pytest.raises(SpecRefused, match="capacity_cpus"):
             host.ask("broad", Demand(GIB, 3))
@@ -88,7 +88,7 @@ def test_who_waits_is_told_for_what_and_behind_whom() -> None:
 
         assert await host.wait(second, seconds=30, tell=tell)
         assert told == [
-            "2 GiB; of 4 GiB the 1 tasks that run have 3 GiB, behind 1 others, first sales.train",
+            "2 GiB. Of this host's 4 GiB running tasks (1) have 3 GiB. Before it in line: 1, first sales.train",
         ]
         assert not await host.wait(first, seconds=30, tell=tell), "it is over"
 

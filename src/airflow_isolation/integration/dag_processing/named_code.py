@@ -30,7 +30,9 @@ def _found(value: object, *, in_deadline: bool) -> Iterator[str]:
             waiting += [(one, in_deadline) for one in value]
         elif isinstance(value, dict):
             yield from _named(value, in_deadline=in_deadline)
-            waiting += [(one, in_deadline or key == "deadline") for key, one in value.items()]
+            # What a callback is called with names nothing.
+            below = ((key, one) for key, one in value.items() if not (in_deadline and key == "kwargs"))
+            waiting += [(one, in_deadline or key == "deadline") for key, one in below]
 
 
 def _named(entry: Mapping[Any, Any], *, in_deadline: bool) -> Iterator[str]:
