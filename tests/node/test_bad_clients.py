@@ -18,7 +18,7 @@ from tests.processes import wait_until
 from tests.zygote.at_work import stand_ins
 
 from airflow_isolation.bridge.pipe import open_channels
-from airflow_isolation.node.protocol import MOST_DESCRIPTORS, PACKET_LIMIT, VERSION
+from airflow_isolation.node.protocol import MOST_DESCRIPTORS, PACKET_LIMIT, VERSION, receive
 from airflow_isolation.node.request import StartRequest
 from airflow_isolation.runtime import labels
 
@@ -202,6 +202,17 @@ def test_a_client_that_says_nothing_or_asks_twice(host: House) -> None:
             socket.send_fds(hasty, [json.dumps({"version": VERSION, "start": REQUEST}).encode()], found)
         said = json.loads(hasty.recv(PACKET_LIMIT))
         assert "must wait for an answer" in said["failed"]["message"]
+
+
+def test_of_a_client_that_listens_no_more_nothing_is_left(host: House) -> None:
+    """The node learns of it when it tells the end of the task, as of a worker whose task ended before its own end was seen."""
+    with connected(host) as deaf, descriptors() as found:
+        socket.send_fds(deaf, [json.dumps({"version": VERSION, "start": REQUEST}).encode()], found)
+        while "started" not in (packet := receive(deaf)).message:
+            assert "busy" in packet.message, packet
+        deaf.shutdown(socket.SHUT_RD)
+        packet.close()  # the lifeline
+        host.wait_until_nothing_is_left()
 
 
 def test_a_node_without_descriptors_serves_when_it_has_some_again(host: House) -> None:

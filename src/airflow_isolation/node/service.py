@@ -407,7 +407,7 @@ class Node:
         except (HungUp, Malformed) as error:
             log.warning("A worker does not listen", client=str(line.client), why=str(error))
             if line in self._lines:
-                self._forget(line)
+                self._hung_up(line)
 
     # --- what nobody asks for
 
